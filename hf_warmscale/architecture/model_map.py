@@ -1,0 +1,157 @@
+"""What every dimension of every weight of a model means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import prod
+from typing import Literal
+
+Role = Literal["embedding", "hidden", "readout", "norm", "final_norm", "bias", "router"]
+"""What a parameter is for; learning rates, decay and init depend on nothing else."""
+
+Component = Literal["embedding", "attention", "mlp", "norm", "readout", "other"]
+"""The part of the network a parameter belongs to; merging shares one coefficient within it."""
+
+
+class Axis(StrEnum):
+    """A size of the model that can change, named as transformers names it in a config."""
+
+    HIDDEN = "hidden_size"
+    INTERMEDIATE = "intermediate_size"
+    HEADS = "num_attention_heads"
+    KV_HEADS = "num_key_value_heads"
+    HEAD_DIM = "head_dim"
+    VOCAB = "vocab_size"
+    EXPERTS = "num_experts"
+    EXPERT_INTERMEDIATE = "moe_intermediate_size"
+    SHARED_INTERMEDIATE = "shared_expert_intermediate_size"
+    LAYERS = "num_hidden_layers"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A contiguous part of a dimension: the product of its factors, the slowest first.
+
+    A factor is an axis or a constant: the rows of `q_proj` are `(HEADS, HEAD_DIM)`, those of GPT-NeoX's fused
+    projection `(HEADS, 3, HEAD_DIM)`.
+    """
+
+    factors: tuple[Axis | int, ...]
+
+    def __contains__(self, axis: Axis) -> bool:
+        return axis in self.factors
+
+    def shape(self, sizes: Mapping[Axis, int]) -> tuple[int, ...]:
+        """Return the size of each factor."""
+        return tuple(sizes[factor] if isinstance(factor, Axis) else factor for factor in self.factors)
+
+    def size(self, sizes: Mapping[Axis, int]) -> int:
+        """Return the number of coordinates of the block."""
+        return prod(self.shape(sizes))
+
+
+Dimension = tuple[Block, ...]
+"""The blocks that lie one after another along one dimension: Phi-3's `qkv_proj` rows are three."""
+
+
+@dataclass(frozen=True)
+class ParameterMap:
+    """One parameter of a model.
+
+    Args:
+        name (`str`): as in `named_parameters()` of the plain model.
+        role (`Role`): see `Role`.
+        component (`Component`): see `Component`.
+        dimensions (`tuple[Dimension, ...]`): one entry for each dimension of the tensor.
+        fan_in (`int` or `None`): the dimension that the forward pass sums over; `None` for vectors and embeddings.
+        fan_out (`int` or `None`): the dimension along which it writes; a vector's and an embedding's own.
+        layer (`int` or `None`): the index of the block that holds it.
+        module (`str`): the path of the module that owns it.
+    """
+
+    name: str
+    role: Role
+    component: Component
+    dimensions: tuple[Dimension, ...]
+    fan_in: int | None
+    fan_out: int | None
+    layer: int | None
+    module: str
+
+    def axes(self) -> frozenset[Axis]:
+        """Return every axis that the parameter has."""
+        return frozenset(f for dim in self.dimensions for block in dim for f in block.factors if isinstance(f, Axis))
+
+    def shape(self, sizes: Mapping[Axis, int]) -> tuple[int, ...]:
+        """Return the shape of the tensor in a model of these sizes."""
+        return tuple(sum(block.size(sizes) for block in dim) for dim in self.dimensions)
+
+    def reads(self, axis: Axis) -> bool:
+        """Tell whether the parameter sums over `axis` in the forward pass."""
+        return self.fan_in is not None and any(axis in block for block in self.dimensions[self.fan_in])
+
+    def writes(self, axis: Axis) -> bool:
+        """Tell whether the output of the parameter lies along `axis`."""
+        return self.fan_out is not None and any(axis in block for block in self.dimensions[self.fan_out])
+
+
+@dataclass(frozen=True)
+class NormMap:
+    """A normalisation layer, by what it was seen to do on a tiny model.
+
+    Args:
+        module (`str`): its path.
+        position (`str`): `"pre"` reads the residual stream before a sublayer, `"post"` normalises the output of a
+            sublayer before it joins the stream, `"final"` stands before the readout, `"embedding"` after the
+            embedding, `"inner"` anywhere else (queries and keys).
+        centered (`bool`): it subtracts the mean (LayerNorm).
+        gain_offset (`float`): what is added to the stored gain: 1 for norms that store `g - 1` (Gemma), else 0.
+        layer (`int` or `None`): the index of the block that holds it.
+    """
+
+    module: str
+    position: Literal["pre", "post", "final", "embedding", "inner"]
+    centered: bool
+    gain_offset: float
+    layer: int | None
+
+
+@dataclass(frozen=True)
+class ModelMap:
+    """A causal language model, described once; growing, shrinking, muP and merging all read this.
+
+    Args:
+        model_type (`str`): as in the config.
+        sizes (`Mapping[Axis, int]`): the size of every axis the family has.
+        fields (`Mapping[Axis, str]`): the config field that sets each axis (GPT-2: `n_inner`).
+        derived (`frozenset[Axis]`): axes that follow from others and cannot be set (GPT-2: `HEAD_DIM`).
+        frozen (`Mapping[Axis, str]`): axes whose coordinates are not interchangeable, with the reason (ALiBi heads).
+        parameters (`Mapping[str, ParameterMap]`): every parameter, by name, in the model's own order.
+        tied (`Mapping[str, str]`): for each name that a checkpoint may also hold, the parameter it shares.
+        norms (`Mapping[str, NormMap]`): every norm, by module path.
+        layer_path (`str`): the path of the list of blocks (`"model.layers"`).
+        layer_fields (`tuple[str, ...]`): the config fields that hold one entry for each layer.
+        embedding_scale (`str` or `None`): `"sqrt"` if the model multiplies the embedding by sqrt(hidden), else `None`.
+        proof (`Mapping[Axis, float]`): max |change of a logit| when that axis is permuted, in float64.
+    """
+
+    model_type: str
+    sizes: Mapping[Axis, int]
+    fields: Mapping[Axis, str]
+    derived: frozenset[Axis]
+    frozen: Mapping[Axis, str]
+    parameters: Mapping[str, ParameterMap]
+    tied: Mapping[str, str]
+    norms: Mapping[str, NormMap]
+    layer_path: str
+    layer_fields: tuple[str, ...]
+    embedding_scale: Literal["sqrt"] | None
+    proof: Mapping[Axis, float] = field(default_factory=dict)
+
+    def with_role(self, *roles: Role) -> list[ParameterMap]:
+        """Return the parameters that have one of `roles`, in the model's order."""
+        return [parameter for parameter in self.parameters.values() if parameter.role in roles]
+
+    def num_parameters(self) -> int:
+        """Return the number of scalars, tied weights counted once."""
+        return sum(prod(parameter.shape(self.sizes)) for parameter in self.parameters.values())

@@ -1,0 +1,6 @@
+"""Tables and pictures. Stands at the bottom: it knows no operation."""
+
+from hf_warmscale.report.figures import figure
+from hf_warmscale.report.tables import format_cell, markdown_table, print_table
+
+__all__ = ["figure", "format_cell", "markdown_table", "print_table"]

@@ -1,0 +1,45 @@
+"""One look for all pictures, drawn without a display. Knows no operation."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 110,
+    "font.size": 10,
+}
+
+
+@contextmanager
+def figure(path: str | os.PathLike[str], *, size: tuple[float, float] = (7.0, 4.2)) -> Iterator["Figure"]:
+    """Yield an empty figure and save it to `path` (PNG), atomically, when the block ends without an error.
+
+    Args:
+        path (`str` or `PathLike`): the PNG to write; it is replaced.
+        size (`tuple[float, float]`): width and height in inches.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(drawing)
+        yield drawing
+        staging = path.with_name(f".{path.name}.partial")
+        try:
+            drawing.savefig(staging, format="png")
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""Fixtures that all tests share. Nothing here needs a network."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from torch import nn
+
+CORPORA_VARIABLE = "WARMSCALE_CORPORA"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """The folder of the three real text domains, `<domain>.{train,validation}.jsonl.gz`."""
+    folder = os.environ.get(CORPORA_VARIABLE)
+    if not folder:
+        pytest.skip(f"{CORPORA_VARIABLE} does not name the folder of the real text corpora")
+    return Path(folder)
+
+
+@pytest.fixture
+def float64_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute norms and softmax in the model's own dtype: transformers goes through float32, which costs 5e-7."""
+    true_to = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        if tensor.dtype == torch.float64 and args == (torch.float32,):
+            return tensor
+        return true_to(tensor, *args, **kwargs)  # type: ignore[arg-type, call-overload, no-any-return]
+
+    true_float = torch.Tensor.float
+
+    def to_float(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.dtype == torch.float64 else true_float(tensor)
+
+    true_softmax = nn.functional.softmax
+
+    def softmax(input: torch.Tensor, dim: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return true_softmax(input, dim=dim, dtype=None if input.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "float", to_float)
+    monkeypatch.setattr(nn.functional, "softmax", softmax)
+    yield
+
+
+def perturb(model: nn.Module, *, std: float = 0.1, seed: int = 0) -> nn.Module:
+    """Add N(0, std) to every parameter: a fresh init hides gains of 1 and biases of 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(std * noise.to(parameter.dtype))
+    return model
