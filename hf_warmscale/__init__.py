@@ -4,7 +4,6 @@ Names are loaded when they are used: `import hf_warmscale` imports neither torch
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -29,7 +28,7 @@ _HOME = {
     "merge_checkpoints": "merging",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:
