@@ -1,5 +1,22 @@
 """Safetensors in, safetensors out: lazy, streamed, bounded memory, atomic."""
 
+from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint
+from hf_warmscale.checkpoints.saving import copy_side_files, save_model
 from hf_warmscale.checkpoints.staging import refuse_existing, staged_directory, write_json, write_text
+from hf_warmscale.checkpoints.tensors import TensorSpec, content_hash, refuse_non_finite
+from hf_warmscale.checkpoints.writer import CheckpointWriter
 
-__all__ = ["refuse_existing", "staged_directory", "write_json", "write_text"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "TensorSpec",
+    "content_hash",
+    "copy_side_files",
+    "open_checkpoint",
+    "refuse_existing",
+    "refuse_non_finite",
+    "save_model",
+    "staged_directory",
+    "write_json",
+    "write_text",
+]

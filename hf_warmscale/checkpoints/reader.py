@@ -1,0 +1,159 @@
+"""Read a checkpoint lazily: names, shapes and dtypes at once, data one tensor at a time."""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from hf_warmscale.checkpoints.shards import PickledShard, SafetensorsShard, Shard
+from hf_warmscale.checkpoints.source import Source, find_source, weight_files
+from hf_warmscale.checkpoints.tensors import TensorSpec, combine_digests, refuse_non_finite, tensor_digest
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False
+) -> "Checkpoint":
+    """Open a checkpoint without reading its data.
+
+    Args:
+        source (`str` or `PathLike`): a folder or a Hub id.
+        revision (`str`, *optional*): a branch, a tag or a commit of the Hub id.
+        allow_pickle (`bool`): accept `pytorch_model.bin` too (loaded with `weights_only=True`).
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint, or a shard is missing.
+        ValueError: if a file is truncated or corrupt, shards and index disagree, or the weights are pickled.
+
+    Example:
+        >>> checkpoint = open_checkpoint("HuggingFaceTB/SmolLM2-135M")
+        >>> checkpoint.specs["model.embed_tokens.weight"]
+        TensorSpec(shape=(49152, 576), dtype=torch.bfloat16)
+        >>> rows = checkpoint.tensor("model.embed_tokens.weight")[:16]  # reads 16 rows
+    """
+    found = find_source(source, revision=revision, allow_pickle=allow_pickle)
+    return Checkpoint(found, _open_shards(found.folder, allow_pickle))
+
+
+class Checkpoint:
+    """The weights, config and identity of a saved model. Made by `open_checkpoint`.
+
+    Args:
+        source (`Source`): where it is and what the user called it.
+        shards (`list[Shard]`): its files, opened.
+    """
+
+    def __init__(self, source: Source, shards: list[Shard]) -> None:
+        self.source = source
+        self._shards = shards
+        self._home = {name: shard for shard in shards for name in shard.specs}
+        self._digests: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.source.name!r}, {len(self.specs)} tensors, {self.nbytes:,} bytes)"
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds its files."""
+        return self.source.folder
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The shape and dtype of every stored tensor, in the order of the files."""
+        return {name: shard.specs[name] for name, shard in self._home.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors, in bytes."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor as a private view of the mapped file: a slice of it reads only that slice.
+
+        Raises:
+            ValueError: if the checkpoint has no such tensor.
+        """
+        if name not in self._home:
+            raise ValueError(f"The checkpoint {self.source.name} has no tensor {name}.")
+        return self._home[name].tensor(name)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every stored tensor with its name, in the order of the files."""
+        for name in self._home:
+            yield name, self.tensor(name)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The model's config.
+
+        Raises:
+            FileNotFoundError: if there is no `config.json`.
+            ValueError: if this transformers does not know it.
+        """
+        if not (self.folder / "config.json").is_file():
+            raise FileNotFoundError(f"{self.folder} has no config.json; it is no model folder.")
+        config: PreTrainedConfig = AutoConfig.from_pretrained(self.folder)
+        return config
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """For each name that shares its tensor with another, the name that is stored (`lm_head` -> embedding)."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        return dict(model.all_tied_weights_keys)
+
+    def check_specs(self, expected: Mapping[str, TensorSpec]) -> None:
+        """Compare names, shapes and dtypes with what is expected; tied names may be absent.
+
+        Raises:
+            ValueError: naming the first tensor that is missing, unexpected, or of another shape or dtype.
+        """
+        for name, spec in expected.items():
+            if name not in self.specs:
+                raise ValueError(f"The checkpoint {self.source.name} lacks the tensor {name}.")
+            if self.specs[name] != spec:
+                raise ValueError(f"The tensor {name} of {self.source.name} is {self.specs[name]}, expected is {spec}.")
+        for name in self.specs:
+            if name not in expected:
+                raise ValueError(f"The checkpoint {self.source.name} holds the tensor {name}, which is not expected.")
+
+    def check_finite(self) -> None:
+        """Read all tensors once and refuse NaN and infinities.
+
+        Raises:
+            ValueError: naming the tensor.
+        """
+        for name, tensor in self.tensors():
+            refuse_non_finite(name, tensor)
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of a tensor's bytes, computed once: ask right after using it, while it is in memory."""
+        if name not in self._digests:
+            self._digests[name] = tensor_digest(self.tensor(name))
+        return self._digests[name]
+
+    def content_hash(self) -> str:
+        """Return a hash of all names, shapes, dtypes and data; the sharding and the metadata do not count.
+
+        SHA-256 over the lines `name dtype[shape] digest`, sorted by name. Only tensors that have no digest yet are
+        read.
+        """
+        return combine_digests((name, spec, self.digest(name)) for name, spec in self.specs.items())
+
+
+def _open_shards(folder: Path, allow_pickle: bool) -> list[Shard]:
+    shards: list[Shard] = []
+    home: dict[str, Path] = {}
+    for path, promised in weight_files(folder, allow_pickle=allow_pickle).items():
+        shard: Shard = SafetensorsShard(path) if path.suffix == ".safetensors" else PickledShard(path)
+        for name in shard.specs:
+            if name in home:
+                raise ValueError(f"The tensor {name} is in {home[name].name} and in {path.name} of {folder}.")
+            home[name] = path
+        for name in promised or ():
+            if name not in shard.specs:
+                raise ValueError(f"The index of {folder} places the tensor {name} in {path.name}, which lacks it.")
+        shards.append(shard)
+    return shards

@@ -1,0 +1,83 @@
+"""Save a live model with everything that belongs to it, or not at all."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_warmscale.checkpoints.staging import staged_directory, write_json
+
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
+"""What a model folder holds beside weights and config, and what outlives a change of its weights."""
+
+
+def save_model(
+    model: PreTrainedModel,
+    output: str | os.PathLike[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    side_files: Path | None = None,
+    receipts: Mapping[str, Mapping[str, Any]] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Save a live model so that `output` holds all of it or does not exist.
+
+    Args:
+        model (`PreTrainedModel`): the model, with its generation config.
+        output (`str` or `PathLike`): a new or empty folder.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): saved beside it.
+        side_files (`Path`, *optional*): a model folder whose tokenizer and generation config are carried over.
+        receipts (`Mapping[str, Mapping]`, *optional*): JSON files to add, by file name.
+        max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
+
+    Raises:
+        ValueError: if `output` is not empty.
+        OSError: if the disk is full or the folder cannot be written.
+
+    Example:
+        >>> save_model(model, "grown", tokenizer=tokenizer, receipts={"growth_receipt.json": model.growth_receipt})
+    """
+    with staged_directory(output) as folder:
+        if side_files is not None:
+            copy_side_files(side_files, folder)
+        try:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        except SafetensorError as error:
+            raise OSError(f"The weights could not be written to {output}: {error}.") from error
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        for name, content in (receipts or {}).items():
+            write_json(folder / name, content)
+
+
+def copy_side_files(source: Path, folder: Path) -> list[str]:
+    """Copy the tokenizer, the chat templates and the generation config of a model folder; return their names.
+
+    Weights, config, card, optimizer state and code stay behind.
+
+    Args:
+        source (`Path`): a model folder; links in it are followed.
+        folder (`Path`): an existing folder.
+    """
+    copied = []
+    for path in sorted(path for pattern in SIDE_FILES for path in source.glob(pattern) if path.is_file()):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+        copied.append(str(path.relative_to(source)))
+    return copied

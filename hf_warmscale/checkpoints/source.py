@@ -1,0 +1,159 @@
+"""Find the folder and the weight files behind what a user names: a folder, or a Hub id with a revision."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLED_FILE = "pytorch_model.bin"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was found.
+
+    Args:
+        name (`str`): as the user wrote it.
+        folder (`Path`): where its files are.
+        repo_id (`str` or `None`): its id on the Hub, `None` for a folder.
+        revision (`str` or `None`): its commit on the Hub, `None` for a folder.
+    """
+
+    name: str
+    folder: Path
+    repo_id: str | None = None
+    revision: str | None = None
+
+
+def find_source(source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False) -> Source:
+    """Return the folder of `source`; a Hub id is fetched into, or found in, the Hub cache.
+
+    Args:
+        source (`str` or `PathLike`): a folder or a Hub id.
+        revision (`str`, *optional*): a branch, a tag or a commit of the Hub id.
+        allow_pickle (`bool`): fetch pickled weights where there are no others.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or model, or it is not in the cache and there is no network.
+        ValueError: if `source` is a file or no possible name, or a folder is asked for with a revision.
+    """
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"{name} is a folder and has no revision {revision}; leave the revision out.")
+        return Source(name, path)
+    if path.exists():
+        raise ValueError(f"{name} is a file; name the folder that holds it.")
+    if isinstance(source, os.PathLike) or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"There is no folder {name}; name a checkpoint folder or a Hub id.")
+    folder = _fetch(name, revision, allow_pickle)
+    return Source(name, folder, repo_id=name, revision=folder.name)
+
+
+def _fetch(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
+    """Return the snapshot folder of a Hub id: the small files first, then only the weights that are used."""
+    at = f"{repo_id} at revision {revision}" if revision else repo_id
+    try:
+        hf_hub_download(repo_id, "config.json", revision=revision)
+        folder = Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=[*SIDE_FILES], ignore_patterns="*/*")
+        )
+        files = _weights_to_fetch(folder, allow_pickle)
+        return Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=files))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{repo_id} is neither a folder nor a possible Hub id.") from error
+    except GatedRepoError as error:
+        raise OSError(f"{at} is gated: accept its terms on the Hub and log in with `hf auth login`.") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repo_id} has no revision {revision} on the Hub.") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"There is neither a folder nor a model {repo_id} on the Hub.") from error
+    except (EntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(_missing(at, error)) from error
+    except HfHubHTTPError as error:
+        raise OSError(f"The Hub did not give {at}: {error.server_message or error}.") from error
+
+
+def _missing(at: str, error: Exception) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return f"There is no folder {at} and it is not in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it."
+    return f"{at} is neither a folder nor in the Hub cache and cannot be fetched ({type(error).__name__})."
+
+
+def _weights_to_fetch(folder: Path, allow_pickle: bool) -> list[str]:
+    for index, single in ((INDEX_FILE, SINGLE_FILE), (PICKLED_INDEX_FILE, PICKLED_FILE)):
+        if (folder / index).is_file():
+            return sorted(set(read_index(folder / index).values()))
+        if single == SINGLE_FILE and not allow_pickle:
+            return [SINGLE_FILE]
+    return [SINGLE_FILE, PICKLED_FILE]
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list[str] | None]:
+    """Return the weight files of a folder, each with the names its index promises (`None` without an index).
+
+    Safetensors win over pickles, a single file over an index, as in transformers.
+
+    Raises:
+        FileNotFoundError: if there are no weights, or a shard of the index is missing.
+        ValueError: if there are only pickled weights and `allow_pickle` is off, or the index is corrupt.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return {folder / SINGLE_FILE: None}
+    if (folder / INDEX_FILE).is_file():
+        return _indexed(folder / INDEX_FILE)
+    pickled = [folder / name for name in (PICKLED_FILE, PICKLED_INDEX_FILE) if (folder / name).is_file()]
+    if not pickled:
+        raise FileNotFoundError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there.")
+    if not allow_pickle:
+        raise ValueError(
+            f"{folder} holds only pickled weights ({pickled[0].name}), which can run code when opened;"
+            " convert them to safetensors, or allow pickles if you trust the source."
+        )
+    return {pickled[0]: None} if pickled[0].name == PICKLED_FILE else _indexed(pickled[0])
+
+
+def _indexed(index: Path) -> dict[Path, list[str] | None]:
+    names: dict[Path, list[str] | None] = {}
+    for name, file in sorted(read_index(index).items(), key=lambda item: item[1]):
+        path = index.parent / file
+        promised = names.setdefault(path, [])
+        assert promised is not None
+        promised.append(name)
+    missing = [path.name for path in names if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index.parent} lacks the shard {missing[0]} that {index.name} names; copy it again.")
+    return names
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the `weight_map` of an index file: tensor name to file name.
+
+    Raises:
+        ValueError: if the file is no index, or names a file outside its folder.
+    """
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of a sharded checkpoint; copy or download it again.") from error
+    for file in files.values():
+        if Path(file).name != file:
+            raise ValueError(f"{path} names {file}, which is not a file of its folder.")
+    return files
