@@ -1,0 +1,93 @@
+"""`MupConfig`: a Granite config that knows the base shape its hyperparameters were tuned at."""
+
+import copy
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import GraniteConfig
+
+from hf_warmscale.mup.granite_form import GraniteForm, complete_entry, head_dim, mup_entry
+
+
+@strict
+class MupConfig(GraniteConfig):
+    """Configure a muP or CompleteP model; what it saves is a stock Granite config with one extra entry, `mup`.
+
+    The four forward multipliers of Granite follow from the entry and the sizes; all of it is plain numbers. To change
+    a size, use `resized`: assigning one afterwards would leave the multipliers behind.
+
+    Args:
+        mup (`dict`): the base shape and the constants tuned at it: `base_hidden_size` (required),
+            `base_num_hidden_layers` (default: this model's own), `base_intermediate_size`, `base_num_attention_heads`
+            and `base_num_key_value_heads` (default: in proportion to the hidden sizes), `rule` (`"completep"`, `"mup"`
+            or `"standard"`), `depth_alpha`, `embedding_alpha`, `readout_alpha`, `zero_init_readout`,
+            `zero_init_query`; see [`Parametrization`].
+        head_dim (`int`, *optional*): the size of an attention head, the same at every width; by default
+            `hidden_size / num_attention_heads`.
+        kwargs: every field of `GraniteConfig`.
+
+    Raises:
+        ValueError: on an unknown or wrong entry, a base that is wider than the model, or a forward multiplier given by
+            hand that contradicts the entry.
+
+    Example:
+
+    ```python
+    >>> config = MupConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=8,
+    ...                    mup={"base_hidden_size": 64, "base_num_hidden_layers": 4})
+    >>> config.logits_scaling, config.residual_multiplier
+    (4.0, 0.5)
+    ```
+    """
+
+    has_no_defaults_at_init = True
+
+    head_dim: int | None = None
+    mup: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.head_dim = head_dim(self)
+        self.mup = complete_entry(self, mup_entry(self))
+        for name, value in GraniteForm.from_config(self).forward_multipliers().items():
+            given = getattr(self, name)
+            if given not in (1.0, value):
+                raise ValueError(
+                    f"The config's {name} is {given}, but its mup entry makes it {value}; leave {name} out, or change "
+                    "the entry (embedding_alpha, readout_alpha, the base sizes)."
+                )
+            setattr(self, name, value)
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes that do not fit each other."""
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"The number of attention heads {self.num_attention_heads} is not a multiple of the number of "
+                f"key-value heads {self.num_key_value_heads}; change one of them."
+            )
+        if (self.head_dim or 0) % 2:
+            raise ValueError(f"The head_dim {self.head_dim} is odd; rotary embeddings need an even one.")
+
+    def resized(self, **sizes: int) -> "MupConfig":
+        """Return this config with other sizes, the same base shape, and the multipliers that follow.
+
+        Args:
+            sizes (`int`): config fields, such as `hidden_size` or `num_hidden_layers`. The size of a head stays.
+        """
+        content = copy.deepcopy(self.to_dict())
+        for name in GraniteForm.from_config(self).forward_multipliers():
+            del content[name]
+        return type(self)(**{**content, **sizes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain values; it names the stock class, which loads the checkpoint."""
+        content: dict[str, Any] = super().to_dict()
+        if content.get("architectures"):
+            content["architectures"] = ["GraniteForCausalLM"]
+        return content
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what is saved: beside the differences from the defaults, always what a stock Granite must read."""
+        content: dict[str, Any] = super().to_diff_dict()
+        kept = ["head_dim", "mup", *GraniteForm.from_config(self).forward_multipliers()]
+        return {**content, **{name: getattr(self, name) for name in kept}}

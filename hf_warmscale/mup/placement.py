@@ -1,0 +1,71 @@
+"""Where a parameter stands: what the rules need to know of it, without its shape."""
+
+import re
+from dataclasses import dataclass, replace
+
+from hf_warmscale.architecture.model_map import Role
+from hf_warmscale.mup.rules import Parametrization, Ratios, Setting
+
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+ADAPTER_PARTS = re.compile(r"\.(?:base_layer|modules_to_save\.[^.]+)(?=\.)")
+LORA = re.compile(r"\.lora_(?:embedding_)?(?P<side>[AB])\.[^.]+(?:\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The role of a parameter, its sizes relative to the base, and what it took over from the forward pass.
+
+    Args:
+        role (`Role`): what it is for.
+        ratios (`Ratios`): its sizes relative to the base model.
+        absorbed (`float`): the factor that the stored weight carries instead of the forward pass (see
+            [`Setting.absorb`]); 1 where the forward pass multiplies.
+    """
+
+    role: Role
+    ratios: Ratios
+    absorbed: float = 1.0
+
+    def setting(self, parametrization: Parametrization) -> Setting:
+        """Return the AdamW setting of the parameter."""
+        return parametrization.setting(self.role, self.ratios).absorb(self.absorbed)
+
+    def lora(self, side: str) -> "Placement":
+        """Return the placement of a LoRA factor of this parameter: `"A"` reads what it reads, `"B"` reads the rank.
+
+        The rank does not grow, so B moves at the base rate, m_N times as fast as A (as in arXiv:2402.12354).
+        """
+        if side == "A":
+            return replace(self, absorbed=1.0)
+        return replace(self, role="hidden", ratios=replace(self.ratios, fan_in=1.0))
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name in the plain model: without what DDP, FSDP, `torch.compile` and peft put in it.
+
+    Example:
+
+    ```python
+    >>> plain_name("module.base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    ```
+    """
+    name = WRAPPERS.sub("", name).removeprefix("module.")
+    return ADAPTER_PARTS.sub("", name.removeprefix("base_model.model."))
+
+
+def find_placement(placements: dict[str, Placement], name: str) -> Placement:
+    """Return the placement of a parameter by its name, whatever wraps the model.
+
+    Raises:
+        ValueError: if the model that was described has no such parameter.
+    """
+    plain = plain_name(name)
+    if plain in placements:
+        return placements[plain]
+    lora = LORA.search(plain)
+    if lora is not None and (base := f"{plain[: lora.start()]}.weight") in placements:
+        return placements[base].lora(lora["side"])
+    raise ValueError(
+        f"The parameter {name} is not one that the muP rules describe; freeze it, or train it with its own optimizer."
+    )

@@ -1,0 +1,268 @@
+"""The rule table of muP and CompleteP: what each role's init, forward, learning rate, decay and eps depend on.
+
+Every rule is a monomial in four ratios of the model to the base model it was tuned at. One table serves all three
+parametrizations, because they differ only in which ratios they see: `standard` sees none, `mup` the widths,
+`completep` the widths and the depth.
+
+Sources: Table 8 of arXiv:2203.03466 (width), Table 1 of arXiv:2505.01618 (depth, eps, weight decay),
+arXiv:2310.17813 (spectral condition, the Muon columns).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from hf_warmscale.architecture.model_map import Role
+
+RuleName = Literal["standard", "mup", "completep"]
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """The sizes of one parameter, and of the model that holds it, relative to the base model.
+
+    Args:
+        width (`float`): m_N, the ratio of the hidden sizes.
+        depth (`float`): m_L, the ratio of the numbers of layers; 1 for what is outside the blocks.
+        fan_in (`float`): the ratio of what the parameter sums over; m_N if all widths grow together.
+        fan_out (`float`): the ratio of what it writes; m_N if all widths grow together.
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    fan_in: float = 1.0
+    fan_out: float = 1.0
+
+    def seen_by(self, rule: RuleName) -> "Ratios":
+        """Return the ratios with those that `rule` does not look at set to 1."""
+        if rule == "standard":
+            return Ratios()
+        return self if rule == "completep" else replace(self, depth=1.0)
+
+
+@dataclass(frozen=True)
+class Power:
+    """A monomial in the ratios, by its exponents."""
+
+    width: float = 0.0
+    depth: float = 0.0
+    fan_in: float = 0.0
+    fan_out: float = 0.0
+
+    def __call__(self, ratios: Ratios) -> float:
+        """Return its value; exactly 1 where all ratios are 1."""
+        widths = ratios.width**self.width * ratios.fan_in**self.fan_in * ratios.fan_out**self.fan_out
+        return float(widths * ratios.depth**self.depth)
+
+    def formula(self, symbol: str, rule: RuleName = "completep") -> str:
+        """Write it as people do: `η/m_in·m_L^-0.5`."""
+        names = {"m_N": self.width, "m_in": self.fan_in, "m_out": self.fan_out, "m_L": self.depth}
+        if rule == "standard":
+            names = {}
+        elif rule == "mup":
+            del names["m_L"]
+        return symbol + "".join(_factor(name, exponent) for name, exponent in names.items())
+
+
+ONE = Power()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a parameter's own init, learning rate, weight decay and Adam eps are multiplied by.
+
+    Weight decay is decoupled (the decay per step is `lr * weight_decay`); a factor of 0 marks what is not decayed.
+    """
+
+    init: float = 1.0
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+
+    def absorb(self, factor: float) -> "Setting":
+        """Move `factor` out of the forward pass and into the stored weight.
+
+        Training W = c * w with (c * lr, weight_decay / c, eps / c), from c times the init, is under Adam the same as
+        training w with (lr, weight_decay, eps) in a forward pass that multiplies it by c: the symmetry of
+        arXiv:2203.03466 with its eps and decoupled decay. Clipping by the *global* gradient norm breaks it.
+        """
+        return Setting(
+            init=self.init * factor,
+            lr=self.lr * factor,
+            weight_decay=self.weight_decay / factor,
+            eps=self.eps / factor,
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table: how one role scales, and why.
+
+    The `muon` columns hold for matrices whose update is orthogonalised to spectral norm 1 (Muon without a shape factor
+    of its own); they are `None` for what Muon must not touch, which keeps its AdamW columns.
+    """
+
+    role: Role
+    init: Power
+    multiplier: Power
+    lr: Power
+    weight_decay: Power | None
+    eps: Power
+    reason: str
+    muon_lr: Power | None = None
+    muon_weight_decay: Power | None = None
+    muon_eps: Power | None = None
+
+
+def rule_table(depth_alpha: float = 1.0) -> Mapping[Role, Rule]:
+    """Return the rule of every role.
+
+    Args:
+        depth_alpha (`float`): the exponent of the residual multiplier m_L^-alpha: 1 (CompleteP) or 0.5 (depth-muP).
+
+    Example:
+
+    ```python
+    >>> rule_table()["hidden"].lr(Ratios(width=4, depth=2, fan_in=4))
+    0.25
+    ```
+    """
+    block_lr, block_eps = depth_alpha - 1, -depth_alpha
+    matrix = Rule(
+        role="hidden",
+        init=Power(fan_in=-0.5),
+        multiplier=ONE,
+        lr=Power(fan_in=-1, depth=block_lr),
+        weight_decay=Power(fan_in=1),
+        eps=Power(width=-1, depth=block_eps),
+        reason="sums over a growing axis: each entry must move less, and lr times decay stays what it was",
+        muon_lr=Power(fan_in=-0.5, fan_out=0.5, depth=block_lr),
+        muon_weight_decay=Power(fan_in=0.5, fan_out=-0.5),
+        muon_eps=Power(depth=block_eps),
+    )
+    vector = Rule(
+        role="norm",
+        init=ONE,
+        multiplier=ONE,
+        lr=Power(depth=block_lr),
+        weight_decay=None,
+        eps=Power(width=-1, depth=block_eps),
+        reason="acts on each coordinate by itself, so width leaves its step alone; gains and biases are not decayed",
+    )
+    lookup = Rule(
+        role="embedding",
+        init=ONE,
+        multiplier=ONE,
+        lr=ONE,
+        weight_decay=ONE,
+        eps=Power(width=-1),
+        reason="a lookup sums over nothing, so its entries keep size and step; its gradient shrinks with width",
+    )
+    rules = [
+        lookup,
+        matrix,
+        replace(matrix, role="router", reason="a matrix that reads the stream: scaled as the other matrices are"),
+        vector,
+        replace(vector, role="bias", reason="added to each coordinate by itself: as a gain"),
+        replace(
+            vector,
+            role="final_norm",
+            lr=ONE,
+            eps=Power(width=-1),
+            reason="a gain outside the blocks: depth does not reach it",
+        ),
+        replace(
+            lookup,
+            role="readout",
+            multiplier=Power(width=-1),
+            reason="its logits are divided by m_N, so the matrix keeps an embedding's init and step and may be tied",
+        ),
+    ]
+    return {rule.role: rule for rule in rules}
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """A choice of rules and of the constants that are tuned once, at the base shape.
+
+    Args:
+        rule (`"standard"`, `"mup"` or `"completep"`): which ratios are looked at.
+        depth_alpha (`float`): the exponent of the residual multiplier m_L^-alpha, in [0.5, 1]; `completep` only.
+        embedding_alpha (`float`): the embedding's forward multiplier.
+        readout_alpha (`float`): the logits' forward multiplier, beside 1/m_N.
+        zero_init_readout (`bool`): start the readout at 0 (untied models).
+        zero_init_query (`bool`): start the query projections at 0.
+
+    Raises:
+        ValueError: on an unknown rule or a constant out of its range.
+    """
+
+    rule: RuleName = "completep"
+    depth_alpha: float = 1.0
+    embedding_alpha: float = 1.0
+    readout_alpha: float = 1.0
+    zero_init_readout: bool = False
+    zero_init_query: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(RuleName):
+            raise ValueError(f"The muP rule {self.rule!r} is unknown; use one of {', '.join(get_args(RuleName))}.")
+        for name, value in {
+            "zero_init_readout": self.zero_init_readout,
+            "zero_init_query": self.zero_init_query,
+        }.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"muP's {name} is {value!r}; it must be true or false.")
+        for name, alpha in {"embedding_alpha": self.embedding_alpha, "readout_alpha": self.readout_alpha}.items():
+            if not (_is_number(alpha) and alpha > 0):
+                raise ValueError(f"muP's {name} is {alpha!r}; it must be a positive number.")
+        if not (_is_number(self.depth_alpha) and 0.5 <= self.depth_alpha <= 1):
+            raise ValueError(f"muP's depth_alpha is {self.depth_alpha!r}; it must lie between 0.5 and 1.")
+
+    def residual_multiplier(self, depth: float) -> float:
+        """Return what each residual branch is multiplied by in a model that is `depth` times as deep as its base."""
+        return float(Ratios(depth=depth).seen_by(self.rule).depth ** -self.depth_alpha)
+
+    def multiplier(self, role: Role, ratios: Ratios) -> float:
+        """Return what the output of a parameter is multiplied by in the forward pass."""
+        alpha = {"embedding": self.embedding_alpha, "readout": self.readout_alpha}.get(role, 1.0)
+        return rule_table(self.depth_alpha)[role].multiplier(ratios.seen_by(self.rule)) * alpha
+
+    def setting(self, role: Role, ratios: Ratios) -> Setting:
+        """Return the AdamW setting of a parameter.
+
+        Args:
+            role (`Role`): what the parameter is for.
+            ratios (`Ratios`): its sizes relative to the base; outside the blocks the depth must be 1.
+        """
+        rule = rule_table(self.depth_alpha)[role]
+        seen = ratios.seen_by(self.rule)
+        return Setting(
+            init=rule.init(seen),
+            lr=rule.lr(seen),
+            weight_decay=rule.weight_decay(seen) if rule.weight_decay is not None else 0.0,
+            eps=rule.eps(seen),
+        )
+
+    def muon_setting(self, role: Role, ratios: Ratios) -> Setting:
+        """Return the setting under Muon; for the roles that Muon must not touch, the AdamW one."""
+        rule = rule_table(self.depth_alpha)[role]
+        setting = self.setting(role, ratios)
+        if rule.muon_lr is None or rule.muon_weight_decay is None or rule.muon_eps is None:
+            return setting
+        seen = ratios.seen_by(self.rule)
+        return replace(
+            setting, lr=rule.muon_lr(seen), weight_decay=rule.muon_weight_decay(seen), eps=rule.muon_eps(seen)
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _factor(name: str, exponent: float) -> str:
+    if exponent == 0:
+        return ""
+    if exponent == -1:
+        return f"/{name}"
+    return f"·{name}" if exponent == 1 else f"·{name}^{exponent:g}"
