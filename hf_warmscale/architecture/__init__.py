@@ -1,5 +1,8 @@
 """Describe a model once: every parameter, the axis of each of its dimensions, and its role."""
 
+from hf_warmscale.architecture.describe import describe
+from hf_warmscale.architecture.fields import find_field, per_layer_fields, resized_config
+from hf_warmscale.architecture.indexing import flat_index
 from hf_warmscale.architecture.model_map import (
     Axis,
     Block,
@@ -7,8 +10,26 @@ from hf_warmscale.architecture.model_map import (
     Dimension,
     ModelMap,
     NormMap,
+    NormPosition,
     ParameterMap,
     Role,
 )
+from hf_warmscale.architecture.precision import StayInFloat64
 
-__all__ = ["Axis", "Block", "Component", "Dimension", "ModelMap", "NormMap", "ParameterMap", "Role"]
+__all__ = [
+    "Axis",
+    "Block",
+    "Component",
+    "Dimension",
+    "ModelMap",
+    "NormMap",
+    "NormPosition",
+    "ParameterMap",
+    "Role",
+    "StayInFloat64",
+    "describe",
+    "find_field",
+    "flat_index",
+    "per_layer_fields",
+    "resized_config",
+]

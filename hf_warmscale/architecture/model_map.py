@@ -6,11 +6,13 @@ from enum import StrEnum
 from math import prod
 from typing import Literal
 
-Role = Literal["embedding", "hidden", "readout", "norm", "final_norm", "bias", "router"]
-"""What a parameter is for; learning rates, decay and init depend on nothing else."""
+Role = Literal["embedding", "hidden", "readout", "norm", "final_norm", "bias", "router", "buffer"]
+"""What a parameter is for; learning rates, decay and init depend on nothing else. A `buffer` is saved, not trained."""
 
 Component = Literal["embedding", "attention", "mlp", "norm", "readout", "other"]
 """The part of the network a parameter belongs to; merging shares one coefficient within it."""
+
+NormPosition = Literal["pre", "post", "residual", "final", "embedding", "inner"]
 
 
 class Axis(StrEnum):
@@ -102,15 +104,15 @@ class NormMap:
     Args:
         module (`str`): its path.
         position (`str`): `"pre"` reads the residual stream before a sublayer, `"post"` normalises the output of a
-            sublayer before it joins the stream, `"final"` stands before the readout, `"embedding"` after the
-            embedding, `"inner"` anywhere else (queries and keys).
+            sublayer before it joins the stream, `"residual"` is itself the stream (post-LN: BERT, GPT-1), `"final"`
+            stands before the readout, `"embedding"` after the embedding, `"inner"` anywhere else (queries and keys).
         centered (`bool`): it subtracts the mean (LayerNorm).
         gain_offset (`float`): what is added to the stored gain: 1 for norms that store `g - 1` (Gemma), else 0.
         layer (`int` or `None`): the index of the block that holds it.
     """
 
     module: str
-    position: Literal["pre", "post", "final", "embedding", "inner"]
+    position: NormPosition
     centered: bool
     gain_offset: float
     layer: int | None

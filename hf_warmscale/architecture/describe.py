@@ -1,0 +1,272 @@
+"""Describe a causal LM: probe its shapes, watch a tiny copy run, choose what shapes leave open, and prove it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod, sqrt
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_warmscale.architecture.fields import find_field, per_layer_fields
+from hf_warmscale.architecture.labelling import choose_labels, kind_of, label_options
+from hf_warmscale.architecture.layouts import heads_differ
+from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
+from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sample_tokens, stream_readers, trace
+from hf_warmscale.architecture.probe import SizeLaw, probe
+from hf_warmscale.architecture.proof import randomize, saved_buffers
+from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
+from hf_warmscale.architecture.tiny import TINY, axes_of, build, build_meta, tiny_config
+
+_LAYERS_TRIED = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What all models of one architecture share, whatever their sizes.
+
+    Args:
+        law (`SizeLaw`): how sizes follow from one another.
+        layer_path (`str`): the path of the list of blocks.
+        parameters (`Mapping[str, Labelled]`): by kind of name (see `kind_of`).
+        norms (`Mapping[str, NormMap]`): by kind of path.
+        axes (`frozenset[Axis]`): the axes that its weights have.
+        embedding_scale (`str` or `None`): see `ModelMap`.
+        proof (`Mapping[Axis, float]`): see `ModelMap`.
+    """
+
+    law: SizeLaw
+    layer_path: str
+    parameters: Mapping[str, Labelled]
+    norms: Mapping[str, NormMap]
+    axes: frozenset[Axis]
+    embedding_scale: Literal["sqrt"] | None
+    proof: Mapping[Axis, float]
+
+
+def describe(config: PreTrainedConfig) -> ModelMap:
+    """Describe a causal language model: every parameter, the axis of each of its dimensions, and its role.
+
+    Instantiates the architecture on the meta device, changes one size at a time and reads the axes from the shapes;
+    what shapes leave open is settled on a tiny random float64 model, whose logits must not change when an axis is
+    permuted wherever the map names it. No weights are read, and the model of `config` is never allocated.
+
+    Args:
+        config (`PreTrainedConfig`): the config of any causal LM that transformers can build.
+
+    Returns:
+        `ModelMap`: with the errors of the proof, relative to the largest logit, in `proof`.
+
+    Raises:
+        ValueError: if a tensor follows no layout that is known, or if the map fails its proof.
+
+    Example:
+
+    ```python
+    >>> from transformers import LlamaConfig
+    >>> from hf_warmscale import describe
+    >>> model_map = describe(LlamaConfig())
+    >>> model_map.parameters["model.layers.0.self_attn.o_proj.weight"].reads("num_attention_heads")
+    True
+    ```
+    """
+    model = _build_full(config)
+    failure: ValueError | None = None
+    for layers in _layers_to_try(config):
+        try:
+            return _expand(config, _template_of(config, layers), model)
+        except ValueError as error:  # the blocks may differ more than so few layers show
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def named_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the parameters and saved buffers of a model, tied weights once, in the model's order."""
+    return {**dict(model.named_parameters()), **saved_buffers(model)}
+
+
+def _layers_to_try(config: PreTrainedConfig) -> list[int]:
+    depth = config.num_hidden_layers
+    return sorted({layers for layers in (*_LAYERS_TRIED, depth) if layers <= max(depth, _LAYERS_TRIED[0])})
+
+
+def _template_of(config: PreTrainedConfig, layers: int) -> Template:
+    """Return the template of a config; configs that differ in sizes only share it."""
+    sizes = {axis: TINY[axis] for axis in axes_of(config)} | {Axis.LAYERS: layers}
+    try:
+        tiny = tiny_config(config, sizes)
+        return _template(type(config), json.dumps(tiny.to_dict(), sort_keys=True, default=str), layers)
+    except ValueError:
+        raise
+    except Exception as error:  # anything may go wrong in a family's own code at sizes it was not made for
+        raise ValueError(
+            f"{config.model_type} cannot be built or run at a tiny size, so it is not described: {_first_line(error)}"
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _template(config_class: type[PreTrainedConfig], tiny: str, layers: int) -> Template:
+    config = config_class.from_dict(json.loads(tiny))
+    shapes = probe(config, layers)
+    model = randomize(build(tiny_config(config, {**shapes.law.settings(shapes.sizes), Axis.LAYERS: layers})))
+    layer_path = _layer_path(model, layers)
+    tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
+    record = trace(model, tokens)
+    options = label_options(model, shapes.choices, stream_readers(model, record, layer_path), layer_path)
+    # With one token there is nothing to attend to, so that a bias of each head's own cannot show.
+    proof_tokens = tokens[:, :1] if heads_differ(config) else tokens
+    kinds, proof = choose_labels(model, options, shapes.sizes, layer_path, proof_tokens)
+    labels = {name: kinds[kind_of(name, layer_path)] for name in named_state(model)}
+
+    def on_stream(path: str) -> bool:
+        return any(Axis.HIDDEN in axes_in(labels[name]) for name in labels if name.rpartition(".")[0] == path)
+
+    norms = observe_norms(model, record, lambda path: _layer_of(path, layer_path), on_stream)
+    return Template(
+        law=shapes.law,
+        layer_path=layer_path,
+        parameters={kind_of(name, layer_path): label_parameter(model, name, labels, norms) for name in labels},
+        norms={kind_of(f"{path}.", layer_path): norm for path, norm in norms.items()},
+        axes=frozenset(shapes.sizes),
+        embedding_scale=_scaling(model, tokens, f"{layer_path}.0", shapes.sizes[Axis.HIDDEN]),
+        proof=proof,
+    )
+
+
+def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel) -> ModelMap:
+    """Give every parameter of the full model its place, and check that the map predicts every shape."""
+    state = {name: tuple(tensor.shape) for name, tensor in named_state(model).items()}
+    parameters = {name: _place(config, template, name) for name in state}
+    sizes = _full_sizes(config, template, parameters, state)
+    for name, shape in state.items():
+        predicted = parameters[name].shape(sizes)
+        if predicted != shape:
+            raise ValueError(
+                f"{config.model_type}: {name} has shape {list(shape)} where its axes predict {list(predicted)}, so its "
+                "blocks differ in a way that is not known."
+            )
+    modules = dict.fromkeys(parameter.module for parameter in parameters.values())
+    norms = {module: kind for module in modules if (kind := template.norms.get(_kind_of_module(module, template)))}
+    return ModelMap(
+        model_type=config.model_type,
+        sizes=sizes,
+        fields={axis: field for axis in sizes if (field := find_field(config, axis)) is not None},
+        derived=template.law.derived,
+        frozen={Axis.HEADS: "its attention adds a bias of its own to each head"} if heads_differ(config) else {},
+        parameters=parameters,
+        tied=tied_names(model),
+        norms={
+            module: replace(norm, module=module, layer=_layer_of(module, template.layer_path))
+            for module, norm in norms.items()
+        },
+        layer_path=template.layer_path,
+        layer_fields=per_layer_fields(config),
+        embedding_scale=template.embedding_scale,
+        proof=template.proof,
+    )
+
+
+def _place(config: PreTrainedConfig, template: Template, name: str) -> ParameterMap:
+    label = template.parameters.get(kind_of(name, template.layer_path))
+    if label is None:
+        raise ValueError(f"{config.model_type}: {name} does not occur in a small copy of the model.")
+    return ParameterMap(
+        name=name,
+        role=label.role,
+        component=label.component,
+        dimensions=label.dimensions,
+        fan_in=label.fan_in,
+        fan_out=label.fan_out,
+        layer=_layer_of(name, template.layer_path),
+        module=name.rpartition(".")[0],
+    )
+
+
+def _full_sizes(
+    config: PreTrainedConfig,
+    template: Template,
+    parameters: Mapping[str, ParameterMap],
+    state: Mapping[str, tuple[int, ...]],
+) -> dict[Axis, int]:
+    """Take the sizes from the config's fields, and where a field is empty or derived, from the shapes."""
+    values = config.to_dict()
+    sizes = {Axis.LAYERS: config.num_hidden_layers}
+    for axis in template.axes - template.law.derived:
+        value = values.get(find_field(config, axis) or "")
+        if isinstance(value, int) and (axis is not Axis.HEAD_DIM or value > 0):
+            sizes[axis] = value
+    solved = True
+    while solved:
+        solved = False
+        for name, parameter in parameters.items():
+            for dimension, size in zip(parameter.dimensions, state[name], strict=True):
+                factors = dimension[0].factors
+                unknown = [factor for factor in factors if isinstance(factor, Axis) and factor not in sizes]
+                if len(unknown) == 1 and len(set(dimension)) == 1:
+                    known = prod(
+                        sizes[factor] if isinstance(factor, Axis) else factor
+                        for factor in factors
+                        if factor != unknown[0]
+                    )
+                    sizes[unknown[0]] = size // (known * len(dimension))
+                    solved = True
+    missing = template.axes - set(sizes)
+    if missing:
+        raise ValueError(f"{config.model_type}: the config does not tell {', '.join(sorted(missing))}; set it.")
+    return {axis: sizes[axis] for axis in Axis if axis in sizes}
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Return, for each further name under which a checkpoint may hold a shared weight, its first name."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        name: first[id(tensor)]
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) in first and first[id(tensor)] != name
+    }
+
+
+def _build_full(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        return build_meta(config)
+    except Exception as error:  # a family's own code may raise anything on a config that does not fit together
+        raise ValueError(
+            f"{config.model_type}: no causal LM can be built of this config: {_first_line(error)}"
+        ) from error
+
+
+def _layer_path(model: PreTrainedModel, layers: int) -> str:
+    stacks = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and any(True for _ in module.parameters())
+    ]
+    if not stacks:
+        raise ValueError(f"{model.config.model_type} has no list of {layers} blocks, so its layers are not described.")
+    return min(stacks, key=lambda path: path.count("."))
+
+
+def _layer_of(name: str, layer_path: str) -> int | None:
+    if not name.startswith(f"{layer_path}."):
+        return None
+    index = name.removeprefix(f"{layer_path}.").partition(".")[0]
+    return int(index) if index.isdigit() else None
+
+
+def _kind_of_module(module: str, template: Template) -> str:
+    return kind_of(f"{module}.", template.layer_path)
+
+
+def _scaling(
+    model: PreTrainedModel, tokens: torch.Tensor, first_layer: str, hidden_size: int
+) -> Literal["sqrt"] | None:
+    scale = embedding_scale(model, tokens, first_layer)
+    return "sqrt" if scale is not None and abs(scale / sqrt(hidden_size) - 1) < 1e-2 else None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,78 @@
+"""Which config field sets which axis, and configs of other sizes."""
+
+from collections.abc import Mapping
+
+from transformers import PreTrainedConfig
+
+from hf_warmscale.architecture.model_map import Axis
+
+FIELDS: Mapping[Axis, tuple[str, ...]] = {
+    Axis.HIDDEN: ("hidden_size", "d_model", "n_embd"),
+    Axis.INTERMEDIATE: (
+        "decoder_ffn_dim",
+        "intermediate_size",
+        "ffn_dim",
+        "n_inner",
+        "ffn_hidden_size",
+        "dim_ff",
+        "dff",
+    ),
+    Axis.HEADS: ("decoder_attention_heads", "num_attention_heads", "n_head"),
+    Axis.KV_HEADS: ("num_key_value_heads", "num_kv_heads"),
+    Axis.HEAD_DIM: ("head_dim", "dim_head"),
+    Axis.VOCAB: ("vocab_size",),
+    Axis.EXPERTS: ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+    Axis.EXPERT_INTERMEDIATE: ("moe_intermediate_size",),
+    Axis.SHARED_INTERMEDIATE: (
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+    ),
+    Axis.LAYERS: ("decoder_layers", "num_hidden_layers", "n_layer"),
+}
+"""The names that transformers' configs give to each axis, a decoder's own first."""
+
+COMPANIONS: Mapping[Axis, tuple[str, ...]] = {Axis.HIDDEN: ("word_embed_proj_dim", "embedding_size")}
+"""Fields that must equal the axis wherever they exist (OPT's embedding width)."""
+
+
+def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
+    """Return the config's own name for `axis`, or `None` if the family has no such field."""
+    for name in FIELDS[axis]:
+        if name in config.attribute_map:
+            return config.attribute_map[name]
+        if name in config.to_dict():
+            return name
+    return None
+
+
+def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the fields that hold one entry for each layer (`layer_types` and its like)."""
+    layers = getattr(config, "num_hidden_layers", None)
+    return tuple(
+        name
+        for name, value in config.to_dict().items()
+        if isinstance(value, list) and len(value) == layers and not name.endswith("token_id")
+    )
+
+
+def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:
+    """Return a copy of `config` with other sizes; lists with one entry a layer are cut or continued periodically.
+
+    Raises:
+        ValueError: if the family has no field for an axis of `sizes`.
+    """
+    values = config.to_dict()
+    for axis, size in sizes.items():
+        field = find_field(config, axis)
+        if field is None and axis is Axis.HEAD_DIM:
+            field = "head_dim"  # many families read it though they do not declare it
+        if field is None:
+            raise ValueError(f"{config.model_type} has no config field for {axis}; leave it out.")
+        values[field] = size
+        values.update({name: size for name in COMPANIONS.get(axis, ()) if name in values})
+    if Axis.LAYERS in sizes:
+        for name in per_layer_fields(config):
+            entries = values[name]
+            values[name] = [entries[layer % len(entries)] for layer in range(sizes[Axis.LAYERS])]
+    return type(config).from_dict(values)

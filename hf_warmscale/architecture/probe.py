@@ -1,0 +1,137 @@
+"""Change one size at a time on the meta device and read from the shapes which axis each dimension is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from hf_warmscale.architecture.layouts import candidates
+from hf_warmscale.architecture.model_map import Axis, Dimension
+from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, tiny_config
+
+Shapes = Mapping[str, tuple[int, ...]]
+Sizes = Mapping[Axis, int]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the shapes of an architecture say.
+
+    Args:
+        sizes (`Mapping[Axis, int]`): the sizes of the tiny reference model, derived ones included.
+        law (`SizeLaw`): how sizes follow from one another.
+        choices (`Mapping[str, tuple[list[Dimension], ...]]`): for every parameter and dimension the layouts that fit.
+    """
+
+    sizes: Sizes
+    law: "SizeLaw"
+    choices: Mapping[str, tuple[list[Dimension], ...]]
+
+
+class SizeLaw:
+    """How the sizes of an architecture follow from those that its config can set.
+
+    Args:
+        settable (`frozenset[Axis]`): axes with a config field that the model obeys.
+        intermediate_ratio (`int` or `None`): intermediate size / hidden size where the family fixes it (BLOOM: 4).
+    """
+
+    def __init__(self, settable: frozenset[Axis], intermediate_ratio: int | None = None) -> None:
+        self.settable = settable
+        self.intermediate_ratio = intermediate_ratio
+
+    @property
+    def derived(self) -> frozenset[Axis]:
+        """Return the axes that follow from others."""
+        derived = set() if Axis.HEAD_DIM in self.settable else {Axis.HEAD_DIM}
+        return frozenset(derived | ({Axis.INTERMEDIATE} if self.intermediate_ratio else set()))
+
+    def complete(self, sizes: Sizes) -> Sizes:
+        """Return `sizes` made consistent: where head_dim follows from hidden / heads, hidden = heads x head_dim."""
+        full = dict(sizes)
+        if Axis.HEAD_DIM in self.derived:
+            full[Axis.HIDDEN] = full[Axis.HEADS] * full[Axis.HEAD_DIM]
+        if self.intermediate_ratio:
+            full[Axis.INTERMEDIATE] = self.intermediate_ratio * full[Axis.HIDDEN]
+        return full
+
+    def settings(self, sizes: Sizes) -> Sizes:
+        """Return the part of `sizes` that the config can set."""
+        return {axis: size for axis, size in sizes.items() if axis in self.settable}
+
+
+def probe(config: PreTrainedConfig, layers: int) -> Probe:
+    """Read the axes of every dimension of an architecture from its shapes at `layers` layers.
+
+    Raises:
+        ValueError: if a dimension changes in a way that no known layout explains; names the tensor.
+    """
+    law = _find_law(config, layers)
+    observed = _observe(config, law, layers)
+    reference, shapes = observed[0]
+    choices: dict[str, tuple[list[Dimension], ...]] = {}
+    for name, shape in shapes.items():
+        found = []
+        for dim, size in enumerate(shape):
+            fitting = candidates([(sizes, other[name][dim]) for sizes, other in observed])
+            if not fitting:
+                raise ValueError(
+                    f"{config.model_type}: dimension {dim} (size {size}) of {name} follows no layout that is known; "
+                    "add its inner order to hf_warmscale/architecture/layouts.py."
+                )
+            found.append(fitting)
+        choices[name] = tuple(found)
+    return Probe(sizes=reference, law=law, choices=choices)
+
+
+def _observe(config: PreTrainedConfig, law: SizeLaw, layers: int) -> list[tuple[Sizes, Shapes]]:
+    reference = law.complete({axis: TINY[axis] for axis in TINY if axis in law.settable | law.derived | {Axis.HEADS}})
+    observed = [(reference, _shapes(config, law, reference, layers))]
+    dead = set()
+    for axis in reference:
+        if axis in law.derived - {Axis.HEAD_DIM} or (axis is Axis.HIDDEN and Axis.HEAD_DIM in law.derived):
+            continue
+        sizes = law.complete({**reference, axis: OTHER[axis]})
+        shapes = _shapes(config, law, sizes, layers)
+        if shapes == observed[0][1]:
+            dead.add(axis)
+        observed.append((sizes, shapes))
+    return [({axis: size for axis, size in sizes.items() if axis not in dead}, shapes) for sizes, shapes in observed]
+
+
+def _find_law(config: PreTrainedConfig, layers: int) -> SizeLaw:
+    settable = axes_of(config)
+    if Axis.HEADS not in settable or Axis.HIDDEN not in settable:
+        raise ValueError(f"{config.model_type} has no field for its heads or its hidden size, so it is not described.")
+    law = SizeLaw(settable)
+    if Axis.HEAD_DIM in settable and not _obeys_head_dim(config, law, layers):
+        law = SizeLaw(settable - {Axis.HEAD_DIM})
+    if Axis.INTERMEDIATE not in settable:
+        law = SizeLaw(law.settable, _intermediate_ratio(config, law, layers))
+    return law
+
+
+def _obeys_head_dim(config: PreTrainedConfig, law: SizeLaw, layers: int) -> bool:
+    sizes = {axis: TINY[axis] for axis in law.settable}
+    try:
+        before = _shapes(config, law, sizes, layers)
+        after = _shapes(config, law, {**sizes, Axis.HEAD_DIM: OTHER[Axis.HEAD_DIM]}, layers)
+    except (ValueError, AssertionError, RuntimeError):  # hidden != heads x head_dim is refused
+        return False
+    return before != after
+
+
+def _intermediate_ratio(config: PreTrainedConfig, law: SizeLaw, layers: int) -> int | None:
+    sizes = law.complete({axis: TINY[axis] for axis in law.settable | {Axis.HEAD_DIM}})
+    hidden = sizes[Axis.HIDDEN]
+    shapes = set(_shapes(config, law, sizes, layers).values())
+    for ratio in (4, 2, 3):
+        if {(ratio * hidden, hidden), (hidden, ratio * hidden)} <= shapes:
+            return ratio
+    return None
+
+
+def _shapes(config: PreTrainedConfig, law: SizeLaw, sizes: Sizes, layers: int) -> Shapes:
+    settings = {**law.settings(sizes), Axis.LAYERS: layers}
+    model = build_meta(tiny_config(config, settings))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

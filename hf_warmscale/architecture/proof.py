@@ -1,0 +1,118 @@
+"""A map proves itself: permuting an axis wherever the map names it must leave the logits unchanged."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from hf_warmscale.architecture.indexing import flat_index
+from hf_warmscale.architecture.model_map import Axis, Dimension
+from hf_warmscale.architecture.observe import logits_of
+from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN
+
+TOLERANCE = 1e-12
+"""A right label leaves 1e-15 relative to the largest logit; a wrong one was never seen below 1e-4."""
+
+PROVED_AXES = (
+    Axis.VOCAB,
+    Axis.HIDDEN,
+    Axis.INTERMEDIATE,
+    Axis.HEADS,
+    Axis.KV_HEADS,
+    Axis.EXPERTS,
+    Axis.EXPERT_INTERMEDIATE,
+    Axis.SHARED_INTERMEDIATE,
+)
+"""Every axis but two: rotary embeddings tell the coordinates of a head apart, and layers are found by name."""
+
+Labels = Mapping[str, tuple[Dimension, ...]]
+Permutations = Mapping[Axis, torch.Tensor]
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Return the model in float64 with random weights in which no gain is 1 and no bias 0."""
+    model = model.double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(noise, alpha=0.2)
+        for buffer in saved_buffers(model).values():
+            if buffer.is_floating_point() and buffer.ndim:
+                buffer.add_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64), alpha=0.1)
+    return model
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that a checkpoint holds."""
+    state = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}
+
+
+def axis_permutations(axis: Axis, sizes: Mapping[Axis, int]) -> Permutations:
+    """Return permutations that exercise one axis and respect how query heads share key heads.
+
+    Permuting the key heads moves whole groups of query heads with them; permuting the heads stays inside the groups.
+    """
+    if axis is Axis.VOCAB:
+        ordinary = _permutation(sizes[axis] - FIRST_ORDINARY_TOKEN) + FIRST_ORDINARY_TOKEN
+        return {axis: torch.cat([torch.arange(FIRST_ORDINARY_TOKEN), ordinary])}
+    if axis in (Axis.HEADS, Axis.KV_HEADS) and Axis.KV_HEADS in sizes:
+        groups, in_group = sizes[Axis.KV_HEADS], sizes[Axis.HEADS] // sizes[Axis.KV_HEADS]
+        heads = torch.arange(sizes[Axis.HEADS]).reshape(groups, in_group)
+        if axis is Axis.HEADS:
+            return {axis: heads[:, _permutation(in_group)].flatten()}
+        order = _permutation(groups)
+        return {Axis.KV_HEADS: order, Axis.HEADS: heads[order].flatten()}
+    return {axis: _permutation(sizes[axis])}
+
+
+def permutation_error(
+    model: PreTrainedModel, labels: Labels, sizes: Mapping[Axis, int], axis: Axis, tokens: torch.Tensor
+) -> float:
+    """Return max |change of a logit| / max |logit| when `axis` is permuted wherever `labels` name it.
+
+    Args:
+        model (`PreTrainedModel`): a tiny random model in float64; it is not changed.
+        labels (`Mapping[str, tuple[Dimension, ...]]`): the layout of every dimension of every parameter and buffer.
+        sizes (`Mapping[Axis, int]`): the sizes of the model.
+        axis (`Axis`): the axis to permute.
+        tokens (`torch.Tensor`): token ids `[batch, tokens]`.
+    """
+    permutations = axis_permutations(axis, sizes)
+    permuted = {}
+    for name, tensor in {**dict(model.named_parameters()), **saved_buffers(model)}.items():
+        moved = tensor.detach()
+        for dim, layout in enumerate(labels[name]):
+            index = flat_index(layout, sizes, permutations)
+            if not torch.equal(index, torch.arange(len(index))):
+                moved = moved.index_select(dim, index)
+        permuted[name] = moved
+    before = logits_of(model, tokens)
+    if axis is Axis.VOCAB:
+        order = permutations[axis]
+        after = logits_of(_Rewired(model, permuted), torch.argsort(order)[tokens])
+        before = before[..., order] if before.shape[-1] == len(order) else before
+    else:
+        after = logits_of(_Rewired(model, permuted), tokens)
+    return float((after - before).abs().max() / before.abs().max())
+
+
+class _Rewired(nn.Module):
+    """The model with other weights, without touching it."""
+
+    def __init__(self, model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._call = (model, dict(weights))  # a tuple, so that the model is no submodule
+
+    def forward(self, **inputs: torch.Tensor) -> object:
+        model, weights = self._call
+        return functional_call(model, weights, args=(), kwargs=inputs)
+
+
+def _permutation(size: int) -> torch.Tensor:
+    """A shuffle that is not its own inverse and, where possible, moves every coordinate."""
+    shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(size))
+    return shuffled if not torch.equal(shuffled, torch.arange(size)) else shuffled.roll(1)

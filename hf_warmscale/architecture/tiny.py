@@ -1,0 +1,75 @@
+"""Tiny configs of a given architecture: the same structure, other sizes."""
+
+import inspect
+from collections.abc import Mapping
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from hf_warmscale.architecture.fields import find_field, resized_config
+from hf_warmscale.architecture.model_map import Axis
+
+# Sizes that differ from one another and from every product of two others, so that no dimension is taken for another.
+TINY: Mapping[Axis, int] = {
+    Axis.HIDDEN: 24,
+    Axis.INTERMEDIATE: 20,
+    Axis.HEADS: 4,
+    Axis.KV_HEADS: 2,
+    Axis.HEAD_DIM: 8,
+    Axis.VOCAB: 80,
+    Axis.EXPERTS: 4,
+    Axis.EXPERT_INTERMEDIATE: 10,
+    Axis.SHARED_INTERMEDIATE: 14,
+}
+
+OTHER: Mapping[Axis, int] = {
+    Axis.HIDDEN: 40,
+    Axis.INTERMEDIATE: 36,
+    Axis.HEADS: 8,
+    Axis.KV_HEADS: 4,
+    Axis.HEAD_DIM: 16,
+    Axis.VOCAB: 112,
+    Axis.EXPERTS: 6,
+    Axis.EXPERT_INTERMEDIATE: 18,
+    Axis.SHARED_INTERMEDIATE: 26,
+}
+"""The size each axis takes when it is the one that changes."""
+
+FIRST_ORDINARY_TOKEN = 4
+"""Token ids below may have a meaning of their own (padding, beginning of text)."""
+
+_NEUTRAL: Mapping[str, int] = {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "num_experts_per_token": 2}
+_NEUTRAL |= {"moe_topk": 2, "moe_k": 2}
+
+
+def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    """Instantiate a causal LM without allocating its weights."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """Instantiate a causal LM with eager attention, in evaluation mode."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model.eval()
+
+
+def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:
+    """Return `config` at other sizes, its token ids inside the vocabulary and its experts in one group."""
+    tiny = resized_config(config, sizes)
+    values = tiny.to_dict()
+    neutral = {name: value for name, value in _NEUTRAL.items() if isinstance(values.get(name), int)}
+    tokens = {
+        name: 0 if isinstance(value, int) else [0]
+        for name, value in values.items()
+        if name.endswith("token_id") and isinstance(value, int | list)
+    }
+    return type(config).from_dict({**values, **neutral, **tokens})
+
+
+def axes_of(config: PreTrainedConfig) -> frozenset[Axis]:
+    """Return the axes that the family's config can set; `HEAD_DIM` always, since many read it undeclared."""
+    present = {axis for axis in TINY if find_field(config, axis) is not None}
+    head_dim = inspect.getattr_static(type(config), "head_dim", None)
+    settable = not (isinstance(head_dim, property) and head_dim.fset is None)
+    return frozenset(present | ({Axis.HEAD_DIM} if settable else set()))
