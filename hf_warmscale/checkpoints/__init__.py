@@ -1,5 +1,7 @@
 """Safetensors in, safetensors out: lazy, streamed, bounded memory, atomic."""
 
+from hf_warmscale.checkpoints.conversion import skeleton
+from hf_warmscale.checkpoints.model_weights import ModelWeights, ModelWriter
 from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint
 from hf_warmscale.checkpoints.saving import copy_side_files, save_model
 from hf_warmscale.checkpoints.staging import refuse_existing, staged_directory, write_json, write_text
@@ -9,6 +11,8 @@ from hf_warmscale.checkpoints.writer import CheckpointWriter
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "ModelWeights",
+    "ModelWriter",
     "TensorSpec",
     "content_hash",
     "copy_side_files",
@@ -16,6 +20,7 @@ __all__ = [
     "refuse_existing",
     "refuse_non_finite",
     "save_model",
+    "skeleton",
     "staged_directory",
     "write_json",
     "write_text",

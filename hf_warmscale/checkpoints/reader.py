@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from hf_warmscale.checkpoints.conversion import skeleton
 from hf_warmscale.checkpoints.shards import PickledShard, SafetensorsShard, Shard
 from hf_warmscale.checkpoints.source import Source, find_source, weight_files
 from hf_warmscale.checkpoints.tensors import TensorSpec, combine_digests, refuse_non_finite, tensor_digest
@@ -100,9 +101,7 @@ class Checkpoint:
     @cached_property
     def tied(self) -> Mapping[str, str]:
         """For each name that shares its tensor with another, the name that is stored (`lm_head` -> embedding)."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        return dict(model.all_tied_weights_keys)
+        return dict(skeleton(self.config).all_tied_weights_keys)
 
     def check_specs(self, expected: Mapping[str, TensorSpec]) -> None:
         """Compare names, shapes and dtypes with what is expected; tied names may be absent.

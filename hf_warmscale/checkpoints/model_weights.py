@@ -1,0 +1,160 @@
+"""A checkpoint under the names of the model that loads it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_warmscale.checkpoints.conversion import Group, loading_groups, saving_groups, skeleton
+from hf_warmscale.checkpoints.reader import Checkpoint
+from hf_warmscale.checkpoints.tensors import TensorSpec
+from hf_warmscale.checkpoints.writer import CheckpointWriter
+
+
+class ModelWeights:
+    """Read a checkpoint by the names of `state_dict()`, one tensor at a time, as `from_pretrained` would name them.
+
+    Of tied names only the source is there (`model.embed_tokens.weight`, not `lm_head.weight`).
+
+    Args:
+        checkpoint (`Checkpoint`): the opened checkpoint.
+
+    Raises:
+        ValueError: if a tensor of the model is missing or of another shape than the config says, the checkpoint is
+            quantized, or it stores two different tensors under names that its config ties.
+
+    Example:
+        >>> weights = ModelWeights(open_checkpoint("mistralai/Mixtral-8x7B-v0.1"))
+        >>> weights.specs["model.layers.0.mlp.experts.gate_up_proj"]
+        TensorSpec(shape=(8, 28672, 4096), dtype=torch.bfloat16)
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        if "quantization_config" in checkpoint.config.to_dict():
+            raise ValueError(f"The checkpoint {checkpoint.source.name} is quantized; dequantize and save it first.")
+        self.model = skeleton(checkpoint.config)
+        self._groups: dict[str, Group] = {}
+        stored: dict[str, TensorSpec] = {}
+        for group in loading_groups(checkpoint.specs, self.model):
+            for name, spec in group.result_specs(checkpoint.specs, self.model).items():
+                self._groups[name], stored[name] = group, spec
+        self._drop_tied(stored)
+        self._last: tuple[Group, dict[str, torch.Tensor]] | None = None
+        self.specs: Mapping[str, TensorSpec] = self._checked(stored)
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Return the names in the files that a tensor of the model is made of."""
+        return tuple(self._groups[name].sources)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor of the model: a view of the mapped file unless transformers converts it on loading.
+
+        Raises:
+            ValueError: if the model has no such tensor.
+        """
+        if name not in self.specs:
+            raise ValueError(f"The model in {self.checkpoint.source.name} has no tensor {name}.")
+        group = self._groups[name]
+        if group.converter is None:
+            (source,) = group.sources
+            return self.checkpoint.tensor(source)
+        if self._last is None or self._last[0] is not group:
+            read = {source: self.checkpoint.tensor(source) for source in group.sources}
+            self._last = group, group.convert(read, self.model)
+        return self._last[1][name]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor of the model with its name."""
+        for name in self.specs:
+            yield name, self.tensor(name)
+
+    def _drop_tied(self, stored: dict[str, TensorSpec]) -> None:
+        for tied, source in self.model.all_tied_weights_keys.items():
+            if tied not in stored:
+                continue
+            if source not in stored:  # saved under the other name; transformers accepts it too
+                self._groups[source], stored[source] = self._groups[tied], stored[tied]
+            elif not torch.equal(self._first(tied), self._first(source)):
+                raise ValueError(
+                    f"The config of {self.checkpoint.source.name} ties {tied} to {source}, but their values differ;"
+                    " set tie_word_embeddings to false in its config.json."
+                )
+            del self._groups[tied], stored[tied]
+
+    def _first(self, name: str) -> torch.Tensor:
+        return self.checkpoint.tensor(next(iter(self._groups[name].sources)))
+
+    def _checked(self, stored: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """Return the specs in the model's order, all shapes compared with the config."""
+        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        for name in expected.keys() - self.model.all_tied_weights_keys.keys() - stored.keys():
+            raise ValueError(f"The checkpoint {self.checkpoint.source.name} lacks the tensor {name}.")
+        for name, spec in stored.items():
+            if spec.shape != expected[name]:
+                raise ValueError(
+                    f"The tensor {name} of {self.checkpoint.source.name} has the shape {list(spec.shape)},"
+                    f" its config.json says {list(expected[name])}."
+                )
+        return {name: stored[name] for name in expected if name in stored}
+
+
+class ModelWriter:
+    """Write a checkpoint by the names of `state_dict()`, in the layout that `save_pretrained` gives its files.
+
+    Memory holds one tensor, or the few that transformers converts together. Use it inside a `staged_directory`.
+
+    Args:
+        folder (`Path`): an existing folder.
+        model (`PreTrainedModel`): the target, usually `skeleton(config)`.
+        specs (`Mapping[str, TensorSpec]`): every tensor of the model; tied names are not written.
+        max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
+
+    Raises:
+        ValueError: as `CheckpointWriter`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        specs: Mapping[str, TensorSpec],
+        *,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        self.model = model
+        self._group = {name: group for group in saving_groups(model) for name in group.sources}
+        self.specs = {name: specs[name] for name in self._group}
+        self._waiting: dict[str, dict[str, torch.Tensor]] = {}
+        stored: dict[str, TensorSpec] = {}
+        for group in self._group.values():
+            stored.update(group.result_specs(self.specs, model))
+        self._writer = CheckpointWriter(folder, stored, max_shard_size=max_shard_size)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor of the model.
+
+        Raises:
+            ValueError: if the model has no such tensor, or shape or dtype differ from what was announced.
+        """
+        if name not in self.specs:
+            raise ValueError(f"The tensor {name} was not announced.")
+        if TensorSpec.of(tensor) != self.specs[name]:
+            raise ValueError(f"The tensor {name} is {TensorSpec.of(tensor)}, announced was {self.specs[name]}.")
+        group = self._group[name]
+        arrived = self._waiting.setdefault(group.key, {})
+        arrived[name] = tensor
+        if arrived.keys() == group.sources.keys():
+            for stored, value in group.convert(self._waiting.pop(group.key), self.model).items():
+                self._writer.write(stored, value)
+
+    def __enter__(self) -> "ModelWriter":
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
