@@ -46,8 +46,9 @@ class MupConfig(GraniteConfig):
     mup: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self.head_dim = head_dim(self)
+        self._refuse_heads()
         self.mup = complete_entry(self, mup_entry(self))
         for name, value in GraniteForm.from_config(self).forward_multipliers().items():
             given = getattr(self, name)
@@ -59,14 +60,7 @@ class MupConfig(GraniteConfig):
             setattr(self, name, value)
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit each other."""
-        if self.num_attention_heads % (self.num_key_value_heads or 1):
-            raise ValueError(
-                f"The number of attention heads {self.num_attention_heads} is not a multiple of the number of "
-                f"key-value heads {self.num_key_value_heads}; change one of them."
-            )
-        if (self.head_dim or 0) % 2:
-            raise ValueError(f"The head_dim {self.head_dim} is odd; rotary embeddings need an even one.")
+        """Allow a hidden size that is not a multiple of the number of heads: the size of a head is a field."""
 
     def resized(self, **sizes: int) -> "MupConfig":
         """Return this config with other sizes, the same base shape, and the multipliers that follow.
@@ -91,3 +85,12 @@ class MupConfig(GraniteConfig):
         content: dict[str, Any] = super().to_diff_dict()
         kept = ["head_dim", "mup", *GraniteForm.from_config(self).forward_multipliers()]
         return {**content, **{name: getattr(self, name) for name in kept}}
+
+    def _refuse_heads(self) -> None:
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"The number of attention heads {self.num_attention_heads} is not a multiple of the number of "
+                f"key-value heads {self.num_key_value_heads}; change one of them."
+            )
+        if (self.head_dim or 0) % 2:
+            raise ValueError(f"The head_dim {self.head_dim} is odd; rotary embeddings need an even one.")

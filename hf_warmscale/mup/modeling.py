@@ -16,7 +16,7 @@ class MupPreTrainedModel(GranitePreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Linear):
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
             return
         factor = GraniteForm.from_config(self.config).linear_init(_last_name(self, module))
         init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * factor)
@@ -50,7 +50,7 @@ class MupForCausalLM(MupPreTrainedModel, GraniteForCausalLM):
         self.model = MupModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 def _last_name(model: nn.Module, module: nn.Module) -> str:
