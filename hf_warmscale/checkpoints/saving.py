@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints.staging import staged_directory, write_json
@@ -55,10 +54,7 @@ def save_model(
     with staged_directory(output) as folder:
         if side_files is not None:
             copy_side_files(side_files, folder)
-        try:
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
-        except SafetensorError as error:
-            raise OSError(f"The weights could not be written to {output}: {error}.") from error
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         for name, content in (receipts or {}).items():

@@ -1,5 +1,6 @@
 """Write beside the target, rename when complete: a killed write is never mistaken for a result."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,20 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 STAGING_SUFFIX = ".partial"
+LOCK_SUFFIX = ".lock"
+TEXT_LOCK_SECONDS = 60.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LITTLE_SPACE = 1 << 20
 
 
 def refuse_existing(output: str | os.PathLike[str]) -> None:
     """Refuse an output folder that already holds something.
 
     Raises:
-        ValueError: if `output` is a file or a folder that is not empty.
+        ValueError: if `output` is a file, a mount point, or a folder that is not empty.
     """
     output = Path(output)
     if output.is_file():
         raise ValueError(f"The output {output} is a file; name a new or an empty folder.")
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"The output folder {output} is not empty; name a new or an empty folder.")
+    if output.is_mount():
+        raise ValueError(f"The output folder {output} is a mount point; name a new folder inside it.")
 
 
 @contextmanager
@@ -32,49 +41,106 @@ def staged_directory(output: str | os.PathLike[str]) -> Iterator[Path]:
     folder is removed; what a SIGKILL leaves behind is swept by the next write to the same output.
 
     Args:
-        output (`str` or `PathLike`): the folder to make; it must not exist or be empty.
+        output (`str` or `PathLike`): the folder to make; it must not exist or be empty. A link is followed.
 
     Raises:
         ValueError: if `output` is not empty.
-        OSError: if the disk is full or the folder cannot be written; nothing is left at `output`.
+        OSError: if the disk is full, the folder cannot be written, or another process is writing it; nothing is left
+            at `output`.
+
+    Example:
+        >>> with staged_directory("merged") as folder:
+        ...     model.save_pretrained(folder)
     """
-    output = Path(output)
+    output = Path(output).resolve()
     refuse_existing(output)
-    staging = output.with_name(f".{output.name}{STAGING_SUFFIX}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        for path in staging.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        if output.is_dir():
-            output.rmdir()
-        staging.rename(output)
-        _sync(output.parent)
-    except BaseException:
+    with _locked(output, wait=0.0):
+        refuse_existing(output)  # another process may have completed it before the lock was free
+        staging = output.with_name(f".{output.name}{STAGING_SUFFIX}")
         shutil.rmtree(staging, ignore_errors=True)
-        raise
+        try:
+            staging.mkdir()
+            yield staging
+            _sync_tree(staging)
+            staging.rename(output)
+        except BaseException as error:
+            full = _is_disk_full(error, output.parent)
+            shutil.rmtree(staging, ignore_errors=True)
+            if full:
+                raise OSError(
+                    f"There is no room left to write {output}; free some space or name another disk."
+                ) from error
+            raise
+        _sync(output.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically (UTF-8)."""
+    """Write a text file atomically (UTF-8); of several writers the last one wins.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; what was at `path` is still there.
+    """
     path = Path(path)
     staging = path.with_name(f".{path.name}{STAGING_SUFFIX}")
-    try:
-        with staging.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
+    with _locked(path, wait=TEXT_LOCK_SECONDS):
+        try:
+            with staging.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.replace(path)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[Any]) -> None:
-    """Write a JSON file atomically, indented, with a final newline; NaN is refused."""
+    """Write a JSON file atomically, indented, with a final newline.
+
+    Raises:
+        ValueError: if `content` holds NaN or an infinity.
+        OSError: as `write_text`.
+    """
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _locked(target: Path, *, wait: float) -> Iterator[None]:
+    """Be the only writer of `target`, for at most `wait` seconds of waiting. The system frees a dead writer's lock."""
+    parent = target.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"The folder {parent} cannot be made ({error.strerror}); name another output.") from error
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder {parent} cannot be written to; name another output.")
+    lock_file = parent / f".{target.name}{LOCK_SUFFIX}"
+    try:
+        with FileLock(lock_file, timeout=wait):
+            try:
+                yield
+            finally:
+                # Removed while it is held: whoever waits for it sees that the file is gone and makes a new one.
+                lock_file.unlink(missing_ok=True)
+    except Timeout as error:
+        raise OSError(f"Another process is writing {target}; wait for it, or name another output.") from error
+
+
+def _is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Tell a full disk from other errors.
+
+    The Rust libraries (safetensors, tokenizers) name the error's number in text only, `torch.save` not at all.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < LITTLE_SPACE:
+        return True
+    return isinstance(error, Exception) and any(f"os error {number}" in str(error) for number in DISK_FULL)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

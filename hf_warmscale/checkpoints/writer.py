@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,7 @@ class CheckpointWriter:
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_size,
         )
+        _check_space(folder, split.metadata["total_size"])
         self._files = [
             _ShardFile(folder / file, {name: self.specs[name] for name in names})
             for file, names in split.filename_to_tensors.items()
@@ -110,8 +112,8 @@ class _ShardFile:
         header, self.offsets = _layout(specs)
         self._length = len(header).to_bytes(LENGTH_BYTES, "little")
         self._start = LENGTH_BYTES + len(header)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        os.ftruncate(self._descriptor, self._start + sum(spec.nbytes for spec in specs.values()))
+        self._file = path.open("xb", buffering=0)
+        self._file.truncate(self._start + sum(spec.nbytes for spec in specs.values()))
         self._write_at(LENGTH_BYTES, memoryview(header))
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
@@ -121,14 +123,22 @@ class _ShardFile:
         self._write_at(0, memoryview(self._length))
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
     def _write_at(self, position: int, data: memoryview) -> None:
         while data:
-            written = os.pwrite(self._descriptor, data, position)
+            written = os.pwrite(self._file.fileno(), data, position)
             position, data = position + written, data[written:]
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Refuse at once what would fail at the end."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"The weights need {needed / 1e9:.3g} GB and the disk of {folder.parent} has {free / 1e9:.3g} GB left;"
+            " free some space or name another disk."
+        )
 
 
 def _layout(specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
