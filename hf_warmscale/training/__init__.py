@@ -1,0 +1,25 @@
+"""Continual pretraining: schedules, mixtures with replay, stages, and the trainer that runs them."""
+
+from hf_warmscale.training.arguments import ContinualArguments, ContinualTrainingArguments
+from hf_warmscale.training.lr_scheduler import StageLR, plot_schedule
+from hf_warmscale.training.mixture import ReplayMixture, SeenRows
+from hf_warmscale.training.schedules import Schedule, get_schedule
+from hf_warmscale.training.stage import Progress, Stage, StageRecord, seen_rows
+from hf_warmscale.training.trainer import ContinualMixin, ContinualTrainer
+
+__all__ = [
+    "ContinualArguments",
+    "ContinualMixin",
+    "ContinualTrainer",
+    "ContinualTrainingArguments",
+    "Progress",
+    "ReplayMixture",
+    "Schedule",
+    "SeenRows",
+    "Stage",
+    "StageLR",
+    "StageRecord",
+    "get_schedule",
+    "plot_schedule",
+    "seen_rows",
+]

@@ -1,0 +1,70 @@
+"""Seekable permutations: the row at any place of any pass, without a stored order."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+Words = NDArray[np.uint32]
+
+ROUNDS = 4
+
+
+def key_of(seed: int, name: str) -> int:
+    """Return the 32-bit key of a stream of permutations."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def permuted(ordinals: Integers, size: int, key: int) -> Integers:
+    """Return the rows that stand at `ordinals` of an endless sequence of shuffled passes over `size` rows.
+
+    Every pass holds each row exactly once, in an order of its own: ordinals 0 to `size` - 1 are the first pass. The
+    order is a Feistel network on the smallest power of two that holds `size`; values outside are sent through it again
+    (cycle walking) until they fall inside.
+
+    Args:
+        ordinals (`[n]` of `int64`): places in the sequence, in any order.
+        size (`int`): the number of rows.
+        key (`int`): see `key_of`.
+
+    Returns:
+        `[n]` of `int64`: rows, each below `size`.
+    """
+    if not len(ordinals):
+        return ordinals
+    bits = max(2, (size - 1).bit_length())
+    passes, places = np.divmod(ordinals, size)
+    # Most calls stay within one pass: one key then stands for all.
+    keys = _mix(np.uint32(key) + passes.astype(np.uint32) * np.uint32(0x9E3779B9))
+    if passes.min() == passes.max():
+        keys = keys[:1]
+    rows = _feistel(places, keys, bits)
+    outside = np.flatnonzero(rows >= size)
+    while outside.size:
+        rows[outside] = _feistel(rows[outside], keys[outside] if len(keys) > 1 else keys, bits)
+        outside = outside[rows[outside] >= size]
+    return rows
+
+
+def _feistel(values: Integers, keys: Words, bits: int) -> Integers:
+    low_bits = bits // 2
+    low_mask, high_mask = np.uint32((1 << low_bits) - 1), np.uint32((1 << (bits - low_bits)) - 1)
+    high, low = (values >> low_bits).astype(np.uint32), values.astype(np.uint32) & low_mask
+    for index in range(ROUNDS):
+        if index % 2:
+            low ^= _mix(high ^ keys) & low_mask
+        else:
+            high ^= _mix(low ^ keys) & high_mask
+        keys = keys * np.uint32(0x2C1B3C6D) + np.uint32(0x297A2D39)
+    return (high.astype(np.int64) << low_bits) | low
+
+
+def _mix(words: Words) -> Words:
+    """Scramble 32-bit words: multiply, shift, multiply, shift (the finaliser of MurmurHash3, shortened)."""
+    words = words * np.uint32(0x85EBCA6B)
+    words ^= words >> np.uint32(15)
+    words *= np.uint32(0xC2B2AE35)
+    words ^= words >> np.uint32(14)
+    return words

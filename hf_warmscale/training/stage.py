@@ -1,0 +1,234 @@
+"""One stretch of training on one mixture with one schedule, and what every checkpoint says about it."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from hf_warmscale.checkpoints import write_json
+from hf_warmscale.training.mixture import ReplayMixture, Rows, SeenRows, refuse_other_rows
+from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.training.schedules import Schedule, get_schedule
+
+STAGE_FILE = "stage.json"
+
+OptimizerPolicy = Literal["reset", "keep"]
+"""What a new stage does with the moments of its parent: forget them (as 2403.08763) or take them over."""
+
+
+@dataclass
+class Stage:
+    """What to train on, how long, and with which learning rates.
+
+    Args:
+        name (`str`): tells this stage from its predecessor: a checkpoint of the same name is continued, any other one
+            is the start of a new stage.
+        schedule (`Schedule`, `str` or `Mapping`): from `get_schedule`, a name, or a name with its parameters.
+        mixture (`ReplayMixture`, *optional*): by default the `train_dataset` of the trainer alone.
+        max_steps (`int`, *optional*): length in optimizer steps.
+        max_tokens (`int`, *optional*): length in tokens instead, for rows of one length; the stage ends with the first
+            step that reaches it.
+        optimizer (`str`): `"reset"` or `"keep"` the moments of the parent.
+        parent (`str` or `PathLike`, *optional*): the checkpoint whose weights the model was loaded from; its lineage
+            continues in this stage.
+
+    Raises:
+        ValueError: unless exactly one positive length is given.
+
+    Example:
+
+    ```python
+    >>> stage = Stage("german", "rewarm_cosine", max_steps=200)
+    >>> stage.schedule.name, stage.num_steps(samples_per_step=8)
+    ('rewarm_cosine', 200)
+
+    ```
+    """
+
+    name: str
+    schedule: Schedule
+    mixture: ReplayMixture | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    optimizer: OptimizerPolicy = "reset"
+    parent: str | os.PathLike[str] | None = None
+
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule | str | Mapping[str, Any],
+        mixture: ReplayMixture | None = None,
+        *,
+        max_steps: int | None = None,
+        max_tokens: int | None = None,
+        optimizer: OptimizerPolicy = "reset",
+        parent: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.name, self.mixture, self.parent = name, mixture, parent
+        self.schedule = _schedule(schedule)
+        self.max_steps, self.max_tokens = max_steps, max_tokens
+        refuse_unknown("optimizer policy", optimizer, ("reset", "keep"))
+        self.optimizer = optimizer
+        if (max_steps is None) == (max_tokens is None):
+            raise ValueError(f"The stage {name!r} needs one length: give either max_steps or max_tokens.")
+        if (max_steps or max_tokens or 0) < 1:
+            raise ValueError(f"The stage {name!r} has the length {max_steps or max_tokens}; make it positive.")
+
+    def num_steps(self, *, samples_per_step: int, row_length: int | None = None) -> int:
+        """Return the length in optimizer steps.
+
+        Args:
+            samples_per_step (`int`): rows in one optimizer step, over all ranks.
+            row_length (`int`, *optional*): tokens in every row; `None` if rows differ.
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        if row_length is None:
+            raise ValueError(
+                f"The rows of the stage {self.name!r} differ in length; give max_steps, or pack the data."
+            )
+        assert self.max_tokens is not None
+        return math.ceil(self.max_tokens / (samples_per_step * row_length))
+
+
+def _schedule(schedule: Schedule | str | Mapping[str, Any]) -> Schedule:
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, str):
+        return get_schedule(schedule)
+    if "name" not in schedule:
+        raise ValueError(f"The schedule {dict(schedule)} has no name; add name: rewarm_cosine, or another one.")
+    return get_schedule(**schedule)
+
+
+@dataclass
+class Progress:
+    """How far a stage has come, over all ranks; the counts of rows and tokens are by source."""
+
+    step: int = 0
+    samples: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    loss_tokens: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def num_tokens(self) -> int:
+        """Return the tokens of all sources."""
+        return sum(self.tokens.values())
+
+
+@dataclass
+class StageRecord:
+    """The content of `stage.json`.
+
+    Args:
+        name (`str`): of the stage.
+        schedule (`dict`): the resolved schedule.
+        max_steps (`int`): the length of the stage.
+        samples_per_step (`int`): rows in one optimizer step, over all ranks.
+        optimizer (`str`): `"reset"` or `"keep"`.
+        mixture (`dict`): see `ReplayMixture.describe`.
+        arguments (`dict`): the training arguments that shape the trajectory.
+        progress (`Progress`): how far it has come.
+        start_losses (`dict`): evaluation loss by domain before the first step.
+        lineage (`list[dict]`): the earlier stages, the first one first: name, mixture and progress at the branch.
+    """
+
+    name: str
+    schedule: dict[str, Any]
+    max_steps: int
+    samples_per_step: int
+    optimizer: OptimizerPolicy
+    mixture: dict[str, Any]
+    arguments: dict[str, Any]
+    progress: Progress = field(default_factory=Progress)
+    start_losses: dict[str, float] = field(default_factory=dict)
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, checkpoint: str | os.PathLike[str]) -> Self:
+        """Read the record of a checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint was not written by a stage.
+        """
+        path = Path(checkpoint) / STAGE_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint} has no {STAGE_FILE}, so no stage wrote it; load its weights with from_pretrained and "
+                "start a stage from them."
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**content, "progress": Progress(**content["progress"])})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the record into a checkpoint."""
+        write_json(Path(folder) / STAGE_FILE, asdict(self))
+
+    def as_ancestor(self, checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
+        """Return the lineage of a stage that starts from this one."""
+        entry = {
+            "name": self.name,
+            "checkpoint": Path(checkpoint).name,
+            "optimizer": self.optimizer,
+            "mixture": self.mixture,
+            "progress": asdict(self.progress),
+        }
+        return [*self.lineage, entry]
+
+    def total_tokens(self) -> int:
+        """Return the tokens of this stage and of all before it."""
+        return self.progress.num_tokens() + sum(sum(entry["progress"]["tokens"].values()) for entry in self.lineage)
+
+    def differences(self, other: "StageRecord") -> dict[str, tuple[Any, Any]]:
+        """Return what defines the trajectory and differs, by dotted name: (here, there)."""
+        mine, theirs = (_flat({key: getattr(record, key) for key in DEFINING}) for record in (self, other))
+        keys = [*mine, *(key for key in theirs if key not in mine)]
+        return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+DEFINING = ("schedule", "max_steps", "samples_per_step", "optimizer", "mixture", "arguments")
+
+
+def seen_rows(
+    checkpoint: str | os.PathLike[str], sources: Mapping[str, Rows], *, stage: str | None = None
+) -> dict[str, SeenRows]:
+    """Restrict datasets to the rows that a stage really saw, for replay.
+
+    Args:
+        checkpoint (`str` or `PathLike`): a checkpoint of that stage, or of one that descends from it.
+        sources (`Mapping[str, Rows]`): the datasets, under the names that they had in that stage.
+        stage (`str`, *optional*): the name of the stage; by default the earliest that drew from the source.
+
+    Returns:
+        `dict[str, SeenRows]`: datasets for a `ReplayMixture`.
+
+    Raises:
+        ValueError: if no such stage saw a source, or the source holds other rows than it did.
+    """
+    record = StageRecord.load(checkpoint)
+    return {name: _seen(record.as_ancestor(checkpoint), name, rows, stage) for name, rows in sources.items()}
+
+
+def _seen(stages: list[dict[str, Any]], name: str, rows: Rows, stage: str | None) -> SeenRows:
+    for entry in stages:
+        count = entry["progress"]["rows"].get(name, 0)
+        if count and stage in (None, entry["name"]):
+            refuse_other_rows(name, rows, entry["mixture"]["sources"][name])
+            return SeenRows(rows, name=name, seed=entry["mixture"]["seed"], count=count)
+    known = sorted({source for entry in stages for source, count in entry["progress"]["rows"].items() if count})
+    where = f"The stage {stage!r}" if stage else "The run"
+    raise ValueError(f"{where} never saw the source {name!r}; replay one of {', '.join(known) or 'none'}.")
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

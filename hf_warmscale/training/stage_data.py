@@ -1,0 +1,58 @@
+"""The samples of a stage as a sized dataset, and the source of each row beside its batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Row
+
+Collator = Callable[[list[Row]], dict[str, Any]]
+
+
+class StageSamples(Dataset[Row]):
+    """The first `num_samples` samples of a mixture, to be read in order."""
+
+    def __init__(self, mixture: ReplayMixture, num_samples: int) -> None:
+        self.mixture, self.num_samples = mixture, num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> Row:
+        return self.mixture[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        return self.mixture.__getitems__(indices)
+
+
+class SourceCollator:
+    """Collate rows as another collator does, and add the number of the source that each came from.
+
+    The sources are `[rows]`; where the collator lays all rows out in one (`[1, tokens]`), they are one per token.
+    """
+
+    def __init__(self, collator: Collator, names: Sequence[str]) -> None:
+        self.collator, self.numbers = collator, {name: number for number, name in enumerate(names)}
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        sources = torch.tensor([self.numbers[row[SOURCE]] for row in rows])
+        batch = self.collator([{key: value for key, value in row.items() if key != SOURCE} for row in rows])
+        input_ids = batch["input_ids"]
+        if len(input_ids) != len(rows):
+            lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+            sources = torch.repeat_interleave(sources, lengths).reshape(input_ids.shape)
+        return {**batch, SOURCE: sources}
+
+
+def row_length(mixture: ReplayMixture) -> int | None:
+    """Return the tokens of every row, or `None` if the first rows of the sources differ."""
+    lengths = {len(rows[index]["input_ids"]) for rows in mixture.sources.values() for index in (0, len(rows) - 1)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def per_position(sources: Tensor, shape: torch.Size) -> Tensor:
+    """Return the source of every position of a batch of this shape."""
+    return sources if sources.shape == shape else sources[:, None].expand(shape)

@@ -1,0 +1,159 @@
+"""A stage in progress: its resolved schedule and mixture, its record, and what it reports."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Self
+
+from torch import Tensor
+from transformers import TrainingArguments
+
+from hf_warmscale.training.metering import SourceMeter
+from hf_warmscale.training.mixture import ReplayMixture
+from hf_warmscale.training.stage import Stage, StageRecord
+from hf_warmscale.training.stage_data import StageSamples, row_length
+
+logger = logging.getLogger(__name__)
+
+HYPERPARAMETERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+"""Arguments that shape the trajectory besides the stage itself: a resume must keep them."""
+
+FIXED = "samples_per_step"
+"""What no policy may change inside a stage: the position in the data is counted in it."""
+
+
+class StageRun:
+    """Resolve a stage against the arguments of a trainer and keep its books.
+
+    Args:
+        stage (`Stage`): what to train.
+        mixture (`ReplayMixture`): on what.
+        args (`TrainingArguments`): give the peak rate where the schedule names none, and the hyperparameters.
+        samples_per_step (`int`): rows in one optimizer step, over all ranks.
+
+    Raises:
+        ValueError: if the schedule is longer than the stage, or a source runs dry.
+    """
+
+    def __init__(self, stage: Stage, mixture: ReplayMixture, args: TrainingArguments, samples_per_step: int) -> None:
+        length = row_length(mixture)
+        max_steps = stage.num_steps(samples_per_step=samples_per_step, row_length=length)
+        self.stage, self.mixture = stage, mixture
+        self.schedule = stage.schedule.resolve(
+            total_steps=max_steps,
+            learning_rate=args.learning_rate,
+            tokens_per_step=length and length * samples_per_step,
+        )
+        self.record = StageRecord(
+            name=stage.name,
+            schedule=asdict(self.schedule),
+            max_steps=max_steps,
+            samples_per_step=samples_per_step,
+            optimizer=stage.optimizer,
+            mixture=mixture.describe(),
+            arguments={name: getattr(args, name) for name in HYPERPARAMETERS},
+        )
+        self.samples = StageSamples(mixture, max_steps * samples_per_step)
+        mixture.check_passes(len(self.samples))
+        self.meter = SourceMeter(mixture.names, args.device)
+        self.moments_of: str | None = None
+        self._since, self._tokens_then = time.perf_counter(), 0
+
+    def inherit(self, parent: str | os.PathLike[str]) -> None:
+        """Continue the lineage of a parent's checkpoint, and take over its moments if the stage keeps them."""
+        self.record.lineage = StageRecord.load(parent).as_ancestor(parent)
+        if self.stage.optimizer == "keep":
+            self.moments_of = str(parent)
+
+    def continue_from(self, checkpoint: str | os.PathLike[str], args: TrainingArguments, on_mismatch: str) -> Self:
+        """Return the run that continues a checkpoint of this stage: this one, or the checkpoint's own.
+
+        Raises:
+            ValueError: naming every difference between the two, if `on_mismatch` is `"error"`.
+        """
+        saved = StageRecord.load(checkpoint)
+        differences = saved.differences(self.record)
+        run = self
+        if differences:
+            listed = "; ".join(f"{name} is {old} there and {new} now" for name, (old, new) in differences.items())
+            if FIXED in differences:
+                raise ValueError(f"{checkpoint} and the arguments differ: {listed}; keep the total batch size.")
+            if on_mismatch == "error":
+                raise ValueError(
+                    f"{checkpoint} and the arguments differ: {listed}; correct the arguments, or set on_mismatch to "
+                    "'override' or 'use_checkpoint'."
+                )
+            logger.warning("%s and the arguments differ, on_mismatch=%s: %s.", checkpoint, on_mismatch, listed)
+            if on_mismatch == "use_checkpoint":
+                run = self._as_saved(saved, args)
+        run.record.progress, run.record.start_losses = saved.progress, saved.start_losses
+        run.record.lineage = saved.lineage
+        run._tokens_then = saved.progress.num_tokens()
+        return run
+
+    def _as_saved(self, saved: StageRecord, args: TrainingArguments) -> Self:
+        for name, value in saved.arguments.items():
+            setattr(args, name, value)
+        mixture = self.mixture.like(saved.mixture)
+        stage = Stage(saved.name, saved.schedule, mixture, max_steps=saved.max_steps, optimizer=saved.optimizer)
+        return type(self)(stage, mixture, args, saved.samples_per_step)
+
+    def apply_to(self, args: TrainingArguments) -> None:
+        """Set what the stage decides in the arguments of the trainer."""
+        args.max_steps, args.learning_rate = self.record.max_steps, self.schedule.peak
+
+    def advance(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
+        """Bring the record up to a step, with the counts of all ranks."""
+        progress = self.record.progress
+        progress.step, progress.samples = step, step * self.record.samples_per_step
+        progress.rows = self.mixture.counts(progress.samples)
+        self.meter.flush_counts(gather, progress)
+
+    def training_metrics(
+        self, step: int, groups: Iterable[Mapping[str, Any]], gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """Return the rate of every group, and loss, rows and tokens by source, after `step` steps.
+
+        Loss and speed are over the steps since the last call; rows and tokens since the start of the stage.
+        """
+        self.advance(step, gather)
+        progress = self.record.progress
+        factor = self.schedule.factor(step - 1)
+        metrics: dict[str, float] = {f"loss/{name}": loss for name, loss in self.meter.flush_losses(gather).items()}
+        for number, group in enumerate(groups):
+            metrics[f"lr/{group.get('name', number)}"] = float(group["initial_lr"]) * factor
+        for what, counts in (
+            ("rows", progress.rows),
+            ("tokens", progress.tokens),
+            ("loss_tokens", progress.loss_tokens),
+        ):
+            metrics |= {f"{what}/{name}": count for name, count in counts.items()}
+        now = time.perf_counter()
+        metrics["total_tokens"] = self.record.total_tokens()
+        metrics["tokens_per_second"] = (progress.num_tokens() - self._tokens_then) / max(now - self._since, 1e-9)
+        progress.seconds += now - self._since
+        self._since, self._tokens_then = now, progress.num_tokens()
+        return metrics
+
+    def forgetting(self, losses: Mapping[str, float], step: int) -> dict[str, float]:
+        """Return the change of each domain's loss since the start of the stage, which step 0 sets."""
+        if step == 0:
+            self.record.start_losses = dict(losses)
+        start = self.record.start_losses
+        return {name: loss - start[name] for name, loss in losses.items() if name in start}
+
+
+def summarise(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the mean of the losses by domain, and the weighted mean.
+
+    Raises:
+        ValueError: if a weight names no domain.
+    """
+    summary = {"loss": sum(losses.values()) / len(losses)}
+    if weights is not None:
+        if unknown := set(weights) - set(losses):
+            raise ValueError(f"eval_weights name {sorted(unknown)}; the evaluation domains are {sorted(losses)}.")
+        summary["weighted_loss"] = sum(weight * losses[name] for name, weight in weights.items())
+    return summary
