@@ -1,0 +1,161 @@
+"""Merge methods as functions of tensors, written from their formulas.
+
+Each accumulates in float64, so that the order of the inputs does not matter, and returns the dtype of its first input.
+`weights` are taken as they are: no method normalises them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_warmscale.merging.weighted_sum import weighted_sum_
+
+Rescale = Literal["density", "l1"]
+
+PARALLEL = 0.9995
+"""Above this |cos|, slerp falls back to the straight line."""
+
+
+def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return `sum_i w_i x_i`."""
+    out = torch.empty_like(tensors[0])
+    weighted_sum_(out, tensors, weights, accumulate=torch.float64)
+    return out
+
+
+def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
+    """Return the point at `fraction` of the arc from `first` to `second` (Shoemake 1985).
+
+    `sin((1-t)O)/sin(O) a + sin(tO)/sin(O) b`, with `O` the angle between the flattened tensors; the straight line
+    where they are almost parallel or one of them is zero.
+    """
+    a, b = first.double(), second.double()
+    cosine = _cosine(a, b)
+    if not abs(cosine) <= PARALLEL:
+        return torch.lerp(a, b, fraction).to(first.dtype)
+    angle = torch.arccos(cosine)
+    shares = torch.sin(torch.stack([(1 - fraction) * angle, fraction * angle])) / torch.sin(angle)
+    return (shares[0] * a + shares[1] * b).to(first.dtype)
+
+
+def task_arithmetic(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return `x_0 + sum_i w_i (x_i - x_0)` (arXiv 2212.04089)."""
+    return _add_differences(base, tensors, weights, lambda delta, _: delta)
+
+
+def ties(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, density: float) -> Tensor:
+    """Trim, elect sign, merge (arXiv 2306.01708, algorithm 1), with weights.
+
+    Of each difference from the base the `density` largest by magnitude stay; the sign with the larger weighted sum
+    is elected; the weighted mean of the entries that agree with it is added to the base.
+
+    Args:
+        density (`float`): kept share of each difference, in (0, 1].
+    """
+    origin = base.double()
+    votes = [weight * trim(x.double() - origin, density) for x, weight in zip(tensors, weights, strict=True)]
+    elected = torch.sign(torch.stack(votes).sum(dim=0))
+    total, mass = torch.zeros_like(origin), torch.zeros_like(origin)
+    for weight, vote in zip(weights, votes, strict=True):
+        agrees = (torch.sign(vote) == elected) & (vote != 0)
+        total += vote * agrees
+        mass += weight * agrees
+    mean = torch.where(mass.abs() > 0, total / mass, torch.zeros_like(total))
+    return (origin + mean).to(base.dtype)
+
+
+def trim(delta: Tensor, density: float) -> Tensor:
+    """Keep the `density` largest entries by magnitude and zero the rest."""
+    keep = max(1, int(density * delta.numel()))
+    if keep >= delta.numel():
+        return delta
+    kept = delta.abs().flatten().topk(keep, sorted=False).indices
+    flat = torch.zeros_like(delta).flatten()
+    flat[kept] = delta.flatten()[kept]
+    return flat.view_as(delta)
+
+
+def dare(
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    density: float,
+    keys: Sequence[str],
+    rescale: Rescale = "density",
+) -> Tensor:
+    """Drop random entries of each difference, rescale the rest and add them to the base (arXiv 2311.03099).
+
+    Args:
+        density (`float`): kept share of each difference, `1 - p` of the paper, in (0, 1].
+        keys (`Sequence[str]`): for each tensor what its mask hangs on, see `dare_mask`.
+        rescale (`Rescale`): see `drop_and_rescale`.
+    """
+
+    def sparse(delta: Tensor, index: int) -> Tensor:
+        mask = dare_mask(delta.shape, density=density, key=keys[index])
+        return drop_and_rescale(delta, mask, density=density, rescale=rescale)
+
+    return _add_differences(base, tensors, weights, sparse)
+
+
+def dare_mask(shape: Sequence[int], *, density: float, key: str) -> Tensor:
+    """Return a mask that keeps each entry with probability `density`; the same `key` gives the same mask.
+
+    The random numbers hang on the key alone, so the order in which checkpoints are listed changes nothing.
+    """
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
+    draw = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return draw < density
+
+
+def drop_and_rescale(delta: Tensor, mask: Tensor, *, density: float, rescale: Rescale) -> Tensor:
+    """Zero what the mask drops and scale up the rest.
+
+    Args:
+        delta (`Tensor`): a difference from the base.
+        mask (`Tensor`): what stays.
+        density (`float`): the probability to stay, `1 - p` of the paper.
+        rescale (`Rescale`): `"density"` divides by `1 - p`, which keeps the expectation; `"l1"` keeps the sum of the
+            magnitudes.
+    """
+    kept = delta * mask
+    if rescale == "density":
+        return kept / density
+    left = kept.abs().sum()
+    return kept * (delta.abs().sum() / left) if left > 0 else kept
+
+
+def model_stock(base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Return `t * mean + (1 - t) * base` with `t = N cos / (1 + (N - 1) cos)` (arXiv 2403.19522).
+
+    `cos` is the mean cosine between the differences of all pairs of the `N` tensors from the base; where it is
+    negative the base is kept.
+    """
+    origin = base.double()
+    deltas = [tensor.double() - origin for tensor in tensors]
+    count = len(deltas)
+    pairs = [_cosine(a, b) for index, a in enumerate(deltas) for b in deltas[:index]]
+    cosine = torch.stack(pairs).nan_to_num(nan=0.0).mean().clamp(min=0.0)
+    ratio = count * cosine / (1 + (count - 1) * cosine)
+    return (origin + ratio * torch.stack(deltas).mean(dim=0)).to(base.dtype)
+
+
+def _add_differences(
+    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], change: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Return `x_0 + sum_i w_i change(x_i - x_0, i)`, one difference in memory at a time."""
+    origin = base.double()
+    total = origin.clone()
+    for index, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        total.add_(change(tensor.double() - origin, index), alpha=weight)
+    return total.to(base.dtype)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """NaN where one of them is zero."""
+    cosine: Tensor = torch.dot(a.flatten(), b.flatten()) / torch.sqrt(a.square().sum() * b.square().sum())
+    return cosine

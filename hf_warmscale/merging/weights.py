@@ -1,0 +1,127 @@
+"""Weights of a linear merge: one number a checkpoint, the oldest first, summing to one. Plain arithmetic."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+Weights = tuple[float, ...]
+
+LAWA_WINDOW = 5
+"""Checkpoints averaged by default (arXiv 2306.03241)."""
+
+
+def pair_weights(later: float) -> Weights:
+    """Return `(1 - later, later)`; above 1 this extrapolates (arXiv 2403.19390, section 3)."""
+    return (1.0 - later, later)
+
+
+def uniform_weights(count: int) -> Weights:
+    """Return `1 / count` for each of `count` checkpoints."""
+    return (1.0 / count,) * count
+
+
+def vertex(count: int, index: int) -> Weights:
+    """Return the weights that give checkpoint `index` alone."""
+    return tuple(float(position == index) for position in range(count))
+
+
+def subset_weights(count: int, members: frozenset[int]) -> Weights:
+    """Return the uniform average of the checkpoints `members`: a soup (arXiv 2203.05482)."""
+    return tuple(1.0 / len(members) if index in members else 0.0 for index in range(count))
+
+
+def lawa_weights(count: int, window: int = LAWA_WINDOW) -> Weights:
+    """Return the uniform average of the latest `window` checkpoints, at most all of them (arXiv 2209.14981)."""
+    return subset_weights(count, frozenset(range(max(0, count - window), count)))
+
+
+def ema_weights(count: int, decay: float) -> Weights:
+    """Return an exponential moving average that starts at the oldest: `decay**i * (1 - decay)` for age `i`."""
+    return (decay ** (count - 1), *((1 - decay) * decay ** (count - 1 - index) for index in range(1, count)))
+
+
+def power_weights(count: int, exponent: float) -> Weights:
+    """Return `((j + 1)**p - j**p) / count**p` for checkpoint `j`, the oldest being 0.
+
+    The merge that stands for the learning-rate decay `1 - (i / count)**p` over the updates between the checkpoints
+    (arXiv 2507.17634): `p = 1` is a linear decay and the uniform average, above 1 newer checkpoints weigh more.
+    """
+    return trajectory_weights(count, float(count), exponent)
+
+
+def trajectory_weights(count: int, window: float, exponent: float) -> Weights:
+    """Return the power family over the latest `window` of `count` checkpoints, which may be a fraction.
+
+    Checkpoint `j` covers the interval `[j, j + 1]` of the trajectory, the window its last `window` units, and a
+    checkpoint gets the increase of `x**exponent` over its interval, `x` running from 0 to 1 through the window. For a
+    whole `window` these are `power_weights(window, exponent)` behind zeros; in between they change smoothly.
+
+    Args:
+        count (`int`): number of checkpoints.
+        window (`float`): in `(0, count]`, checkpoints.
+        exponent (`float`): above 0.
+    """
+    start = count - window
+    edges = [min(max((edge - start) / window, 0.0), 1.0) ** exponent for edge in range(count + 1)]
+    return tuple(after - before for before, after in pairwise(edges))
+
+
+def decay_weights(factors: Sequence[float]) -> Weights:
+    """Return the merge of `k + 1` checkpoints that scales the `k` updates between them by `factors`.
+
+    `c_k = w_k`, `c_j = w_j - w_(j+1)`, `c_0 = 1 - w_1` (arXiv 2507.17634).
+
+    Args:
+        factors (`Sequence[float]`): learning-rate factors `w_1, ..., w_k` of a decay, the first update's first.
+    """
+    edges = (1.0, *factors, 0.0)
+    return tuple(before - after for before, after in pairwise(edges))
+
+
+def simplex_point(unit: Sequence[float]) -> Weights:
+    """Map a point of the unit cube to the simplex by stick breaking; a uniform point is uniform on the simplex.
+
+    Stick `i` takes the share `1 - (1 - u_i)**(1 / (K - i))` of what is left, `i` from 1 to `K - 1`; the last
+    checkpoint takes the rest. With uniform `u` the result is Dirichlet(1, ..., 1) (Devroye 1986, chapter XI).
+
+    Args:
+        unit (`Sequence[float]`): `K - 1` numbers in [0, 1].
+    """
+    count, left, weights = len(unit) + 1, 1.0, []
+    for index, u in enumerate(unit, start=1):
+        kept = left * (1.0 - u) ** (1.0 / (count - index))
+        weights.append(left - kept)
+        left = kept
+    return (*weights, left)
+
+
+def unit_point(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the point of the unit cube that `simplex_point` maps to `weights`; 0 where any number would do."""
+    count, left, unit = len(weights), 1.0, []
+    for index, weight in enumerate(weights[:-1], start=1):
+        share = min(weight / left, 1.0) if left > 1e-12 else 0.0
+        unit.append(1.0 - (1.0 - share) ** (count - index))
+        left -= weight
+    return tuple(unit)
+
+
+def greedy_soup(singles: Sequence[float], known: Mapping[frozenset[int], float]) -> tuple[frozenset[int], bool]:
+    """Run the greedy soup (arXiv 2203.05482, recipe 1) as far as the known losses allow.
+
+    From the best checkpoint on, each is taken into the average if that does not make it worse.
+
+    Args:
+        singles (`Sequence[float]`): loss of each checkpoint alone.
+        known (`Mapping[frozenset[int], float]`): losses of the averages that were evaluated, by members.
+
+    Returns:
+        `tuple[frozenset[int], bool]`: the soup and `True`, or the average whose loss is needed next and `False`.
+    """
+    first, *others = sorted(range(len(singles)), key=lambda index: (singles[index], index))
+    soup, loss = frozenset([first]), singles[first]
+    for index in others:
+        candidate = soup | {index}
+        if candidate not in known:
+            return candidate, False
+        if known[candidate] <= loss:
+            soup, loss = candidate, known[candidate]
+    return soup, True
