@@ -9,17 +9,17 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture.fields import find_field, per_layer_fields
 from hf_warmscale.architecture.labelling import choose_labels, kind_of, label_options
-from hf_warmscale.architecture.layouts import heads_differ
+from hf_warmscale.architecture.layouts import UnknownLayoutError, heads_differ
 from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
 from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sample_tokens, stream_readers, trace
 from hf_warmscale.architecture.probe import SizeLaw, probe
-from hf_warmscale.architecture.proof import randomize, saved_buffers
+from hf_warmscale.architecture.proof import randomize
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
-from hf_warmscale.architecture.tiny import TINY, axes_of, build, build_meta, tiny_config
+from hf_warmscale.architecture.tiny import TINY, axes_of, build, build_meta, named_state, tiny_config
 
 _LAYERS_TRIED = (2, 4, 8)
 
@@ -73,20 +73,25 @@ def describe(config: PreTrainedConfig) -> ModelMap:
     True
     ```
     """
+    config = _stock_config(config)
     model = _build_full(config)
     failure: ValueError | None = None
     for layers in _layers_to_try(config):
         try:
             return _expand(config, _template_of(config, layers), model)
+        except UnknownLayoutError:
+            raise
         except ValueError as error:  # the blocks may differ more than so few layers show
             failure = error
     assert failure is not None
     raise failure
 
 
-def named_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the parameters and saved buffers of a model, tied weights once, in the model's order."""
-    return {**dict(model.named_parameters()), **saved_buffers(model)}
+def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config as the class that transformers registers for its type (a subclass builds the same model)."""
+    if config.model_type not in CONFIG_MAPPING:
+        raise ValueError(f"The model type {config.model_type!r} is not known to transformers, so it is not described.")
+    return CONFIG_MAPPING[config.model_type].from_dict(config.to_dict())
 
 
 def _layers_to_try(config: PreTrainedConfig) -> list[int]:
@@ -99,7 +104,7 @@ def _template_of(config: PreTrainedConfig, layers: int) -> Template:
     sizes = {axis: TINY[axis] for axis in axes_of(config)} | {Axis.LAYERS: layers}
     try:
         tiny = tiny_config(config, sizes)
-        return _template(type(config), json.dumps(tiny.to_dict(), sort_keys=True, default=str), layers)
+        return _template(json.dumps(tiny.to_dict(), sort_keys=True, default=str), layers)
     except ValueError:
         raise
     except Exception as error:  # anything may go wrong in a family's own code at sizes it was not made for
@@ -109,8 +114,9 @@ def _template_of(config: PreTrainedConfig, layers: int) -> Template:
 
 
 @lru_cache(maxsize=64)
-def _template(config_class: type[PreTrainedConfig], tiny: str, layers: int) -> Template:
-    config = config_class.from_dict(json.loads(tiny))
+def _template(tiny: str, layers: int) -> Template:
+    values = json.loads(tiny)
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     shapes = probe(config, layers)
     model = randomize(build(tiny_config(config, {**shapes.law.settings(shapes.sizes), Axis.LAYERS: layers})))
     layer_path = _layer_path(model, layers)
@@ -146,8 +152,8 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
         predicted = parameters[name].shape(sizes)
         if predicted != shape:
             raise ValueError(
-                f"{config.model_type}: {name} has shape {list(shape)} where its axes predict {list(predicted)}, so its "
-                "blocks differ in a way that is not known."
+                f"{config.model_type}: {name} has shape {list(shape)} where its axes predict {list(predicted)}, so "
+                "its blocks differ in a way that is not known."
             )
     modules = dict.fromkeys(parameter.module for parameter in parameters.values())
     norms = {module: kind for module in modules if (kind := template.norms.get(_kind_of_module(module, template)))}
@@ -247,7 +253,8 @@ def _layer_path(model: PreTrainedModel, layers: int) -> str:
     ]
     if not stacks:
         raise ValueError(f"{model.config.model_type} has no list of {layers} blocks, so its layers are not described.")
-    return min(stacks, key=lambda path: path.count("."))
+    shallowest: str = min(stacks, key=lambda path: path.count("."))
+    return shallowest
 
 
 def _layer_of(name: str, layer_path: str) -> int | None:
@@ -269,4 +276,4 @@ def _scaling(
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -17,7 +17,7 @@ def flat_index(dimension: Dimension, sizes: Mapping[Axis, int], sources: Mapping
             takes (int64, -1 where it takes none); an axis that is left out stays as it is.
 
     Returns:
-        `torch.Tensor`: for each target coordinate of the dimension the source coordinate, -1 where any factor has none.
+        `torch.Tensor`: for each target coordinate the source coordinate, -1 where any factor has none.
 
     Example:
 

@@ -1,19 +1,21 @@
 """Choose one layout for every dimension where shapes leave several, by proof."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations, islice, product
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_warmscale.architecture.layouts import UnknownLayoutError
 from hf_warmscale.architecture.model_map import Axis, Dimension
 from hf_warmscale.architecture.observe import is_projection
 from hf_warmscale.architecture.proof import PROVED_AXES, TOLERANCE, Labels, permutation_error
+from hf_warmscale.architecture.tiny import named_state
 
 Choices = Mapping[str, tuple[list[Dimension], ...]]
 
-MAX_ATTEMPTS = 1000
+MAX_ATTEMPTS = 200
 """Labellings tried before an architecture is given up; the most plausible one is nearly always right."""
 
 
@@ -48,8 +50,8 @@ def label_options(
     """
     owned: dict[str, dict[str, str]] = {}
     for name in choices:
-        module, _, parameter = name.rpartition(".")
-        owned.setdefault(module, {})[parameter] = name
+        path, _, parameter = name.rpartition(".")
+        owned.setdefault(path, {})[parameter] = name
     options: dict[str, list[Labels]] = {}
     for path, own in owned.items():
         kind = kind_of(f"{path}.", layer_path)
@@ -74,58 +76,84 @@ def choose_labels(
     """Return the one labelling under which no permutation changes a logit, and the errors it leaves.
 
     Raises:
-        ValueError: if no labelling passes, or if another one passes too.
+        UnknownLayoutError: if no labelling passes, or if another one passes too.
     """
-    names = [name for kinds in options for name in kinds[0]]
-    axes = [axis for axis in PROVED_AXES if axis in sizes]
-    kinds = {name: kind_of(name, layer_path) for name in model.state_dict()}
-
-    def prove(picks: Sequence[int]) -> dict[Axis, float] | None:
-        merged: dict[str, tuple[Dimension, ...]] = {}
-        for ways, pick in zip(options, picks, strict=True):
-            merged |= ways[pick]
-        labels = {name: merged[kind] for name, kind in kinds.items() if kind in merged}
-        errors = {}
-        for axis in axes:
-            errors[axis] = permutation_error(model, labels, sizes, axis, tokens)
-            if not errors[axis] <= TOLERANCE:
-                return None
-        return errors
-
-    for picks in _by_plausibility([len(ways) for ways in options]):
-        errors = prove(picks)
-        if errors is not None:
-            break
-    else:
-        raise ValueError(
-            f"{model.config.model_type}: no labelling of its {len(names)} kinds of weights survives permuting "
-            f"{', '.join(axes)}, so its axes are not interchangeable or its layout is unknown."
+    family = model.config.model_type
+    jury = _Jury(model, options, sizes, layer_path, tokens)
+    plausible = (0,) * len(options)
+    failing = [axis for axis in jury.axes if not jury.passes(plausible, [axis])]
+    picks: tuple[int, ...] | None = plausible
+    if failing:
+        slots = [slot for slot in range(len(options)) if any(jury.concerns(slot, axis) for axis in failing)]
+        picks = next((picks for picks in _by_plausibility(options, slots) if jury.passes(picks, failing)), None)
+    if picks is None or not jury.passes(picks, jury.axes):
+        raise UnknownLayoutError(
+            f"{family}: permuting {', '.join(failing)} changes the logits however its weights are read, so that axis "
+            "is not interchangeable or an inner order is missing in hf_warmscale/architecture/layouts.py."
         )
     for slot, ways in enumerate(options):
-        for other in range(len(ways)):
-            if other != picks[slot] and prove((*picks[:slot], other, *picks[slot + 1 :])) is not None:
-                raise ValueError(
-                    f"{model.config.model_type}: {', '.join(ways[0])} can be read in two ways that behave alike; "
+        concerned = [axis for axis in jury.axes if jury.concerns(slot, axis)]
+        for other in set(range(len(ways))) - {picks[slot]}:
+            if jury.passes((*picks[:slot], other, *picks[slot + 1 :]), concerned):
+                raise UnknownLayoutError(
+                    f"{family}: {', '.join(ways[0])} can be read in two ways that no permutation tells apart; "
                     "add its inner order to hf_warmscale/architecture/layouts.py."
                 )
-    chosen: dict[str, tuple[Dimension, ...]] = {}
-    for ways, pick in zip(options, picks, strict=True):
-        chosen |= ways[pick]
-    return chosen, errors
+    return jury.labels(picks), {axis: jury.error(picks, axis) for axis in jury.axes}
 
 
-def _by_plausibility(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yield picks, first those that deviate from the most plausible one in few places."""
-    open_slots = [slot for slot, count in enumerate(counts) if count > 1]
-    attempts = 0
-    for deviations in range(len(open_slots) + 1):
-        for slots in combinations(open_slots, deviations):
-            for picks in product(*(range(1, counts[slot]) for slot in slots)):
-                if attempts == MAX_ATTEMPTS:
-                    return
-                attempts += 1
-                chosen = dict(zip(slots, picks, strict=True))
-                yield tuple(chosen.get(slot, 0) for slot in range(len(counts)))
+class _Jury:
+    """Judges labellings of one model; a labelling is one pick for every kind of module."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        options: Sequence[Sequence[Labels]],
+        sizes: Mapping[Axis, int],
+        layer_path: str,
+        tokens: torch.Tensor,
+    ) -> None:
+        self.axes = [axis for axis in PROVED_AXES if axis in sizes]
+        self._model, self._options, self._sizes, self._tokens = model, options, sizes, tokens
+        self._kinds = {name: kind_of(name, layer_path) for name in named_state(model)}
+
+    def labels(self, picks: Sequence[int]) -> Labels:
+        """Return the labels by kind of parameter."""
+        return {
+            kind: label for ways, pick in zip(self._options, picks, strict=True) for kind, label in ways[pick].items()
+        }
+
+    def error(self, picks: Sequence[int], axis: Axis) -> float:
+        """Return the relative change of the logits when `axis` is permuted."""
+        by_kind = self.labels(picks)
+        labels = {name: by_kind[kind] for name, kind in self._kinds.items()}
+        return permutation_error(self._model, labels, self._sizes, axis, self._tokens)
+
+    def passes(self, picks: Sequence[int], axes: Sequence[Axis]) -> bool:
+        """Tell whether no permutation of any of `axes` changes the logits."""
+        return all(self.error(picks, axis) <= TOLERANCE for axis in axes)
+
+    def concerns(self, slot: int, axis: Axis) -> bool:
+        """Tell whether the ways to read a module differ in where they name `axis`."""
+        moved = {Axis.HEADS, Axis.KV_HEADS} if axis is Axis.KV_HEADS else {axis}
+        places = {
+            str([[[f in moved for f in b.factors] for b in dim] for label in way.values() for dim in label])
+            for way in self._options[slot]
+        }
+        return len(places) > 1
+
+
+def _by_plausibility(options: Sequence[Sequence[Labels]], slots: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield picks that deviate in some of `slots` from the most plausible ones, in few places first."""
+    several = [slot for slot in slots if len(options[slot]) > 1]
+    deviating = (
+        dict(zip(places, picks, strict=True))
+        for count in range(1, len(several) + 1)
+        for places in combinations(several, count)
+        for picks in product(*(range(1, len(options[slot])) for slot in places))
+    )
+    for chosen in islice(deviating, MAX_ATTEMPTS):
+        yield tuple(chosen.get(slot, 0) for slot in range(len(options)))
 
 
 def _projection_options(

@@ -35,6 +35,10 @@ SCALED: tuple[Axis, ...] = (Axis.HEADS, Axis.KV_HEADS, Axis.EXPERT_INTERMEDIATE)
 """Axes that occur times a constant (latent attention: heads x 192; several shared experts in one matrix)."""
 
 
+class UnknownLayoutError(ValueError):
+    """An architecture can be built, but its weights cannot be read with certainty."""
+
+
 def candidates(observed: Sequence[tuple[Sizes, int]]) -> list[Dimension]:
     """Return every known layout that has the observed size at all observed sizes of the model.
 
@@ -50,7 +54,7 @@ def candidates(observed: Sequence[tuple[Sizes, int]]) -> list[Dimension]:
         return [(Block((first,)),)]
     live = set(observed[0][0])
     known = [layout for layout in (*PLAIN, *FUSED, *_scaled(observed[0])) if _axes(layout) <= live]
-    return [layout for layout in known if all(_size(layout, sizes) == size for sizes, size in observed)]
+    return [layout for layout in dict.fromkeys(known) if all(_size(layout, sizes) == size for sizes, size in observed)]
 
 
 def _scaled(reference: tuple[Sizes, int]) -> Iterable[Dimension]:
@@ -58,7 +62,8 @@ def _scaled(reference: tuple[Sizes, int]) -> Iterable[Dimension]:
     for axis in SCALED:
         if axis in sizes and size % sizes[axis] == 0 and size // sizes[axis] > 1:
             constant = size // sizes[axis]
-            yield (Block((constant, axis)) if axis is Axis.EXPERT_INTERMEDIATE else Block((axis, constant)),)
+            whole = axis is Axis.EXPERT_INTERMEDIATE
+            yield (Block((axis,)),) * constant if whole else (Block((axis, constant)),)
 
 
 def _axes(layout: Dimension) -> set[Axis]:

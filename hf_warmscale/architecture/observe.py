@@ -13,7 +13,7 @@ from hf_warmscale.architecture.model_map import NormMap, NormPosition
 from hf_warmscale.architecture.precision import StayInFloat64
 from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN
 
-Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # type: ignore[explicit-any]
+Call = tuple[tuple[Any, ...], dict[str, Any], Any]
 LayerOf = Callable[[str], int | None]
 
 
@@ -139,7 +139,7 @@ def observe_norms(
 
 def embedding_scale(model: PreTrainedModel, tokens: torch.Tensor, first_layer: str) -> float | None:
     """Return the factor between the embedding table and the stream, `None` if they are not proportional."""
-    weight = model.get_input_embeddings().weight
+    weight = model.get_input_embeddings().get_parameter("weight")
     streams = []
     for factor in (1.0, 2.0):
         with torch.no_grad():

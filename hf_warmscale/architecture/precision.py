@@ -24,7 +24,10 @@ class StayInFloat64(TorchDispatchMode):
     ```
     """
 
-    def __torch_dispatch__(  # type: ignore[explicit-any]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}

@@ -1,13 +1,14 @@
 """Change one size at a time on the meta device and read from the shapes which axis each dimension is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
-from hf_warmscale.architecture.layouts import candidates
+from hf_warmscale.architecture.fields import find_field
+from hf_warmscale.architecture.layouts import UnknownLayoutError, candidates
 from hf_warmscale.architecture.model_map import Axis, Dimension
-from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, tiny_config
+from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, has_latent_heads, named_state, tiny_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 Sizes = Mapping[Axis, int]
@@ -28,28 +29,30 @@ class Probe:
     choices: Mapping[str, tuple[list[Dimension], ...]]
 
 
+@dataclass(frozen=True)
 class SizeLaw:
     """How the sizes of an architecture follow from those that its config can set.
 
     Args:
         settable (`frozenset[Axis]`): axes with a config field that the model obeys.
+        derives_head_dim (`bool`): head_dim is hidden / heads, whatever the config says.
         intermediate_ratio (`int` or `None`): intermediate size / hidden size where the family fixes it (BLOOM: 4).
     """
 
-    def __init__(self, settable: frozenset[Axis], intermediate_ratio: int | None = None) -> None:
-        self.settable = settable
-        self.intermediate_ratio = intermediate_ratio
+    settable: frozenset[Axis]
+    derives_head_dim: bool = False
+    intermediate_ratio: int | None = None
 
     @property
     def derived(self) -> frozenset[Axis]:
         """Return the axes that follow from others."""
-        derived = set() if Axis.HEAD_DIM in self.settable else {Axis.HEAD_DIM}
+        derived = {Axis.HEAD_DIM} if self.derives_head_dim else set()
         return frozenset(derived | ({Axis.INTERMEDIATE} if self.intermediate_ratio else set()))
 
     def complete(self, sizes: Sizes) -> Sizes:
         """Return `sizes` made consistent: where head_dim follows from hidden / heads, hidden = heads x head_dim."""
         full = dict(sizes)
-        if Axis.HEAD_DIM in self.derived:
+        if self.derives_head_dim:
             full[Axis.HIDDEN] = full[Axis.HEADS] * full[Axis.HEAD_DIM]
         if self.intermediate_ratio:
             full[Axis.INTERMEDIATE] = self.intermediate_ratio * full[Axis.HIDDEN]
@@ -68,28 +71,32 @@ def probe(config: PreTrainedConfig, layers: int) -> Probe:
     """
     law = _find_law(config, layers)
     observed = _observe(config, law, layers)
-    reference, shapes = observed[0]
-    choices: dict[str, tuple[list[Dimension], ...]] = {}
-    for name, shape in shapes.items():
-        found = []
-        for dim, size in enumerate(shape):
-            fitting = candidates([(sizes, other[name][dim]) for sizes, other in observed])
-            if not fitting:
-                raise ValueError(
-                    f"{config.model_type}: dimension {dim} (size {size}) of {name} follows no layout that is known; "
-                    "add its inner order to hf_warmscale/architecture/layouts.py."
-                )
-            found.append(fitting)
-        choices[name] = tuple(found)
-    return Probe(sizes=reference, law=law, choices=choices)
+    sizes, shapes = observed[0]
+    choices = {
+        name: tuple(_fitting(config, name, dim, observed) for dim in range(len(shape)))
+        for name, shape in shapes.items()
+    }
+    return Probe(sizes=sizes, law=law, choices=choices)
+
+
+def _fitting(config: PreTrainedConfig, name: str, dim: int, observed: list[tuple[Sizes, Shapes]]) -> list[Dimension]:
+    fitting = candidates([(sizes, shapes[name][dim]) for sizes, shapes in observed])
+    if not fitting:
+        raise UnknownLayoutError(
+            f"{config.model_type}: dimension {dim} (size {observed[0][1][name][dim]}) of {name} follows no layout "
+            "that is known; add its inner order to hf_warmscale/architecture/layouts.py."
+        )
+    return fitting
 
 
 def _observe(config: PreTrainedConfig, law: SizeLaw, layers: int) -> list[tuple[Sizes, Shapes]]:
-    reference = law.complete({axis: TINY[axis] for axis in TINY if axis in law.settable | law.derived | {Axis.HEADS}})
+    """Return the shapes at the reference sizes, then with each axis changed; axes that change nothing are left out."""
+    reference = law.complete({axis: TINY[axis] for axis in TINY if axis in law.settable | law.derived})
     observed = [(reference, _shapes(config, law, reference, layers))]
     dead = set()
     for axis in reference:
-        if axis in law.derived - {Axis.HEAD_DIM} or (axis is Axis.HIDDEN and Axis.HEAD_DIM in law.derived):
+        follows = axis is Axis.HIDDEN if law.derives_head_dim else False
+        if follows or axis in law.derived - {Axis.HEAD_DIM}:
             continue
         sizes = law.complete({**reference, axis: OTHER[axis]})
         shapes = _shapes(config, law, sizes, layers)
@@ -101,13 +108,14 @@ def _observe(config: PreTrainedConfig, law: SizeLaw, layers: int) -> list[tuple[
 
 def _find_law(config: PreTrainedConfig, layers: int) -> SizeLaw:
     settable = axes_of(config)
-    if Axis.HEADS not in settable or Axis.HIDDEN not in settable:
-        raise ValueError(f"{config.model_type} has no field for its heads or its hidden size, so it is not described.")
+    for axis in (Axis.HEADS, Axis.HIDDEN, Axis.VOCAB, Axis.LAYERS):
+        if find_field(config, axis) is None:
+            raise ValueError(f"{config.model_type} has no config field for {axis}, so it is not described.")
     law = SizeLaw(settable)
-    if Axis.HEAD_DIM in settable and not _obeys_head_dim(config, law, layers):
-        law = SizeLaw(settable - {Axis.HEAD_DIM})
+    if not has_latent_heads(config) and not (Axis.HEAD_DIM in settable and _obeys_head_dim(config, law, layers)):
+        law = SizeLaw(settable - {Axis.HEAD_DIM}, derives_head_dim=True)
     if Axis.INTERMEDIATE not in settable:
-        law = SizeLaw(law.settable, _intermediate_ratio(config, law, layers))
+        law = replace(law, intermediate_ratio=_intermediate_ratio(config, law, layers))
     return law
 
 
@@ -122,7 +130,7 @@ def _obeys_head_dim(config: PreTrainedConfig, law: SizeLaw, layers: int) -> bool
 
 
 def _intermediate_ratio(config: PreTrainedConfig, law: SizeLaw, layers: int) -> int | None:
-    sizes = law.complete({axis: TINY[axis] for axis in law.settable | {Axis.HEAD_DIM}})
+    sizes = law.complete({axis: TINY[axis] for axis in law.settable | law.derived})
     hidden = sizes[Axis.HIDDEN]
     shapes = set(_shapes(config, law, sizes, layers).values())
     for ratio in (4, 2, 3):
@@ -132,6 +140,5 @@ def _intermediate_ratio(config: PreTrainedConfig, law: SizeLaw, layers: int) -> 
 
 
 def _shapes(config: PreTrainedConfig, law: SizeLaw, sizes: Sizes, layers: int) -> Shapes:
-    settings = {**law.settings(sizes), Axis.LAYERS: layers}
-    model = build_meta(tiny_config(config, settings))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    model = build_meta(tiny_config(config, {**law.settings(sizes), Axis.LAYERS: layers}))
+    return {name: tuple(tensor.shape) for name, tensor in named_state(model).items()}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_warmscale.architecture.indexing import flat_index
 from hf_warmscale.architecture.model_map import Axis, Dimension
 from hf_warmscale.architecture.observe import logits_of
-from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN
+from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN, named_state
 
 TOLERANCE = 1e-12
 """A right label leaves 1e-15 relative to the largest logit; a wrong one was never seen below 1e-4."""
@@ -36,19 +36,10 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     model = model.double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(noise, alpha=0.2)
-        for buffer in saved_buffers(model).values():
-            if buffer.is_floating_point() and buffer.ndim:
-                buffer.add_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64), alpha=0.1)
+        for tensor in named_state(model).values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64), alpha=0.2)
     return model
-
-
-def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the buffers that a checkpoint holds."""
-    state = model.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in model.named_buffers() if name in state}
 
 
 def axis_permutations(axis: Axis, sizes: Mapping[Axis, int]) -> Permutations:
@@ -83,7 +74,7 @@ def permutation_error(
     """
     permutations = axis_permutations(axis, sizes)
     permuted = {}
-    for name, tensor in {**dict(model.named_parameters()), **saved_buffers(model)}.items():
+    for name, tensor in named_state(model).items():
         moved = tensor.detach()
         for dim, layout in enumerate(labels[name]):
             index = flat_index(layout, sizes, permutations)

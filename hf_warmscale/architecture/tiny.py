@@ -38,8 +38,15 @@ OTHER: Mapping[Axis, int] = {
 FIRST_ORDINARY_TOKEN = 4
 """Token ids below may have a meaning of their own (padding, beginning of text)."""
 
-_NEUTRAL: Mapping[str, int] = {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "num_experts_per_token": 2}
-_NEUTRAL |= {"moe_topk": 2, "moe_k": 2}
+_NEUTRAL: Mapping[str, int] = {
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+}
+"""Experts in one group, two of them at a time."""
 
 
 def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
@@ -50,14 +57,18 @@ def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """Instantiate a causal LM with eager attention, in evaluation mode."""
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    return model.eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
+    model.eval()
+    return model
 
 
 def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:
     """Return `config` at other sizes, its token ids inside the vocabulary and its experts in one group."""
-    tiny = resized_config(config, sizes)
-    values = tiny.to_dict()
+    if Axis.KV_HEADS not in sizes and Axis.HEADS in sizes and find_field(config, Axis.KV_HEADS) is not None:
+        sizes = {**sizes, Axis.KV_HEADS: sizes[Axis.HEADS]}
+    values = resized_config(config, sizes).to_dict()
     neutral = {name: value for name, value in _NEUTRAL.items() if isinstance(values.get(name), int)}
     tokens = {
         name: 0 if isinstance(value, int) else [0]
@@ -68,8 +79,20 @@ def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrain
 
 
 def axes_of(config: PreTrainedConfig) -> frozenset[Axis]:
-    """Return the axes that the family's config can set; `HEAD_DIM` always, since many read it undeclared."""
-    present = {axis for axis in TINY if find_field(config, axis) is not None}
+    """Return the axes that the family's config can set; `HEAD_DIM` too, since many read it undeclared."""
+    present = {axis for axis in TINY if find_field(config, axis) is not None} - {Axis.HEAD_DIM}
     head_dim = inspect.getattr_static(type(config), "head_dim", None)
-    settable = not (isinstance(head_dim, property) and head_dim.fset is None)
-    return frozenset(present | ({Axis.HEAD_DIM} if settable else set()))
+    read_only = isinstance(head_dim, property) and head_dim.fset is None
+    return frozenset(present if read_only or has_latent_heads(config) else present | {Axis.HEAD_DIM})
+
+
+def has_latent_heads(config: PreTrainedConfig) -> bool:
+    """Tell whether heads have several widths of their own (latent attention), which all stay as they are."""
+    return "qk_rope_head_dim" in config.to_dict()
+
+
+def named_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the parameters and the buffers that a checkpoint holds, tied weights once, in the model's order."""
+    state = model.state_dict(keep_vars=True)
+    saved = {name: buffer for name, buffer in model.named_buffers() if name in state}
+    return {**dict(model.named_parameters()), **saved}
