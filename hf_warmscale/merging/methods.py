@@ -1,7 +1,7 @@
 """Merge methods as functions of tensors, written from their formulas.
 
-Each accumulates in float64, so that the order of the inputs does not matter, and returns the dtype of its first input.
-`weights` are taken as they are: no method normalises them.
+Each accumulates in float64, so that the order of the inputs can change the last bit at most, and returns the dtype of
+its first input. `weights` are taken as they are: no method normalises them.
 """
 
 import hashlib

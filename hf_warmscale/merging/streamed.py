@@ -1,0 +1,218 @@
+"""Merge stored checkpoints into a new model folder, one tensor at a time."""
+
+import os
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_warmscale.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    copy_side_files,
+    refuse_existing,
+    refuse_non_finite,
+    staged_directory,
+    write_json,
+)
+from hf_warmscale.merging.inputs import MergeInput, describe_input, open_inputs
+from hf_warmscale.merging.methods import Rescale, dare, linear, model_stock, slerp, task_arithmetic, ties
+from hf_warmscale.merging.weights import uniform_weights
+
+Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare", "model_stock"]
+
+WITH_BASE: frozenset[Method] = frozenset({"task_arithmetic", "ties", "dare", "model_stock"})
+WITH_DENSITY: frozenset[Method] = frozenset({"ties", "dare"})
+RECEIPT = "merge_receipt.json"
+
+Merge = Callable[[str, Sequence[Tensor]], Tensor]
+"""A tensor's name and its values in the checkpoints, to the merged value."""
+
+
+@dataclass(frozen=True)
+class MergeReceipt:
+    """What was merged, and how; stored as `merge_receipt.json` in the merged folder.
+
+    Args:
+        method (`str`): the merge method.
+        weights (`tuple[float, ...]`): one a checkpoint, in their order.
+        inputs (`tuple[MergeInput, ...]`): the checkpoints.
+        base (`MergeInput` or `None`): what the differences are taken from.
+        density (`float` or `None`): kept share of each difference (TIES, DARE).
+        rescale (`str` or `None`): how DARE scales what it keeps.
+        seed (`int` or `None`): of DARE's masks.
+    """
+
+    method: Method
+    weights: tuple[float, ...]
+    inputs: tuple[MergeInput, ...]
+    base: MergeInput | None = None
+    density: float | None = None
+    rescale: Rescale | None = None
+    seed: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields, ready for JSON."""
+        return asdict(self)
+
+
+def merge_checkpoints(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    method: Method = "linear",
+    weights: Sequence[float] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    density: float = 0.5,
+    rescale: Rescale = "density",
+    seed: int = 0,
+    max_shard_size: int | str = "5GB",
+) -> MergeReceipt:
+    """Merge checkpoints into a stock model folder, with tokenizer and generation config of the last one.
+
+    Tensors are read, merged in float64 and written one after another: memory holds one tensor of each checkpoint.
+    The order of the checkpoints decides which one gives the tokenizer, and nothing else beyond the last bit.
+
+    Args:
+        checkpoints (`Sequence[str | PathLike]`): folders or Hub ids of one architecture, vocabulary and dtype.
+        output (`str` or `PathLike`): a new or empty folder.
+        method (`str`): `"linear"`, `"slerp"` (two checkpoints), `"task_arithmetic"`, `"ties"`, `"dare"` or
+            `"model_stock"`; see `merging.methods` for the formulas.
+        weights (`Sequence[float]`, *optional*): one a checkpoint; uniform by default, 1 each for the methods that add
+            differences to a base. `hf_warmscale.merging` has the WSM (`power_weights`) and LAWA weights.
+        base (`str` or `PathLike`, *optional*): what differences are taken from; task arithmetic, TIES, DARE and model
+            stock need it.
+        density (`float`): share of each difference that TIES and DARE keep, in (0, 1].
+        rescale (`str`): how DARE scales what it keeps: `"density"` (`1 / (1 - p)`) or `"l1"`.
+        seed (`int`): of DARE's masks.
+        max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
+
+    Returns:
+        `MergeReceipt`: what was merged and how.
+
+    Raises:
+        ValueError: if the checkpoints do not belong together, hold NaN, or the settings do not fit the method.
+        FileNotFoundError: if a checkpoint is not there.
+        OSError: if the disk is full; nothing is left at `output`.
+
+    Example:
+
+    ```python
+    >>> steps = [f"run/checkpoint-{step}" for step in (800, 900, 1000)]
+    >>> merge_checkpoints(steps, "merged", weights=power_weights(3, 1.0))
+    ```
+    """
+    refuse_existing(output)
+    _check_method(method, len(checkpoints), base, density)
+    weights = _check_weights(method, len(checkpoints), weights)
+    opened, origin = open_inputs(checkpoints, base=base)
+    merge = _merger(method, weights, opened, origin, density, rescale, seed)
+    with staged_directory(output) as folder:
+        write_merged(opened, folder, merge, max_shard_size=max_shard_size)
+        receipt = MergeReceipt(
+            method=method,
+            weights=tuple(weights),
+            inputs=tuple(describe_input(checkpoint) for checkpoint in opened),
+            base=describe_input(origin) if origin else None,
+            density=density if method in WITH_DENSITY else None,
+            rescale=rescale if method == "dare" else None,
+            seed=seed if method == "dare" else None,
+        )
+        write_json(folder / RECEIPT, receipt.to_dict())
+    return receipt
+
+
+def write_merged(
+    checkpoints: Sequence[Checkpoint], folder: Path, merge: Merge, *, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write what `merge` makes of every tensor as a model into an existing folder; integer tensors are the last's.
+
+    Args:
+        checkpoints (`Sequence[Checkpoint]`): of one architecture; the last gives config and tokenizer.
+        folder (`Path`): inside a `staged_directory`.
+        merge (`Merge`): a function of a tensor's name and of its values in the checkpoints.
+        max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
+
+    Raises:
+        ValueError: if a checkpoint holds NaN.
+    """
+    last = checkpoints[-1]
+    _write_side_files(last, folder)
+    with CheckpointWriter(folder, last.specs, max_shard_size=max_shard_size) as writer:
+        for name in tqdm(last.specs, desc="merging", unit="tensor"):
+            tensors = [_read(checkpoint, name) for checkpoint in checkpoints]
+            writer.write(name, merge(name, tensors) if tensors[0].is_floating_point() else tensors[-1])
+
+
+def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Read a tensor; check and hash it while it is in memory."""
+    tensor = checkpoint.tensor(name)
+    refuse_non_finite(f"{name} of {checkpoint.source.name}", tensor)
+    checkpoint.digest(name)
+    return tensor
+
+
+def _merger(
+    method: Method,
+    weights: Sequence[float],
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    density: float,
+    rescale: Rescale,
+    seed: int,
+) -> Merge:
+    def keys(name: str) -> list[str]:
+        return [f"{seed} {name} {checkpoint.digest(name)}" for checkpoint in checkpoints]
+
+    def onto(name: str, tensors: Sequence[Tensor]) -> Tensor:
+        assert base is not None
+        start = _read(base, name)
+        if method == "task_arithmetic":
+            return task_arithmetic(start, tensors, weights)
+        if method == "ties":
+            return ties(start, tensors, weights, density=density)
+        if method == "dare":
+            return dare(start, tensors, weights, density=density, keys=keys(name), rescale=rescale)
+        return model_stock(start, tensors)
+
+    if method == "linear":
+        return lambda name, tensors: linear(tensors, weights)
+    if method == "slerp":
+        return lambda name, tensors: slerp(tensors[0], tensors[1], weights[1])
+    return onto
+
+
+def _write_side_files(last: Checkpoint, folder: Path) -> None:
+    copy_side_files(last.folder, folder)
+    config = deepcopy(last.config)
+    config.use_cache = True  # a checkpoint of a training run says False
+    config.save_pretrained(folder)
+
+
+def _check_method(method: str, count: int, base: str | os.PathLike[str] | None, density: float) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"The method {method!r} is unknown; choose one of {', '.join(get_args(Method))}.")
+    if method == "slerp" and count != 2:
+        raise ValueError(f"slerp merges two checkpoints, not {count}; merge more with method='linear'.")
+    if method in WITH_BASE and base is None:
+        raise ValueError(f"The method {method} adds differences from a base model; pass base=...")
+    if method not in WITH_BASE and base is not None:
+        raise ValueError(f"The method {method} has no use for a base; leave base={os.fspath(base)!r} out.")
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; it must lie in (0, 1].")
+
+
+def _check_weights(method: Method, count: int, weights: Sequence[float] | None) -> Sequence[float]:
+    if weights is None:
+        return (1.0,) * count if method in WITH_BASE else uniform_weights(count)
+    if len(weights) != count:
+        raise ValueError(f"There are {len(weights)} weights for {count} checkpoints; give one each.")
+    if method == "model_stock":
+        raise ValueError("model_stock finds its own weights; leave weights out.")
+    if method not in WITH_BASE and abs(sum(weights) - 1.0) > 1e-6:
+        raise ValueError(f"The weights {list(weights)} sum to {sum(weights):g}; a {method} merge needs a sum of 1.")
+    return weights
