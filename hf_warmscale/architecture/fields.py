@@ -1,6 +1,7 @@
 """Which config field sets which axis, and configs of other sizes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -62,6 +63,11 @@ def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTr
     Raises:
         ValueError: if the family has no field for an axis of `sizes`.
     """
+    return type(config).from_dict(resized_values(config, sizes))
+
+
+def resized_values(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> dict[str, Any]:
+    """Return what `resized_config` is made of."""
     values = config.to_dict()
     for axis, size in sizes.items():
         field = find_field(config, axis)
@@ -75,4 +81,4 @@ def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTr
         for name in per_layer_fields(config):
             entries = values[name]
             values[name] = [entries[layer % len(entries)] for layer in range(sizes[Axis.LAYERS])]
-    return type(config).from_dict(values)
+    return values

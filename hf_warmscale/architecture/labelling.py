@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from hf_warmscale.architecture.layouts import UnknownLayoutError
 from hf_warmscale.architecture.model_map import Axis, Dimension
-from hf_warmscale.architecture.observe import is_projection
+from hf_warmscale.architecture.observe import is_projection, logits_of
 from hf_warmscale.architecture.proof import PROVED_AXES, TOLERANCE, Labels, permutation_error
 from hf_warmscale.architecture.tiny import named_state
 
 Choices = Mapping[str, tuple[list[Dimension], ...]]
 
-MAX_ATTEMPTS = 200
+MAX_ATTEMPTS = 64
 """Labellings tried before an architecture is given up; the most plausible one is nearly always right."""
 
 
@@ -116,6 +116,8 @@ class _Jury:
         self.axes = [axis for axis in PROVED_AXES if axis in sizes]
         self._model, self._options, self._sizes, self._tokens = model, options, sizes, tokens
         self._kinds = {name: kind_of(name, layer_path) for name in named_state(model)}
+        self._logits = logits_of(model, tokens)
+        self._errors: dict[tuple[tuple[int, ...], Axis], float] = {}
 
     def labels(self, picks: Sequence[int]) -> Labels:
         """Return the labels by kind of parameter."""
@@ -123,13 +125,16 @@ class _Jury:
             kind: label for ways, pick in zip(self._options, picks, strict=True) for kind, label in ways[pick].items()
         }
 
-    def error(self, picks: Sequence[int], axis: Axis) -> float:
+    def error(self, picks: tuple[int, ...], axis: Axis) -> float:
         """Return the relative change of the logits when `axis` is permuted."""
-        by_kind = self.labels(picks)
-        labels = {name: by_kind[kind] for name, kind in self._kinds.items()}
-        return permutation_error(self._model, labels, self._sizes, axis, self._tokens)
+        if (picks, axis) not in self._errors:
+            by_kind = self.labels(picks)
+            labels = {name: by_kind[kind] for name, kind in self._kinds.items()}
+            error = permutation_error(self._model, labels, self._sizes, axis, self._tokens, self._logits)
+            self._errors[picks, axis] = error
+        return self._errors[picks, axis]
 
-    def passes(self, picks: Sequence[int], axes: Sequence[Axis]) -> bool:
+    def passes(self, picks: tuple[int, ...], axes: Sequence[Axis]) -> bool:
         """Tell whether no permutation of any of `axes` changes the logits."""
         return all(self.error(picks, axis) <= TOLERANCE for axis in axes)
 

@@ -61,7 +61,12 @@ def axis_permutations(axis: Axis, sizes: Mapping[Axis, int]) -> Permutations:
 
 
 def permutation_error(
-    model: PreTrainedModel, labels: Labels, sizes: Mapping[Axis, int], axis: Axis, tokens: torch.Tensor
+    model: PreTrainedModel,
+    labels: Labels,
+    sizes: Mapping[Axis, int],
+    axis: Axis,
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
 ) -> float:
     """Return max |change of a logit| / max |logit| when `axis` is permuted wherever `labels` name it.
 
@@ -71,6 +76,7 @@ def permutation_error(
         sizes (`Mapping[Axis, int]`): the sizes of the model.
         axis (`Axis`): the axis to permute.
         tokens (`torch.Tensor`): token ids `[batch, tokens]`.
+        logits (`torch.Tensor`): the model's logits for them.
     """
     permutations = axis_permutations(axis, sizes)
     permuted = {}
@@ -81,14 +87,13 @@ def permutation_error(
             if not torch.equal(index, torch.arange(len(index))):
                 moved = moved.index_select(dim, index)
         permuted[name] = moved
-    before = logits_of(model, tokens)
     if axis is Axis.VOCAB:
         order = permutations[axis]
         after = logits_of(_Rewired(model, permuted), torch.argsort(order)[tokens])
-        before = before[..., order] if before.shape[-1] == len(order) else before
+        logits = logits[..., order] if logits.shape[-1] == len(order) else logits
     else:
         after = logits_of(_Rewired(model, permuted), tokens)
-    return float((after - before).abs().max() / before.abs().max())
+    return float((after - logits).abs().max() / logits.abs().max())
 
 
 class _Rewired(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture.fields import find_field, resized_config
+from hf_warmscale.architecture.fields import find_field, resized_values
 from hf_warmscale.architecture.model_map import Axis
 
 # Sizes that differ from one another and from every product of two others, so that no dimension is taken for another.
@@ -68,7 +68,7 @@ def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrain
     """Return `config` at other sizes, its token ids inside the vocabulary and its experts in one group."""
     if Axis.KV_HEADS not in sizes and Axis.HEADS in sizes and find_field(config, Axis.KV_HEADS) is not None:
         sizes = {**sizes, Axis.KV_HEADS: sizes[Axis.HEADS]}
-    values = resized_config(config, sizes).to_dict()
+    values = resized_values(config, sizes)
     neutral = {name: value for name, value in _NEUTRAL.items() if isinstance(values.get(name), int)}
     tokens = {
         name: 0 if isinstance(value, int) else [0]
