@@ -4,6 +4,7 @@ from hf_warmscale.checkpoints.conversion import skeleton
 from hf_warmscale.checkpoints.model_weights import ModelWeights, ModelWriter
 from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint
 from hf_warmscale.checkpoints.saving import copy_side_files, save_model
+from hf_warmscale.checkpoints.source import source_identity
 from hf_warmscale.checkpoints.staging import refuse_existing, staged_directory, write_json, write_text
 from hf_warmscale.checkpoints.tensors import TensorSpec, content_hash, refuse_non_finite
 from hf_warmscale.checkpoints.writer import CheckpointWriter
@@ -21,6 +22,7 @@ __all__ = [
     "refuse_non_finite",
     "save_model",
     "skeleton",
+    "source_identity",
     "staged_directory",
     "write_json",
     "write_text",

@@ -60,6 +60,11 @@ class Checkpoint:
         """The folder that holds its files."""
         return self.source.folder
 
+    @property
+    def files(self) -> list[Path]:
+        """Its weight files."""
+        return [shard.path for shard in self._shards]
+
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """The shape and dtype of every stored tensor, in the order of the files."""

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,6 +39,20 @@ class Source:
     repo_id: str | None = None
     revision: str | None = None
 
+    @property
+    def identity(self) -> str:
+        """What a receipt calls it: the Hub id, or the absolute path of the folder."""
+        return self.repo_id or str(self.folder.resolve())
+
+
+def source_identity(source: str | os.PathLike[str]) -> str:
+    """Return what a receipt calls a source: a Hub id as it is, a folder by its absolute path.
+
+    So a card can tell them apart later: Hub ids become `base_model`, of folders only the name is told.
+    """
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else os.fspath(source)
+
 
 def find_source(source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False) -> Source:
     """Return the folder of `source`; a Hub id is fetched into, or found in, the Hub cache.
@@ -70,7 +84,6 @@ def _fetch(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
     """Return the snapshot folder of a Hub id: the small files first, then only the weights that are used."""
     at = f"{repo_id} at revision {revision}" if revision else repo_id
     try:
-        hf_hub_download(repo_id, "config.json", revision=revision)
         folder = Path(
             snapshot_download(repo_id, revision=revision, allow_patterns=[*SIDE_FILES], ignore_patterns="*/*")
         )

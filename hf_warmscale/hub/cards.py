@@ -1,0 +1,160 @@
+"""Write the model card from the receipts that the operations left in the folder."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_warmscale import __version__
+from hf_warmscale.hub.portable import is_hub_id, portable
+from hf_warmscale.report import markdown_table
+
+Receipt = Mapping[str, Any]
+
+RECEIPTS = {"growth_receipt.json": "Growth", "stage.json": "Training stage", "merge_result.json": "Merge"}
+"""The receipts a folder may hold, in the order of the work, with the title of their section."""
+
+TAGS = {"Growth": "model-growth", "Training stage": "continual-pretraining", "Merge": "merge"}
+SOURCE_KEYS = ("source", "sources", "checkpoint", "checkpoints", "repo_id", "base_model")
+LONGEST_LIST = 32
+TEMPLATE = Path(__file__).with_name("card_template.md")
+
+
+def make_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) -> ModelCard:
+    """Make the card of a model folder.
+
+    Sources that are Hub ids become `base_model`; of local ones only the folder's name is told. A receipt may hold
+    `domains`, a list of rows with `domain`, `metric`, `before` and `after` (nats, bits per byte, ...): they become a
+    table and the card's `model-index`.
+
+    Args:
+        folder (`str` or `PathLike`): a model folder, with or without receipts.
+        repo_id (`str`, *optional*): where it will be; by default the name of the folder.
+
+    Raises:
+        ValueError: if a receipt is not JSON.
+
+    Example:
+        >>> make_card("merged", repo_id="me/merged").save("merged/README.md")
+    """
+    folder = Path(folder)
+    repo_id = repo_id or folder.resolve().name
+    name = repo_id.rpartition("/")[2]
+    receipts = read_receipts(folder)
+    rows = [row for receipt in receipts.values() for row in receipt.get("domains", ())]
+    card: ModelCard = ModelCard.from_template(
+        _card_data(receipts, rows, name),
+        template_path=str(TEMPLATE),
+        model_name=name,
+        repo_id=repo_id,
+        version=__version__,
+        summary=[*_summary(receipts)] or ["A causal language model."],
+        domains=markdown_table([_cells(row) for row in rows]),
+        receipts=[(title, _yaml(receipt)) for title, receipt in receipts.items()],
+    )
+    return card
+
+
+def read_receipts(folder: Path) -> dict[str, Receipt]:
+    """Return the receipts of a folder by title, without local paths.
+
+    Raises:
+        ValueError: if one is not a JSON object.
+    """
+    receipts = {}
+    for file, title in RECEIPTS.items():
+        path = folder / file
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file ({error}); make the model again.") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no JSON object; make the model again.")
+        receipts[title] = portable(content)
+    return receipts
+
+
+def _card_data(receipts: Mapping[str, Receipt], rows: list[Receipt], name: str) -> ModelCardData:
+    bases = sorted({source for receipt in receipts.values() for source in _sources(receipt) if is_hub_id(source)})
+    data = ModelCardData(
+        base_model=bases[0] if len(bases) == 1 else bases or None,
+        eval_results=[_eval_result(row) for row in rows] or None,
+        library_name="transformers",
+        model_name=name,
+        pipeline_tag="text-generation",
+        tags=["hf_warmscale", *(TAGS[title] for title in receipts)],
+    )
+    if bases:
+        data["base_model_relation"] = "merge" if "Merge" in receipts else "finetune"
+    return data
+
+
+def _sources(receipt: object, key: str = "") -> Iterator[str]:
+    """Yield every text under a key that names a source, however deep."""
+    if isinstance(receipt, Mapping):
+        for inner, value in receipt.items():
+            yield from _sources(value, inner)
+    elif isinstance(receipt, list):
+        for value in receipt:
+            yield from _sources(value, key)
+    elif isinstance(receipt, str) and key in SOURCE_KEYS:
+        yield receipt
+
+
+def _eval_result(row: Receipt) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type="text",
+        dataset_name=str(row["domain"]),
+        metric_type=str(row["metric"]),
+        metric_value=row["after"],
+    )
+
+
+def _summary(receipts: Mapping[str, Receipt]) -> Iterator[str]:
+    if growth := receipts.get("Growth"):
+        yield (
+            f"Grown from {_named(growth.get('source'))}, {growth.get('source_parameters', 0):,} to"
+            f" {growth.get('parameters', 0):,} parameters, with the width operator"
+            f" `{growth.get('width')}` and the depth operator `{growth.get('depth')}`."
+        )
+    if stage := receipts.get("Training stage"):
+        yield f"Trained in the stage `{stage.get('name')}`."
+    if "Merge" in receipts:
+        sources = ", ".join(dict.fromkeys(_named(source) for source in _sources(receipts["Merge"])))
+        yield f"Merged from {sources}." if sources else "Merged from several checkpoints."
+
+
+def _named(source: object) -> str:
+    text = str(source)
+    return f"[{text}](https://huggingface.co/{text})" if is_hub_id(text) else f"`{text}`"
+
+
+def _cells(row: Receipt) -> dict[str, object]:
+    return {key: _cell(value) for key, value in row.items()}
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list):  # an interval
+        return " to ".join(f"{bound:+.4g}" for bound in value)
+    return value
+
+
+def _yaml(receipt: Receipt) -> str:
+    kept = {key: _abbreviated(value) for key, value in receipt.items() if key != "domains"}
+    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def _abbreviated(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _abbreviated(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return f"{len(value)} entries" if len(value) > LONGEST_LIST else [_abbreviated(inner) for inner in value]
+    return value

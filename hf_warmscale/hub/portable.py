@@ -1,0 +1,53 @@
+"""Take this machine's paths out of what leaves it."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_id(text: str) -> bool:
+    """Tell `organisation/name` from a path; what exists here is a path."""
+    return HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+
+
+def is_local_path(text: str) -> bool:
+    """Tell whether a text is a path of this machine: absolute, relative with a leading dot or tilde, or existing."""
+    if "/" not in text and "\\" not in text:
+        return False
+    if PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith((".", "~")):
+        return True
+    return len(text) < 1024 and Path(text).exists()
+
+
+def portable(content: Any) -> Any:
+    """Return a JSON value with every local path in it cut down to its last part.
+
+    Example:
+        >>> portable({"source": "/home/me/runs/base", "base": "org/model"})
+        {'source': 'base', 'base': 'org/model'}
+    """
+    if isinstance(content, dict):
+        return {key: portable(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [portable(value) for value in content]
+    if isinstance(content, str) and is_local_path(content):
+        return re.split(r"[/\\]", content.rstrip("/\\"))[-1]
+    return content
+
+
+def portable_json(path: Path) -> bytes:
+    """Return a JSON file without local paths: unchanged, to the byte, if it has none.
+
+    Raises:
+        ValueError: if the file is not JSON.
+    """
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error}); write it again.") from error
+    cut = portable(content)
+    return raw if cut == content else (json.dumps(cut, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,177 @@
+"""Send a model folder to the Hub in one commit."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client the library chose
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from hf_warmscale.checkpoints import open_checkpoint
+from hf_warmscale.checkpoints.source import INDEX_FILE, SINGLE_FILE
+from hf_warmscale.hub.cards import RECEIPTS, make_card
+from hf_warmscale.hub.portable import portable_json
+
+CARD = "README.md"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
+SENT = (
+    "*.json",
+    "*.jsonl",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.png",
+    "LICENSE*",
+)
+"""What is sent beside weights and card. Nothing pickled, no optimizer, no hidden file."""
+
+WITHHELD = ("trainer_state.json",)
+CLEANED = ("config.json", *RECEIPTS)
+
+
+def push_to_hub(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+    overwrite: bool = False,
+) -> str:
+    """Send weights, tokenizer, receipts and card of a model folder in one commit; return the commit's URL.
+
+    A push that was interrupted can be repeated: what has arrived is not sent again, and the repository is empty or
+    complete. Pushing the same content twice makes no second commit.
+
+    Args:
+        folder (`str` or `PathLike`): a model folder with safetensors weights.
+        repo_id (`str`): `name` or `organisation/name`; made if it does not exist.
+        private (`bool`): make a new repository private.
+        token (`str`, *optional*): by default `HF_TOKEN` or what `hf auth login` stored.
+        revision (`str`, *optional*): a branch, made if it does not exist.
+        commit_message (`str`): the first line of the commit.
+        overwrite (`bool`): replace the model of a repository that holds something else.
+
+    Raises:
+        FileNotFoundError: if the folder is no model folder.
+        ValueError: if there is no token, the repository holds something else, the weights are pickled or corrupt, or
+            the folder's own `README.md` names a path of this machine.
+        OSError: if the Hub cannot be reached or refuses.
+
+    Example:
+        >>> push_to_hub("merged", "me/merged", private=True)
+        'https://huggingface.co/me/merged/commit/...'
+    """
+    folder = Path(folder)
+    files = _files(folder)
+    token = token or get_token()
+    if not token:
+        raise ValueError("There is no Hub token; set HF_TOKEN or run `hf auth login`.")
+    api = HfApi(token=token)
+    with _hub_errors(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        parent, there = _content(api, repo_id, revision)
+        additions = list(_additions(folder, files, repo_id))
+        foreign = _foreign(there, additions)
+        if foreign and not overwrite:
+            raise ValueError(
+                f"The repository {repo_id} is not empty ({foreign[0]} differs or is not in {folder}); name another"
+                " one, or push with overwrite."
+            )
+        # Old shards would be loaded beside, or instead of, the new weights.
+        stale = [path for path in foreign if path.endswith(WEIGHT_SUFFIXES) and path not in files]
+        commit = api.create_commit(
+            repo_id,
+            [*additions, *(CommitOperationDelete(path) for path in stale)],
+            commit_message=commit_message,
+            revision=revision,
+            parent_commit=parent,
+        )
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one sentence."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id} is no possible repository id; use the form organisation/name.") from error
+    except RepositoryNotFoundError as error:
+        raise OSError(f"The Hub has no repository {repo_id} that this token may write to.") from error
+    except HfHubHTTPError as error:
+        reason = error.server_message or f"HTTP status {error.response.status_code}"
+        raise OSError(f"The Hub refused the push to {repo_id}: {reason.rstrip('.')}.") from error
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise OSError(f"The Hub cannot be reached ({type(error).__name__}); push again with a network.") from error
+
+
+def _files(folder: Path) -> list[str]:
+    """Return what is sent, relative to the folder, after checking that it is a model."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder} to push.")
+    checkpoint = open_checkpoint(folder)
+    _ = checkpoint.config
+    weights = [str(path.relative_to(folder)) for path in checkpoint.files]
+    beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
+    names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
+    stale = {INDEX_FILE} if weights == [SINGLE_FILE] else set()
+    return sorted({*weights, *names} - stale - {CARD, *WITHHELD})
+
+
+def _additions(folder: Path, files: list[str], repo_id: str) -> Iterator[CommitOperationAdd]:
+    for file in files:
+        path = folder / file
+        yield CommitOperationAdd(file, portable_json(path) if file in CLEANED else path)
+    yield CommitOperationAdd(CARD, _card(folder, repo_id).encode())
+
+
+def _card(folder: Path, repo_id: str) -> str:
+    """Return the folder's own card, or a new one."""
+    path = folder / CARD
+    if not path.is_file():
+        return str(make_card(folder, repo_id=repo_id))
+    text = path.read_text(encoding="utf-8")
+    for place in (folder.resolve().parent, Path.home(), Path.cwd(), Path(tempfile.gettempdir())):
+        if place != Path(place.anchor) and re.search(rf"(?<![\w/.:-]){re.escape(str(place))}(?![\w-])", text):
+            raise ValueError(f"{path} names the local path {place}; take it out before the push.")
+    return text
+
+
+def _content(api: HfApi, repo_id: str, revision: str | None) -> tuple[str | None, dict[str, str]]:
+    """Return the head commit of a repository and the hash of each of its files."""
+    head = api.model_info(repo_id, revision=revision).sha
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=head)
+    files = [entry for entry in tree if isinstance(entry, RepoFile) and entry.path != ".gitattributes"]
+    return head, {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
+
+def _foreign(there: dict[str, str], operations: list[CommitOperationAdd]) -> list[str]:
+    """Return the files of a repository that the push would not leave as they are."""
+    ours = {operation.path_in_repo: operation for operation in operations}
+    return sorted(path for path, digest in there.items() if path not in ours or not _is(ours[path], digest))
+
+
+def _is(operation: CommitOperationAdd, digest: str) -> bool:
+    """Tell whether a file has a digest of the Hub: the SHA-256 of a large file, the git hash of a small one."""
+    if len(digest) == len(hashlib.sha256().hexdigest()):
+        return operation.upload_info.sha256.hex() == digest
+    with operation.as_file() as file:
+        content = file.read()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest

@@ -1,0 +1,93 @@
+"""A process that meets the test server as the Hub: `HF_ENDPOINT` is read when huggingface_hub is imported.
+
+Started as `python -m tests.hub.client`; each line it reads is a call, each line it answers the result.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.hub.server import TOKEN
+
+
+class HubClient:
+    """The other end: calls functions of this module in that process."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def call(self, function: str, *arguments: object, token: str | None = TOKEN, **options: object) -> str:
+        """Return the result as text; a refusal as the name of its class and its message."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = {"function": function, "arguments": [*map(str, arguments)], "options": options, "token": token}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, "the client process died"
+        return str(json.loads(answer))
+
+
+@contextmanager
+def hub_client(url: str, home: Path) -> Iterator[HubClient]:
+    """Run a client of the server at `url` with a Hub cache of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.hub.client"]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield HubClient(process)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def push(folder: str, repo_id: str, **options: object) -> str:
+    """Push a folder; return the commit's URL."""
+    from hf_warmscale.hub import push_to_hub
+
+    return push_to_hub(folder, repo_id, **options)  # type: ignore[arg-type]
+
+
+def load(repo_id: str, output: str) -> str:
+    """Load model and tokenizer as a user would, save them, and return some token ids."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(repo_id).save_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(repo_id)
+    tokenizer.save_pretrained(output)
+    return str(tokenizer("Growth keeps").input_ids)
+
+
+def describe(repo_id: str, revision: str = "main") -> str:
+    """Open a checkpoint; return its hash, name and commit."""
+    from hf_warmscale.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(repo_id, revision=revision)
+    return f"{checkpoint.content_hash()} {checkpoint.source.identity} {checkpoint.source.revision}"
+
+
+def serve() -> None:
+    """Answer calls until the input ends."""
+    functions: dict[str, Callable[..., str]] = {"push": push, "load": load, "describe": describe}
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        os.environ.pop("HF_TOKEN", None)
+        if request["token"]:
+            os.environ["HF_TOKEN"] = request["token"]
+        try:
+            answer = functions[request["function"]](*request["arguments"], **request["options"])
+        except (ValueError, OSError) as error:
+            answer = f"{type(error).__name__} {error}"
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,163 @@
+"""A pushed model arrives in one commit, complete, and loads back to the bit. What must not be sent is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from hf_warmscale.checkpoints import open_checkpoint, write_json
+from hf_warmscale.hub import push_to_hub
+from tests.hub.client import HubClient, hub_client
+from tests.hub.server import HubServer, Mode, hub_server
+from tests.hub.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with hub_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    with hub_client(server.url, tmp_path_factory.mktemp("hub_cache")) as running:
+        yield running
+
+
+def files_at(server: HubServer, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+    commit = server.repositories[repo_id].at(revision)
+    assert commit is not None
+    return commit.files
+
+
+@pytest.mark.parametrize("mode", ["regular", "lfs"])
+def test_round_trip(tmp_path: Path, server: HubServer, client: HubClient, mode: Mode) -> None:
+    folder = tiny_folder(tmp_path / "model", max_shard_size="20KB")
+    write_json(folder / "growth_receipt.json", {"source": str(tmp_path / "base"), "parameters": 8, "width": "clone"})
+    write_json(folder / "trainer_state.json", {"best_model_checkpoint": str(tmp_path)})
+    for pickled in ("training_args.bin", "optimizer.pt"):
+        torch.save({"step": 1}, folder / pickled)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    repo_id = f"me/{mode}"
+    server.mode = mode
+    url = client.call("push", folder, repo_id, private=True, commit_message="Grow")
+    client.call("load", repo_id, tmp_path / "back")
+    server.mode = "lfs"
+
+    repository = server.repositories[repo_id]
+    assert url == f"{server.url}/{repo_id}/commit/{repository.branches['main']}"
+    assert [commit.title for commit in repository.commits.values()] == ["initial commit", "Grow"]
+    assert repository.private
+    sent = files_at(server, repo_id)
+    withheld = {"training_args.bin", "optimizer.pt", "trainer_state.json"}
+    assert set(sent) == (set(before) - withheld) | {"README.md", ".gitattributes"}
+    assert not [name for name, content in sent.items() if str(tmp_path).encode() in content]
+    assert open_checkpoint(tmp_path / "back").content_hash() == open_checkpoint(folder).content_hash()
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == before["tokenizer.json"]
+    assert (tmp_path / "back" / "chat_template.jinja").read_bytes() == before["chat_template.jinja"]
+    assert ModelCard(sent["README.md"].decode()).data["tags"] == ["hf_warmscale", "model-growth"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_same_content_again(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    first = client.call("push", folder, "me/again")
+    assert client.call("push", folder, "me/again") == first
+    assert len(server.repositories["me/again"].commits) == 2
+
+
+def test_an_interrupted_push_is_resumed(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    """The weights arrived, the commit did not: the repository stays empty, and the weights are not sent twice."""
+    folder = tiny_folder(tmp_path / "model", seed=5)
+    uploads = server.uploads
+    server.failing_commits = 1
+    message = client.call("push", folder, "me/resumed")
+    assert message == "OSError The Hub refused the push to me/resumed: The commit failed."
+    assert set(files_at(server, "me/resumed")) == {".gitattributes"}
+    assert client.call("push", folder, "me/resumed").startswith(server.url)
+    assert server.uploads == uploads + 1
+
+
+def test_another_model_is_replaced_only_when_asked(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    old = tiny_folder(tmp_path / "old", seed=1, max_shard_size="20KB")
+    new = tiny_folder(tmp_path / "new", seed=2)
+    client.call("push", old, "me/replaced")
+    message = client.call("push", new, "me/replaced")
+    assert message.startswith("ValueError The repository me/replaced is not empty")
+    assert client.call("push", new, "me/replaced", overwrite=True).startswith(server.url)
+    assert len(server.repositories["me/replaced"].commits) == 3
+    assert [name for name in files_at(server, "me/replaced") if name.startswith("model")] == ["model.safetensors"]
+
+
+def test_a_branch(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    client.call("push", tiny_folder(tmp_path / "model"), "me/branched", revision="step-100")
+    assert set(files_at(server, "me/branched")) == {".gitattributes"}
+    assert "model.safetensors" in files_at(server, "me/branched", "step-100")
+
+
+def test_what_the_hub_refuses(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    no_token = client.call("push", folder, "me/refused", token=None)
+    assert no_token == "ValueError There is no Hub token; set HF_TOKEN or run `hf auth login`."
+    wrong_token = client.call("push", folder, "me/refused", token="hf_other")
+    assert wrong_token == "OSError The Hub refused the push to me/refused: Invalid username or password."
+    bad_id = client.call("push", folder, "me/re fused")
+    assert bad_id == "ValueError me/re fused is no possible repository id; use the form organisation/name."
+    assert "me/refused" not in server.repositories
+
+
+def test_a_card_of_ones_own(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    """It is sent as it is, unless it names a path of this machine."""
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "README.md").write_text(f"# Mine\nTrained in {tmp_path}/run.\n")
+    message = client.call("push", folder, "me/own-card")
+    assert message.startswith("ValueError") and "names the local path" in message
+    assert set(files_at(server, "me/own-card")) == {".gitattributes"}
+    (folder / "README.md").write_text("# Mine\n")
+    client.call("push", folder, "me/own-card")
+    assert files_at(server, "me/own-card")["README.md"] == b"# Mine\n"
+
+
+def test_the_reader_opens_a_hub_id(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    folder = tiny_folder(tmp_path / "model", max_shard_size="20KB")
+    client.call("push", folder, "me/read")
+    head = server.repositories["me/read"].branches["main"]
+    assert client.call("describe", "me/read") == f"{open_checkpoint(folder).content_hash()} me/read {head}"
+    assert client.call("describe", "me/read", "v2") == "FileNotFoundError me/read has no revision v2 on the Hub."
+    unknown = client.call("describe", "me/unknown")
+    assert unknown == "FileNotFoundError There is neither a folder nor a model me/unknown on the Hub."
+
+
+def test_without_a_network(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    """The cache serves what it has; everything else is one sentence."""
+    folder = tiny_folder(tmp_path / "model")
+    client.call("push", folder, "me/cached")
+    online = client.call("describe", "me/cached")
+    server.stop()
+    try:
+        assert client.call("describe", "me/cached") == online
+        missing = client.call("describe", "me/missing")
+        pushed = client.call("push", folder, "me/cached")
+    finally:
+        server.start()
+    assert missing.startswith("FileNotFoundError me/missing at revision main is neither a folder nor in the Hub cache")
+    assert len(missing.splitlines()) == 1
+    assert pushed == "OSError The Hub cannot be reached (ConnectError); push again with a network."
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_that_is_no_model(tmp_path: Path, missing: str) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing):
+        push_to_hub(folder, "me/tiny", token="unused")
+
+
+def test_pickled_weights(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.ones(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickled"):
+        push_to_hub(folder, "me/tiny", token="unused")
