@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint32]
 
-ROUNDS = 4
+ROUNDS, FEW_BITS, MORE_ROUNDS = 4, 16, 12
+"""Four rounds shuffle well (Luby and Rackoff); halves of few bits need more, and are cheap."""
 
 
 def key_of(seed: int, name: str) -> int:
@@ -35,7 +36,8 @@ def permuted(ordinals: Integers, size: int, key: int) -> Integers:
     if not len(ordinals):
         return ordinals
     bits = max(2, (size - 1).bit_length())
-    passes, places = np.divmod(ordinals, size)
+    passes = ordinals // size
+    places = ordinals - passes * size
     # Most calls stay within one pass: one key then stands for all.
     keys = _mix(np.uint32(key) + passes.astype(np.uint32) * np.uint32(0x9E3779B9))
     if passes.min() == passes.max():
@@ -52,7 +54,7 @@ def _feistel(values: Integers, keys: Words, bits: int) -> Integers:
     low_bits = bits // 2
     low_mask, high_mask = np.uint32((1 << low_bits) - 1), np.uint32((1 << (bits - low_bits)) - 1)
     high, low = (values >> low_bits).astype(np.uint32), values.astype(np.uint32) & low_mask
-    for index in range(ROUNDS):
+    for index in range(ROUNDS if bits > FEW_BITS else MORE_ROUNDS):
         if index % 2:
             low ^= _mix(high ^ keys) & low_mask
         else:
@@ -63,7 +65,7 @@ def _feistel(values: Integers, keys: Words, bits: int) -> Integers:
 
 def _mix(words: Words) -> Words:
     """Scramble 32-bit words: multiply, shift, multiply, shift (the finaliser of MurmurHash3, shortened)."""
-    words = words * np.uint32(0x85EBCA6B)
+    words = words * np.uint32(0x85EBCA6B)  # a new array; the rest works in it
     words ^= words >> np.uint32(15)
     words *= np.uint32(0xC2B2AE35)
     words ^= words >> np.uint32(14)
