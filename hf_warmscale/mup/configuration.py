@@ -1,6 +1,7 @@
 """`MupConfig`: a Granite config that knows the base shape its hyperparameters were tuned at."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -68,10 +69,11 @@ class MupConfig(GraniteConfig):
         Args:
             sizes (`int`): config fields, such as `hidden_size` or `num_hidden_layers`. The size of a head stays.
         """
-        content = copy.deepcopy(self.to_dict())
-        for name in GraniteForm.from_config(self).forward_multipliers():
-            del content[name]
-        return type(self)(**{**content, **sizes})
+        return self._rebuilt(sizes)
+
+    def with_mup(self, **entries: Any) -> "MupConfig":
+        """Return this config with other entries in `mup`, such as `rule` or `depth_alpha`, and what follows from them."""
+        return self._rebuilt({"mup": {**(self.mup or {}), **entries}})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain values; it names the stock class, which loads the checkpoint."""
@@ -85,6 +87,12 @@ class MupConfig(GraniteConfig):
         content: dict[str, Any] = super().to_diff_dict()
         kept = ["head_dim", "mup", *GraniteForm.from_config(self).forward_multipliers()]
         return {**content, **{name: getattr(self, name) for name in kept}}
+
+    def _rebuilt(self, changes: Mapping[str, Any]) -> "MupConfig":
+        content = copy.deepcopy(self.to_dict())
+        for name in GraniteForm.from_config(self).forward_multipliers():
+            del content[name]
+        return type(self)(**{**content, **changes})
 
     def _refuse_heads(self) -> None:
         if self.num_attention_heads % (self.num_key_value_heads or 1):

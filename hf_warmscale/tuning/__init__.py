@@ -1,0 +1,22 @@
+"""Above training: does it transfer? The learning-rate sweep and the coordinate check."""
+
+from hf_warmscale.tuning.ladder import Axis, at_size, ladder
+from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
+from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
+from hf_warmscale.tuning.sweep import Point, sweep
+from hf_warmscale.tuning.transfer import TransferResult, lr_transfer
+
+__all__ = [
+    "Axis",
+    "Curve",
+    "Optimum",
+    "Point",
+    "ProxyTask",
+    "TransferResult",
+    "at_size",
+    "find_optima",
+    "ladder",
+    "lr_transfer",
+    "sweep",
+    "train_proxy",
+]

@@ -1,0 +1,39 @@
+"""The same model at several widths or depths."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from hf_warmscale.mup import MupConfig
+
+Axis = Literal["width", "depth"]
+
+WIDTHS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+
+
+def at_size(config: MupConfig, axis: Axis, size: int) -> MupConfig:
+    """Return a config of another width, all its widths in proportion, or of another depth; the base shape stays.
+
+    Args:
+        config (`MupConfig`): of any size.
+        axis (`"width"` or `"depth"`): what changes.
+        size (`int`): the hidden size, or the number of layers.
+
+    Raises:
+        ValueError: if a width in proportion is not a whole number.
+    """
+    if axis == "depth":
+        return config.resized(num_hidden_layers=size)
+    widths = {"hidden_size": size}
+    for name in WIDTHS:
+        widths[name], remainder = divmod(getattr(config, name) * size, config.hidden_size)
+        if remainder:
+            raise ValueError(
+                f"The hidden size {size} would need {name} = {getattr(config, name) * size / config.hidden_size:g}; "
+                f"take a width in whole proportion to {config.hidden_size}."
+            )
+    return config.resized(**widths)
+
+
+def ladder(config: MupConfig, axis: Axis, sizes: Sequence[int]) -> dict[int, MupConfig]:
+    """Return the config of every size."""
+    return {size: at_size(config, axis, size) for size in sizes}

@@ -1,0 +1,48 @@
+"""Turn the stored runs into `results.md` and the pictures, without training anything.
+
+python recipes/reproduce/mup/report.py [--output FOLDER]
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from hf_warmscale.checkpoints import write_text
+from hf_warmscale.report import markdown_table
+from hf_warmscale.tuning import TransferResult, find_optima
+from hf_warmscale.tuning.transfer_figure import draw_transfer
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Parse the arguments and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    output = parser.parse_args().output
+    sections = [transfer_section(folder) for folder in sorted(output.glob("transfer-*")) if folder.is_dir()]
+    write_text(output / "results.md", "\n".join(sections))
+    print((output / "results.md").read_text())
+
+
+def transfer_section(folder: Path) -> str:
+    """Fit the best learning rates of one study again from its runs."""
+    results = [read_transfer(content) for content in json.loads((folder / "transfer.json").read_text())]
+    draw_transfer(folder / "transfer.png", results)
+    rows = [row for result in results for row in result.rows()]
+    return f"## {folder.name}\n\n{markdown_table(rows)}"
+
+
+def read_transfer(content: dict[str, Any]) -> TransferResult:
+    """Read what `TransferResult.to_dict` wrote."""
+    curves: dict[int, dict[float, dict[int, float]]] = {}
+    for point in content["points"]:
+        loss = math.inf if point["loss"] is None else point["loss"]
+        curves.setdefault(point["size"], {}).setdefault(point["lr"], {})[point["seed"]] = loss
+    return TransferResult(content["rule"], content["axis"], curves, find_optima(curves))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Run the studies of `study.yaml`; what has run is stored and not repeated.
+
+    python recipes/reproduce/mup/run.py --corpora CORPORA --cache CACHE --jobs 2
+    python recipes/reproduce/mup/report.py
+
+`--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python;
+`--cache` gets the token ids; `--only` names studies (`transfer-width`, `transfer-depth`); `--smoke` runs them with
+almost no budget and needs an `--output` of its own.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import yaml
+from tokens import prepare_tokens
+
+from hf_warmscale.mup import MupConfig
+from hf_warmscale.tuning import ProxyTask, at_size, lr_transfer
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    study = yaml.safe_load((HERE / "study.yaml").read_text())
+    if arguments.smoke:
+        shrink(study)
+    tokens = prepare_tokens(arguments.corpora, arguments.cache)
+    for name, part in study["transfer"].items():
+        if arguments.only is None or f"transfer-{name}" in arguments.only:
+            run_transfer(study, part, tokens, arguments.output / f"transfer-{name}", arguments.jobs)
+
+
+def run_transfer(study: dict[str, Any], part: dict[str, Any], tokens: Path, output: Path, jobs: int) -> None:
+    """Sweep the learning rate over widths or depths under every rule."""
+    base = study["model"]
+    entry = {"base_hidden_size": base["hidden_size"], "base_num_hidden_layers": base["num_hidden_layers"]}
+    config = MupConfig(**base, mup=entry)
+    results = lr_transfer(
+        at_size(config, "width", part.get("hidden_size", base["hidden_size"])),
+        ProxyTask(str(tokens), **study["task"]),
+        axis=part["axis"],
+        sizes=part["sizes"],
+        lrs=[2.0**exponent for exponent in study["log2_lrs"]],
+        rules=study["rules"],
+        seeds=study["seeds"],
+        output=output,
+        jobs=jobs,
+    )
+    for result in results:
+        print(f"{output.name} {result.rule}: the best rate drifts by {result.drift:+.2f} octaves", flush=True)
+
+
+def shrink(study: dict[str, Any]) -> None:
+    """Keep the form of the study and almost none of its cost."""
+    study["task"].update(steps=4, warmup_steps=1, batch_size=2, validation_batches=1)
+    study.update(log2_lrs=[-9, -8, -7], seeds=2)
+    for part in study["transfer"].values():
+        part["sizes"] = part["sizes"][:2]
+
+
+if __name__ == "__main__":
+    main()
