@@ -1,0 +1,49 @@
+"""Where an operator that means to keep the logits cannot."""
+
+from hf_warmscale.architecture import Axis, flat_index
+from hf_warmscale.resize.axis_map import is_uniform
+from hf_warmscale.resize.operators import ZeroPad
+from hf_warmscale.resize.plan import Plan
+
+
+def is_exact(plan: Plan) -> bool:
+    """Tell whether a plan leaves the logits as they are, up to rounding."""
+    return plan.operator.keeps_logits and width_obstacle(plan) is None and _depth_is_exact(plan)
+
+
+def width_obstacle(plan: Plan) -> str | None:
+    """Return why growing these widths moves the logits, with the remedy; `None` if nothing is known to."""
+    for axis, reason in plan.source.frozen.items():
+        if axis in plan.axes:
+            return f"{axis} grows, but {reason}; leave it as it is"
+    return _uneven_norm(plan) if plan.operator.divides else _unpadded_norm(plan)
+
+
+def _uneven_norm(plan: Plan) -> str | None:
+    """A norm weighs every coordinate alike, so all must be copied equally often."""
+    for norm in plan.source.norms:
+        gain = plan.source.parameters.get(f"{norm}.weight")
+        if gain is None:
+            continue
+        for dimension in gain.dimensions:
+            index = flat_index(dimension, plan.source.sizes, plan.axes)
+            if not is_uniform(index):
+                size = sum(block.size(plan.source.sizes) for block in dimension)
+                return f"{norm} would copy {size} coordinates to {len(index)} unevenly; take a multiple, or zero_pad"
+    return None
+
+
+def _unpadded_norm(plan: Plan) -> str | None:
+    """Zero padding rescales the stream, which norms that are themselves the stream do not follow."""
+    if not isinstance(plan.operator, ZeroPad) or Axis.HIDDEN not in plan.axes:
+        return None
+    for norm in plan.source.norms.values():
+        if norm.position in ("residual", "embedding") or (norm.position == "post" and norm.centered):
+            return f"{norm.module} normalises the residual stream itself; use clone with a multiple of the hidden size"
+    return None
+
+
+def _depth_is_exact(plan: Plan) -> bool:
+    kept = [layer for place, layer in enumerate(plan.layers.source) if place not in plan.layers.silent]
+    post_ln = any(norm.position == "residual" for norm in plan.source.norms.values())
+    return kept == list(range(plan.source.sizes[Axis.LAYERS])) and not (plan.layers.silent and post_ln)

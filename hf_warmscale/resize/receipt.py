@@ -1,0 +1,121 @@
+"""What a growth did, in plain values: for the folder, the card and the config."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+RECEIPT_FILE = "growth_receipt.json"
+RECEIPT_ATTRIBUTE = "growth_receipt"
+"""What a grown model carries until it is saved."""
+
+CONFIG_ENTRY = "growth"
+"""The entry of a grown model's config, which survives where the file does not."""
+
+LARGE_GROWTH = 4.0
+"""Beyond this factor of parameters growth is not known to pay (arXiv:2605.13405: break-even at 3 to 5)."""
+
+TOKENS_PER_PARAMETER = 20.0
+"""Beyond this training length a model from scratch catches up (arXiv:2605.13405)."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The source and the grown model on the same tokens.
+
+    Args:
+        tokens (`int`): the number of positions compared.
+        max_abs_logit_difference (`float`): over the source's vocabulary.
+        kl_divergence (`float`): KL(source || grown), mean over positions, in nats.
+        activation_rms (`dict`): the RMS of the residual stream after each block, `"source"` and `"grown"`.
+    """
+
+    tokens: int
+    max_abs_logit_difference: float
+    kl_divergence: float
+    activation_rms: dict[str, list[float]]
+
+
+@dataclass
+class GrowthReceipt:
+    """What a growth did.
+
+    Args:
+        source (`str`): what was grown.
+        source_hash (`str`): SHA-256 over its names, shapes, dtypes and data.
+        width (`str`): the width operator.
+        depth (`str`): the depth operator.
+        snr_db (`float` or `None`): of the paired noise of `clone`.
+        shrink (`float` or `None`): lambda of `szp`.
+        seed (`int`): of all noise and draws.
+        source_sizes (`dict[str, int]`): by axis.
+        sizes (`dict[str, int]`): by axis.
+        layers (`list[int]`): for each block the source block it copies.
+        new_layers (`list[int]`): inserted blocks that write nothing at first.
+        source_parameters (`int`): scalars of the source.
+        parameters (`int`): scalars of the grown model.
+        growth_factor (`float`): their ratio.
+        duplicate_fraction (`float`): the share of the grown model's scalars that repeat another one exactly, up to the
+            factors of the operator.
+        exact (`bool`): the operators leave the logits as they are, up to rounding.
+        dtype (`str`): of the grown weights.
+        verification (`Verification` or `None`): what was measured.
+        warnings (`list[str]`): what speaks against this growth.
+    """
+
+    source: str
+    source_hash: str
+    width: str
+    depth: str
+    snr_db: float | None
+    shrink: float | None
+    seed: int
+    source_sizes: dict[str, int]
+    sizes: dict[str, int]
+    layers: list[int]
+    new_layers: list[int]
+    source_parameters: int
+    parameters: int
+    growth_factor: float
+    duplicate_fraction: float
+    exact: bool
+    dtype: str
+    verification: Verification | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+    def config_entry(self) -> dict[str, Any]:
+        """Return what the config keeps: enough to make the maps again, and no measurement."""
+        kept = {name: value for name, value in self.to_dict().items() if name not in ("verification", "warnings")}
+        return {name: value for name, value in kept.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "GrowthReceipt":
+        """Read what `to_dict` or `config_entry` wrote."""
+        values = {"snr_db": None, "shrink": None, **content}
+        if values.get("verification") is not None:
+            values["verification"] = Verification(**values["verification"])
+        return cls(**values)
+
+
+def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[str]:
+    """Return what is known to speak against a growth like this."""
+    warnings = []
+    if receipt.growth_factor > LARGE_GROWTH:
+        warnings.append(
+            f"The model grows {receipt.growth_factor:.1f}-fold; beyond {LARGE_GROWTH:g}-fold training from scratch is "
+            "often as good (arXiv:2605.13405)."
+        )
+    if receipt.duplicate_fraction > 0.25 and receipt.width == "clone" and receipt.snr_db is None:
+        warnings.append(
+            "Copies without noise get equal gradients and stay copies, so the new capacity is never used; set snr_db, "
+            "or train with dropout."
+        )
+    if target_tokens is not None and target_tokens > TOKENS_PER_PARAMETER * receipt.parameters:
+        warnings.append(
+            f"{target_tokens:,} tokens are {target_tokens / receipt.parameters:.0f} for each parameter; beyond "
+            f"{TOKENS_PER_PARAMETER:g} growth is not known to beat training from scratch (arXiv:2605.13405)."
+        )
+    return warnings

@@ -1,0 +1,76 @@
+"""Measure a growth: the source and the grown model on the same tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from hf_warmscale.resize.receipt import Verification
+
+PROBE_TEXT = (
+    "A growing town needs water, and the engineers who plan for it look at three things: how many people will live "
+    "there in twenty years, how much each of them will use, and what the river can give in a dry summer. Pipes laid "
+    "too small must be dug up again; pipes laid too large stand half empty and cost money all the same.\n\n"
+    "def capacity(people, litres_per_day, reserve=0.2):\n"
+    "    return people * litres_per_day * (1 + reserve)\n"
+)
+
+PROBE_SHAPE = (2, 64)
+"""Sequences and tokens of the probe where there is no tokenizer."""
+
+
+def probe_tokens(model: PreTrainedModel) -> Tensor:
+    """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens."""
+    folder = Path(model.config.name_or_path or "/")
+    if any(folder.glob("tokenizer*.json")):
+        tokens = torch.tensor([AutoTokenizer.from_pretrained(folder)(PROBE_TEXT)["input_ids"]])
+        if int(tokens.max()) < model.config.vocab_size:
+            return tokens
+    random = torch.Generator().manual_seed(0)
+    length = min(PROBE_SHAPE[1], getattr(model.config, "max_position_embeddings", PROBE_SHAPE[1]))
+    return torch.randint(model.config.vocab_size, (PROBE_SHAPE[0], length), generator=random)
+
+
+def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor) -> Verification:
+    """Compare two models on the same tokens.
+
+    Args:
+        source (`PreTrainedModel`): the source.
+        grown (`PreTrainedModel`): the grown model; new tokens of its vocabulary are left out.
+        layer_path (`str`): the path of the list of blocks.
+        tokens (`Tensor`): token ids `[batch, tokens]`.
+    """
+    before, rms_before = _run(source, layer_path, tokens)
+    after, rms_after = _run(grown, layer_path, tokens)
+    after = after[..., : before.shape[-1]]
+    divergence = nn.functional.kl_div(
+        after.double().log_softmax(-1), before.double().log_softmax(-1), log_target=True, reduction="none"
+    )
+    return Verification(
+        tokens=tokens.numel(),
+        max_abs_logit_difference=float((before.double() - after.double()).abs().max()),
+        kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
+        activation_rms={"source": rms_before, "grown": rms_after},
+    )
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel, layer_path: str, tokens: Tensor) -> tuple[Tensor, list[float]]:
+    rms: list[float] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Sequence[Tensor]) -> None:
+        stream = output if isinstance(output, Tensor) else output[0]
+        rms.append(float(stream.double().square().mean().sqrt()))
+
+    handles = [block.register_forward_hook(record) for block in model.get_submodule(layer_path).children()]
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return logits, rms
