@@ -72,7 +72,7 @@ class MupConfig(GraniteConfig):
         return self._rebuilt(sizes)
 
     def with_mup(self, **entries: Any) -> "MupConfig":
-        """Return this config with other entries in `mup`, such as `rule` or `depth_alpha`, and what follows from them."""
+        """Return this config with other entries in `mup`, such as `rule`, and the multipliers that follow."""
         return self._rebuilt({"mup": {**(self.mup or {}), **entries}})
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """Parameter groups that give every parameter its muP learning rate, weight decay and eps."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from transformers import GraniteConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from hf_warmscale.mup.granite_form import GraniteForm
-from hf_warmscale.mup.placement import Placement, find_placement
-from hf_warmscale.mup.rules import Setting
+from hf_warmscale.mup.factors import TrainingFactors
+from hf_warmscale.mup.placement import find_placement
+from hf_warmscale.mup.realization import config_of, realize
+from hf_warmscale.mup.rules import Parametrization, Setting
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
+
+Trainable = Iterator[tuple[nn.Parameter, str, Setting]]
 
 
 def mup_param_groups(
@@ -18,6 +22,9 @@ def mup_param_groups(
     lr: float,
     weight_decay: float = 0.0,
     eps: float = 1e-8,
+    base_config: PreTrainedConfig | None = None,
+    parametrization: Parametrization | None = None,
+    factors: TrainingFactors | None = None,
     weight_decay_rule: WeightDecayRule = "paper",
     timescale: float | None = None,
 ) -> list[dict[str, Any]]:
@@ -28,10 +35,14 @@ def mup_param_groups(
     of the first group.
 
     Args:
-        model (`nn.Module`): a [`MupForCausalLM`], or what wraps one.
+        model (`nn.Module`): a [`MupForCausalLM`], another causal LM that [`init_mup`] initialised, or what wraps one.
         lr (`float`): the learning rate tuned at the base shape.
         weight_decay (`float`): the decoupled weight decay at the base shape; gains and biases are not decayed.
         eps (`float`): Adam's eps at the base shape.
+        base_config (`PreTrainedConfig`, *optional*): the model that was tuned, of the same family; not for a
+            [`MupForCausalLM`], which knows its base.
+        parametrization (`Parametrization`, *optional*): with `base_config`; by default CompleteP.
+        factors (`TrainingFactors`, *optional*): instead, what [`export_checkpoint`] wrote beside a folded model.
         weight_decay_rule (`str`): see [`group_weight_decay`].
         timescale (`float`, *optional*): in steps, for the rule `ema_timescale`.
 
@@ -39,7 +50,7 @@ def mup_param_groups(
         `list[dict]`: groups with `params`, `lr`, `weight_decay`, `eps` and `name` (the roles in the group).
 
     Raises:
-        ValueError: if the model has no muP entry, or a trainable parameter is unknown to it.
+        ValueError: if the rate is not positive, the base is missing or does not fit, or a parameter is unknown.
 
     Example:
 
@@ -47,42 +58,48 @@ def mup_param_groups(
     >>> optimizer = torch.optim.AdamW(mup_param_groups(model, lr=1e-2, weight_decay=0.1))
     ```
     """
-    form = GraniteForm.from_config(_granite_config(model))
-    placements, parametrization = form.placements(), form.parametrization
-    members: dict[Setting, list[tuple[Placement, nn.Parameter]]] = {}
+    if lr <= 0:
+        raise ValueError(f"The learning rate is {lr}; give the positive rate tuned at the base shape.")
+
+    def decay(group_lr: float, factor: float) -> float:
+        return group_weight_decay(
+            weight_decay_rule,
+            factor=factor,
+            lr=lr,
+            group_lr=group_lr,
+            weight_decay=weight_decay,
+            timescale=timescale,
+        )
+
+    trainable = _by_factors(model, factors) if factors else _by_rules(model, base_config, parametrization)
+    members: dict[tuple[float, float, float], list[tuple[nn.Parameter, str]]] = {}
+    for parameter, role, setting in trainable:
+        key = lr * setting.lr, decay(lr * setting.lr, setting.weight_decay), eps * setting.eps
+        members.setdefault(key, []).append((parameter, role))
+    groups = [
+        {
+            "params": [parameter for parameter, _ in pairs],
+            "lr": group_lr,
+            "weight_decay": group_decay,
+            "eps": group_eps,
+            "name": "+".join(sorted({role for _, role in pairs})),
+        }
+        for (group_lr, group_decay, group_eps), pairs in members.items()
+    ]
+    return sorted(groups, key=lambda group: abs(math.log(group["lr"] / lr)))
+
+
+def _by_rules(
+    model: nn.Module, base_config: PreTrainedConfig | None, parametrization: Parametrization | None
+) -> Trainable:
+    realization = realize(config_of(model), base_config, parametrization)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            placement = find_placement(placements, name)
-            key = placement.setting(parametrization)
-            members.setdefault(Setting(1.0, key.lr, key.weight_decay, key.eps), []).append((placement, parameter))
-    ordered = sorted(members, key=lambda setting: abs(math.log(setting.lr)))
-    return [
-        {
-            "params": [parameter for _, parameter in members[setting]],
-            "lr": lr * setting.lr,
-            "weight_decay": group_weight_decay(
-                weight_decay_rule,
-                factor=setting.weight_decay,
-                lr=lr,
-                group_lr=lr * setting.lr,
-                weight_decay=weight_decay,
-                timescale=timescale,
-            ),
-            "eps": eps * setting.eps,
-            "name": "+".join(sorted({placement.role for placement, _ in members[setting]})),
-        }
-        for setting in ordered
-    ]
+            placement = find_placement(realization.placements, name)
+            yield parameter, placement.role, placement.setting(realization.parametrization)
 
 
-def _granite_config(model: nn.Module) -> GraniteConfig:
-    while not isinstance(config := getattr(model, "config", None), PreTrainedConfig):
-        inner = getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            raise ValueError(f"The model {type(model).__name__} has no config; pass a transformers model.")
-        model = inner
-    if not isinstance(config, GraniteConfig):
-        raise ValueError(
-            f"The model is of the family {config.model_type}, not of Granite's form; pass a MupForCausalLM."
-        )
-    return config
+def _by_factors(model: nn.Module, factors: TrainingFactors) -> Trainable:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield parameter, *factors.find(name)

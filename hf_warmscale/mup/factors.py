@@ -1,0 +1,84 @@
+"""The learning rate, eps and weight decay factors of an exported model, so that training can go on from it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_warmscale.architecture import Role
+from hf_warmscale.checkpoints import write_json
+from hf_warmscale.mup.placement import Placement, plain_name
+from hf_warmscale.mup.rules import Parametrization, Setting
+
+FILE_NAME = "mup_factors.json"
+
+
+@dataclass(frozen=True)
+class TrainingFactors:
+    """What each parameter's base learning rate, weight decay and eps are multiplied by, by name.
+
+    Args:
+        settings (`Mapping[str, tuple[Role, Setting]]`): the role and the factors of every parameter.
+    """
+
+    settings: Mapping[str, tuple[Role, Setting]]
+
+    @classmethod
+    def of(cls, placements: Mapping[str, Placement], parametrization: Parametrization) -> "TrainingFactors":
+        """Read them off the placements of a model."""
+        return cls(
+            {name: (placement.role, placement.setting(parametrization)) for name, placement in placements.items()}
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TrainingFactors":
+        """Read `mup_factors.json`.
+
+        Args:
+            path (`str` or `PathLike`): the file, or the folder of the exported model.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is not what [`save`] writes.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {path}; export the model with `warmscale mup export`.")
+        try:
+            groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
+            return cls(
+                {
+                    name: (
+                        group["role"],
+                        Setting(1.0, float(group["lr"]), float(group["weight_decay"]), float(group["eps"])),
+                    )
+                    for group in groups
+                    for name in group["parameters"]
+                }
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a file of muP factors ({error}); export the model again.") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `mup_factors.json` to a folder: one entry for each distinct setting of a role, with its parameters."""
+        members: dict[tuple[Role, float, float, float], list[str]] = {}
+        for name, (role, setting) in self.settings.items():
+            members.setdefault((role, setting.lr, setting.weight_decay, setting.eps), []).append(name)
+        groups = [
+            {"role": role, "lr": lr, "weight_decay": weight_decay, "eps": eps, "parameters": names}
+            for (role, lr, weight_decay, eps), names in members.items()
+        ]
+        write_json(Path(folder) / FILE_NAME, {"groups": groups})
+
+    def find(self, name: str) -> tuple[Role, Setting]:
+        """Return the role and the factors of a parameter by its name, whatever wraps the model.
+
+        Raises:
+            ValueError: if the exported model has no such parameter.
+        """
+        plain = plain_name(name)
+        if plain not in self.settings:
+            raise ValueError(f"The parameter {name} has no muP factors; freeze it, or export the model again.")
+        return self.settings[plain]

@@ -1,0 +1,133 @@
+"""muP in any family's own forward pass: the multipliers are folded into init, learning rate, eps and weight decay.
+
+Adam does not see a factor that moves from the forward pass into a weight ([`Setting.absorb`]), so the multipliers
+need no place in the model: the embedding takes its own, an untied readout 1/m_N, a tied one leaves 1/m_N to the final
+norm's gain, and what writes to the residual stream takes m_L^-alpha (the gain of the norm after it, if there is one).
+"""
+
+from hf_warmscale.architecture import Axis, ModelMap, ParameterMap
+from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.rules import Parametrization, Ratios
+
+
+def folded_placements(model: ModelMap, base: ModelMap, parametrization: Parametrization) -> dict[str, Placement]:
+    """Return the placement of every parameter of a model, in the model's own order.
+
+    Args:
+        model (`ModelMap`): the model to train.
+        base (`ModelMap`): the model of the same family that was tuned.
+        parametrization (`Parametrization`): the rules and the tuned constants.
+
+    Raises:
+        ValueError: if the base is of another family, is wider, or has heads of another size; if the readout or, for a
+            model of another depth, the residual branches cannot be identified.
+    """
+    _refuse_base(model, base)
+    multipliers = _Multipliers(model, base, parametrization)
+    trained = [parameter for parameter in model.parameters.values() if parameter.role != "buffer"]
+    return {
+        parameter.name: Placement(parameter.role, _ratios(parameter, model, base), multipliers.of(parameter))
+        for parameter in trained
+    }
+
+
+class _Multipliers:
+    """The factor that each parameter takes over from the forward pass."""
+
+    def __init__(self, model: ModelMap, base: ModelMap, parametrization: Parametrization) -> None:
+        whole = Ratios(width=_width(model, base), depth=model.sizes[Axis.LAYERS] / base.sizes[Axis.LAYERS])
+        self.residual = parametrization.residual_multiplier(whole.depth)
+        self.lookup = parametrization.multiplier("embedding", whole)
+        # A family that multiplies the embedding by sqrt(hidden) has made it sqrt(m_N) times the base's.
+        native = whole.seen_by(parametrization.rule).width ** 0.5 if model.embedding_scale == "sqrt" else 1.0
+        self.embedding = self.lookup / native
+        self.readout = parametrization.multiplier("readout", whole)
+        self.tied = not model.with_role("readout")
+        self.final = {module for module, norm in model.norms.items() if norm.position == "final"}
+        self.post = {module for module, norm in model.norms.items() if norm.position == "post"}
+        self.writers = _residual_writers(model)
+        if self.tied:
+            _refuse_tied(model)
+        if self.residual != 1:
+            _refuse_residual(model, self.writers)
+
+    def of(self, parameter: ParameterMap) -> float:
+        if parameter.role == "embedding":
+            return self.embedding if Axis.VOCAB in parameter.axes() else self.lookup
+        if parameter.role == "readout":
+            return self.readout
+        if parameter.module in self.final:
+            return self.readout / self.embedding if self.tied else 1.0
+        if self.post:
+            return self.residual if parameter.module in self.post else 1.0
+        return self.residual if parameter.module in self.writers and parameter.writes(Axis.HIDDEN) else 1.0
+
+
+def _ratios(parameter: ParameterMap, model: ModelMap, base: ModelMap) -> Ratios:
+    def ratio(dimension: int | None) -> float:
+        if dimension is None:
+            return 1.0
+        return parameter.shape(model.sizes)[dimension] / parameter.shape(base.sizes)[dimension]
+
+    return Ratios(
+        width=_width(model, base),
+        depth=1.0 if parameter.layer is None else model.sizes[Axis.LAYERS] / base.sizes[Axis.LAYERS],
+        fan_in=ratio(parameter.fan_in),
+        fan_out=ratio(parameter.fan_out),
+    )
+
+
+def _width(model: ModelMap, base: ModelMap) -> float:
+    return model.sizes[Axis.HIDDEN] / base.sizes[Axis.HIDDEN]
+
+
+def _residual_writers(model: ModelMap) -> set[str]:
+    """The modules inside the blocks whose output joins the residual stream."""
+    matrices = [parameter for parameter in model.with_role("hidden") if parameter.layer is not None]
+    return {parameter.module for parameter in matrices if parameter.writes(Axis.HIDDEN)}
+
+
+def _refuse_base(model: ModelMap, base: ModelMap) -> None:
+    if base.model_type != model.model_type:
+        raise ValueError(
+            f"The base config is of the family {base.model_type}, the model of {model.model_type}; take a smaller "
+            f"{model.model_type} as the base."
+        )
+    for axis in (Axis.HIDDEN, Axis.INTERMEDIATE, Axis.HEADS):
+        if base.sizes.get(axis, 0) > model.sizes.get(axis, 0):
+            raise ValueError(
+                f"The base's {axis} is {base.sizes[axis]}, wider than the model's {model.sizes[axis]}; muP scales up, "
+                "so take a base that is at most as wide."
+            )
+    if base.sizes.get(Axis.HEAD_DIM) != model.sizes.get(Axis.HEAD_DIM):
+        raise ValueError(
+            f"The base has a head_dim of {base.sizes.get(Axis.HEAD_DIM)}, the model of "
+            f"{model.sizes.get(Axis.HEAD_DIM)}; let the number of heads grow instead."
+        )
+
+
+def _refuse_tied(model: ModelMap) -> None:
+    shared = set(model.tied.values())
+    if not any(parameter.name in shared for parameter in model.with_role("embedding")):
+        raise ValueError(f"The readout of {model.model_type} cannot be identified; muP cannot scale its logits.")
+    if not model.with_role("final_norm"):
+        raise ValueError(
+            f"{model.model_type} ties its readout and has no gain in front of it to take the factor 1/m_N; set "
+            "tie_word_embeddings=False."
+        )
+
+
+def _refuse_residual(model: ModelMap, writers: set[str]) -> None:
+    ambiguous = [
+        parameter.name
+        for parameter in model.with_role("hidden")
+        if parameter.layer is not None and parameter.reads(Axis.HIDDEN) and parameter.writes(Axis.HIDDEN)
+    ]
+    per_block = {norm.module for norm in model.norms.values() if norm.position == "post" and norm.layer == 0}
+    branches = {p.component for p in model.parameters.values() if p.module in writers and p.layer == 0}
+    after_the_sum = any(norm.position == "residual" for norm in model.norms.values())
+    if ambiguous or after_the_sum or len(per_block) not in (0, len(branches)):
+        raise ValueError(
+            f"The residual branches of {model.model_type} cannot be identified, so the depth rule cannot be applied; "
+            "take a base of the same depth, or the rule 'mup'."
+        )

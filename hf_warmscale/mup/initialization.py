@@ -1,0 +1,107 @@
+"""Initialise any family's causal LM in muP, every multiplier folded into the weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_warmscale.architecture import Axis, ModelMap, NormMap, ParameterMap, describe
+from hf_warmscale.mup.folded_form import folded_placements
+from hf_warmscale.mup.realization import has_mup_entry
+from hf_warmscale.mup.rules import Parametrization
+
+MATRICES = ("embedding", "hidden", "readout", "router")
+
+
+@torch.no_grad()
+def init_mup(
+    model: PreTrainedModel,
+    *,
+    base_config: PreTrainedConfig,
+    parametrization: Parametrization | None = None,
+    std: float | None = None,
+) -> PreTrainedModel:
+    """Draw every weight of a model anew, in place, as muP wants it: N(0, std) matrices, gains, zero biases.
+
+    The model keeps its own forward pass. Train it with `mup_param_groups(model, base_config=base_config, lr=...)`. At
+    the base shape the weights are those of the family's own N(0, std) init under the same random seed.
+
+    Args:
+        model (`PreTrainedModel`): a causal LM of any family that [`describe`] knows, whole and on its device (not
+            under ZeRO-3, nor on meta).
+        base_config (`PreTrainedConfig`): the config of the model that was tuned, of the same family.
+        parametrization (`Parametrization`, *optional*): by default CompleteP.
+        std (`float`, *optional*): of the matrices at the base shape; by default the config's `initializer_range`.
+
+    Returns:
+        `PreTrainedModel`: the same model.
+
+    Raises:
+        ValueError: if the base does not fit, an option does not exist for the family, or there is no `std`.
+
+    Example:
+
+    ```python
+    >>> model = init_mup(AutoModelForCausalLM.from_config(config), base_config=base_config)
+    ```
+    """
+    if has_mup_entry(model.config):
+        raise ValueError("The model has a mup entry in its config and is initialised by it; build it anew instead.")
+    parametrization = parametrization or Parametrization()
+    with torch.random.fork_rng(devices=[]):  # describing draws tiny models
+        described = describe(model.config)
+        placements = folded_placements(described, describe(base_config), parametrization)
+    zero = _zero_names(described, parametrization)
+    sigma = std if std is not None else model.config.to_dict().get("initializer_range")
+    if sigma is None:
+        raise ValueError(f"The {model.config.model_type} config has no initializer_range; give std.")
+    for name, parameter in model.named_parameters():
+        place = described.parameters[name]
+        factor = placements[name].setting(parametrization).init
+        if name in zero:
+            nn.init.zeros_(parameter)
+        elif place.role in MATRICES:
+            nn.init.normal_(parameter, mean=0.0, std=sigma * factor)
+            _zero_padding(model.get_submodule(place.module))
+        else:
+            nn.init.constant_(parameter, _vector(place, described.norms, factor))
+    return model
+
+
+def _vector(place: ParameterMap, norms: Mapping[str, NormMap], factor: float) -> float:
+    if place.role == "bias":
+        return 0.0
+    return factor - (norms[place.module].gain_offset if place.module in norms else 0.0)
+
+
+def _zero_padding(module: nn.Module) -> None:
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def _zero_names(described: ModelMap, parametrization: Parametrization) -> set[str]:
+    """The parameters that start at 0 by option."""
+    names: set[str] = set()
+    if parametrization.zero_init_readout:
+        readout = described.with_role("readout")
+        if not readout:
+            raise ValueError("muP's zero_init_readout needs an untied readout; set tie_word_embeddings=False.")
+        names |= {parameter.name for parameter in readout}
+    if parametrization.zero_init_query:
+        query = [place for place in described.with_role("hidden") if _is_query(place)]
+        if len(query) != described.sizes[Axis.LAYERS]:
+            raise ValueError(
+                f"The query projections of {described.model_type} are not matrices of their own; drop zero_init_query."
+            )
+        names |= {parameter.name for parameter in query}
+    return names
+
+
+def _is_query(place: ParameterMap) -> bool:
+    return (
+        place.reads(Axis.HIDDEN)
+        and place.writes(Axis.HEADS)
+        and place.fan_out is not None
+        and [block.factors for block in place.dimensions[place.fan_out]] == [(Axis.HEADS, Axis.HEAD_DIM)]
+    )

@@ -1,0 +1,75 @@
+"""The two realisations of the rule table: Granite's own multipliers, or everything folded into init and optimizer."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import GraniteConfig, PreTrainedConfig
+
+from hf_warmscale.architecture import describe
+from hf_warmscale.mup.folded_form import folded_placements
+from hf_warmscale.mup.granite_form import GraniteForm
+from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.rules import Parametrization
+
+
+@dataclass(frozen=True)
+class Realization:
+    """How one model realises the rules.
+
+    Args:
+        parametrization (`Parametrization`): the rules and the tuned constants.
+        placements (`dict[str, Placement]`): every parameter, by its name in the plain model.
+        forward (`dict[str, float]`): the config fields that hold forward multipliers; empty where all are folded.
+    """
+
+    parametrization: Parametrization
+    placements: dict[str, Placement]
+    forward: dict[str, float]
+
+
+def realize(
+    config: PreTrainedConfig,
+    base_config: PreTrainedConfig | None = None,
+    parametrization: Parametrization | None = None,
+) -> Realization:
+    """Return how a model of `config` realises muP.
+
+    Args:
+        config (`PreTrainedConfig`): of the model. A config with a `mup` entry brings its base and constants along.
+        base_config (`PreTrainedConfig`, *optional*): the tuned model of the same family; for every other config.
+        parametrization (`Parametrization`, *optional*): with `base_config`; by default CompleteP.
+
+    Raises:
+        ValueError: if neither or both are there, or they do not fit (see [`folded_placements`]).
+    """
+    if isinstance(config, GraniteConfig) and has_mup_entry(config):
+        if base_config is not None or parametrization is not None:
+            raise ValueError("The config has a mup entry with its own base shape; leave out the base config.")
+        form = GraniteForm.from_config(config)
+        return Realization(form.parametrization, form.placements(), form.forward_multipliers())
+    if base_config is None:
+        raise ValueError(
+            f"The {config.model_type} config has no mup entry; give base_config, the config of the tuned model."
+        )
+    parametrization = parametrization or Parametrization()
+    placements = folded_placements(describe(config), describe(base_config), parametrization)
+    return Realization(parametrization, placements, {})
+
+
+def has_mup_entry(config: PreTrainedConfig) -> bool:
+    """Tell whether a config brings its base shape along; the entry survives in a stock Granite config."""
+    return getattr(config, "mup", None) is not None
+
+
+def config_of(model: nn.Module) -> PreTrainedConfig:
+    """Return the config of a model, also inside DDP or a DeepSpeed engine.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    while not isinstance(config := getattr(model, "config", None), PreTrainedConfig):
+        inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise ValueError(f"The model {type(model).__name__} has no config; pass a transformers model.")
+        model = inner
+    return config

@@ -1,0 +1,200 @@
+"""Any family in muP with its own forward pass: folding changes nothing that Adam can see."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from hf_warmscale.architecture import describe
+from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, init_mup, mup_param_groups
+from hf_warmscale.mup.folded_form import folded_placements
+from hf_warmscale.mup.placement import Placement
+from tests.conftest import perturb
+
+IDS = torch.arange(4, 28).reshape(2, 12) % 44 + 4
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True, "attention_bias": True},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "olmo2": {},
+    "mixtral": {"num_local_experts": 2},
+    "gpt_neox": {},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
+
+def sized(family: str, width: int, layers: int, **more: Any) -> PreTrainedConfig:
+    fields = {
+        "vocab_size": 48,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "n_inner": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 8,
+        "num_key_value_heads": width // 16,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    if family != "gpt2":
+        del fields["n_inner"]
+    config: PreTrainedConfig = AutoConfig.for_model(family, **{**fields, **FAMILIES.get(family, {}), **more})
+    return config
+
+
+def build(config: PreTrainedConfig) -> Any:
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(config, experts_implementation="eager").train()
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_folding_follows_the_forward_multipliers(family: str, float64_norms: None) -> None:
+    """Ten AdamW steps with the multipliers in the forward pass (hooks), and in the weights: one trajectory."""
+    config, base = sized(family, 32, 4), sized(family, 16, 2)
+    parametrization = Parametrization(embedding_alpha=2.0, readout_alpha=3.0)
+    described = describe(config)
+    placements = folded_placements(described, describe(base), parametrization)
+    folded, hooked = build(config).double(), build(config).double()
+    perturb(hooked)
+    offsets = {f"{norm.module}.weight": norm.gain_offset for norm in described.norms.values()}
+    with torch.no_grad():
+        for (name, ours), theirs in zip(folded.named_parameters(), hooked.parameters(), strict=True):
+            offset = offsets.get(name, 0.0)
+            ours.copy_((theirs + offset) * placements[name].absorbed - offset)
+    hook_multipliers(hooked, placements, tied=bool(described.tied))
+    plain = {name: Placement(place.role, place.ratios) for name, place in placements.items()}
+    optimizers = [
+        torch.optim.AdamW(one_group_each(model, where, parametrization))
+        for model, where in ((folded, placements), (hooked, plain))
+    ]
+    for _ in range(10):
+        losses = [model(input_ids=IDS, labels=IDS).loss for model in (folded, hooked)]
+        assert abs(losses[0] - losses[1]) < 1e-10
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def one_group_each(
+    model: nn.Module, placements: dict[str, Placement], parametrization: Parametrization
+) -> list[dict[str, Any]]:
+    groups = []
+    for name, parameter in model.named_parameters():
+        setting = placements[name].setting(parametrization)
+        groups.append(
+            {
+                "params": [parameter],
+                "lr": 1e-2 * setting.lr,
+                "weight_decay": 0.1 * setting.weight_decay,
+                "eps": 1e-4 * setting.eps,
+            }
+        )
+    return groups
+
+
+def hook_multipliers(model: Any, placements: dict[str, Placement], *, tied: bool) -> None:
+    """Multiply the output of every module by the factor that its weights absorbed; in a tied model, the logits too."""
+    absorbed = {name.rpartition(".")[0]: place.absorbed for name, place in placements.items()}
+    for name, place in placements.items():  # experts: what they write is what counts
+        if name.endswith("experts.down_proj"):
+            absorbed[name.rpartition(".")[0]] = place.absorbed
+    if tied:
+        (final,) = {module for module in absorbed if placements_role(placements, module) == "final_norm"}
+        embedding = next(
+            name for name in placements if model.get_parameter(name) is model.get_input_embeddings().weight
+        )
+        logits = absorbed.pop(final) * placements[embedding].absorbed
+        model.get_output_embeddings().register_forward_hook(lambda *call: call[2] * logits)
+    for path, factor in absorbed.items():
+        if factor != 1:
+            model.get_submodule(path).register_forward_hook(lambda *call, factor=factor: call[2] * factor)
+
+
+def placements_role(placements: dict[str, Placement], module: str) -> str:
+    return placements[f"{module}.weight"].role if f"{module}.weight" in placements else ""
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_base_shape_starts_as_the_family_itself(family: str) -> None:
+    config = sized(family, 16, 2, tie_word_embeddings=False)
+    own = build(config)
+    ours = build(config)
+    torch.manual_seed(1)
+    init_mup(ours, base_config=config, parametrization=Parametrization("completep"))
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), ours.parameters(), strict=True))
+    groups = mup_param_groups(ours, base_config=config, lr=1e-2, weight_decay=0.1, eps=1e-8)
+    assert {(group["lr"], group["weight_decay"], group["eps"]) for group in groups} == {
+        (1e-2, 0.1, 1e-8),
+        (1e-2, 0.0, 1e-8),
+    }
+
+
+def test_init_of_gemma_compensates_its_own_embedding_scale_and_norm_offset() -> None:
+    """Four times the width: the family multiplies the embedding by 2 more, and stores gains as g - 1."""
+    model = init_mup(build(sized("gemma2", 128, 4)), base_config=sized("gemma2", 32, 2))
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    assert float(values["model.embed_tokens.weight"].std()) == pytest.approx(0.02 / 2, rel=0.03)
+    assert float(values["model.norm.weight"].mean()) == 2 / 4 - 1
+    assert float(values["model.layers.0.input_layernorm.weight"].mean()) == 0
+    assert float(values["model.layers.0.post_attention_layernorm.weight"].mean()) == 1 / 2 - 1
+    assert float(values["model.layers.0.mlp.down_proj.weight"].std()) == pytest.approx(0.02 / 2, rel=0.05)
+
+
+def test_a_llama_in_mup_is_the_granite_form_with_its_multipliers_folded() -> None:
+    """Init and rates of the two realisations differ by the multiplier alone."""
+    entry = {"base_hidden_size": 16, "base_num_hidden_layers": 2}
+    granite = MupForCausalLM(
+        MupConfig(
+            vocab_size=48, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=8, mup=entry
+        )
+    )
+    llama = init_mup(
+        build(sized("llama", 64, 4, tie_word_embeddings=False, attention_bias=False, num_key_value_heads=8)),
+        base_config=sized("llama", 16, 2, tie_word_embeddings=False, attention_bias=False, num_key_value_heads=2),
+    )
+    base = sized("llama", 16, 2, tie_word_embeddings=False, attention_bias=False, num_key_value_heads=2)
+    ours, theirs = rates(granite), rates(llama, base_config=base)
+    for name, (lr, weight_decay, eps) in ours.items():
+        factor = (
+            1 / 4 if name == "lm_head.weight" else 1 / 2 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        )
+        assert theirs[name] == pytest.approx((lr * factor, weight_decay / factor, eps / factor), rel=1e-15)
+
+
+def rates(model: nn.Module, **options: Any) -> dict[str, tuple[float, float, float]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = mup_param_groups(model, lr=1e-2, weight_decay=0.1, eps=1e-8, **options)
+    return {names[id(p)]: (g["lr"], g["weight_decay"], g["eps"]) for g in groups for p in g["params"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "options", "message"),
+    [
+        (sized("llama", 16, 2), sized("llama", 32, 2), {}, "hidden_size is 32, wider than the model's 16"),
+        (sized("llama", 32, 2), sized("qwen3", 16, 2), {}, "base config is of the family qwen3, the model of llama"),
+        (sized("llama", 32, 2), sized("llama", 16, 2, head_dim=4), {}, "head_dim of 4, the model of 8"),
+        (sized("llama", 32, 2), sized("llama", 16, 2), {"zero_init_readout": True}, "needs an untied readout"),
+        (sized("gpt2", 32, 2), sized("gpt2", 16, 2), {"zero_init_query": True}, "not matrices of their own"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    config: PreTrainedConfig, base: PreTrainedConfig, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        init_mup(build(config), base_config=base, parametrization=Parametrization(**options))
+
+
+def test_groups_need_a_base_and_a_known_parameter() -> None:
+    model = build(sized("llama", 16, 2))
+    with pytest.raises(ValueError, match="llama config has no mup entry; give base_config"):
+        mup_param_groups(model, lr=1e-2)
+    with pytest.raises(ValueError, match="learning rate is 0"):
+        mup_param_groups(model, lr=0.0, base_config=model.config)
+    model.value_head = nn.Linear(16, 1)
+    with pytest.raises(ValueError, match=r"value_head\.weight is not one that the muP rules describe"):
+        mup_param_groups(model, lr=1e-2, base_config=model.config)
