@@ -4,31 +4,74 @@ Names are loaded when they are used: `import hf_warmscale` imports neither torch
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does it
+    from hf_warmscale.architecture import describe
+    from hf_warmscale.evaluation import document_nll
+    from hf_warmscale.hub import push_to_hub
+    from hf_warmscale.merging import merge_checkpoints, search_merge
+    from hf_warmscale.mup import MupConfig, MupForCausalLM, fold_multipliers, mup_param_groups, mup_table
+    from hf_warmscale.resize import (
+        grow_checkpoint,
+        grow_from_pretrained,
+        grow_optimizer_state,
+        shrink_from_pretrained,
+    )
+    from hf_warmscale.training import (
+        ContinualTrainer,
+        ContinualTrainingArguments,
+        ReplayMixture,
+        Stage,
+        get_schedule,
+    )
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "ContinualTrainer",
+    "ContinualTrainingArguments",
+    "MupConfig",
+    "MupForCausalLM",
+    "ReplayMixture",
+    "Stage",
+    "__version__",
+    "describe",
+    "document_nll",
+    "fold_multipliers",
+    "get_schedule",
+    "grow_checkpoint",
+    "grow_from_pretrained",
+    "grow_optimizer_state",
+    "merge_checkpoints",
+    "mup_param_groups",
+    "mup_table",
+    "push_to_hub",
+    "search_merge",
+    "shrink_from_pretrained",
+]
+
 _HOME = {
-    "describe": "architecture",
-    "document_nll": "evaluation",
-    "grow_from_pretrained": "resize",
-    "grow_checkpoint": "resize",
-    "shrink_from_pretrained": "resize",
-    "grow_optimizer_state": "resize",
-    "MupConfig": "mup",
-    "MupForCausalLM": "mup",
-    "mup_param_groups": "mup",
-    "mup_table": "mup",
-    "fold_multipliers": "mup",
     "ContinualTrainer": "training",
     "ContinualTrainingArguments": "training",
+    "MupConfig": "mup",
+    "MupForCausalLM": "mup",
     "ReplayMixture": "training",
     "Stage": "training",
+    "describe": "architecture",
+    "document_nll": "evaluation",
+    "fold_multipliers": "mup",
     "get_schedule": "training",
-    "search_merge": "merging",
+    "grow_checkpoint": "resize",
+    "grow_from_pretrained": "resize",
+    "grow_optimizer_state": "resize",
     "merge_checkpoints": "merging",
+    "mup_param_groups": "mup",
+    "mup_table": "mup",
+    "push_to_hub": "hub",
+    "search_merge": "merging",
+    "shrink_from_pretrained": "resize",
 }
-
-__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:

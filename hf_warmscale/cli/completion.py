@@ -1,0 +1,32 @@
+"""`warmscale completion`: the script that completes verbs, options and paths in a shell."""
+
+from argparse import Namespace
+
+from hf_warmscale.cli.parser import Parser
+from hf_warmscale.cli.verb import Verb
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the shell."""
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+
+
+def run(arguments: Namespace) -> None:
+    """Print the script."""
+    import shtab
+
+    from hf_warmscale.cli.entry import make_parser
+
+    parser = make_parser()
+    print(shtab.complete(parser, shell=arguments.shell))
+
+
+COMPLETION = Verb(
+    name="completion",
+    summary="print the completion script of a shell",
+    description='Print a completion script. For bash: eval "$(warmscale completion bash)"',
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,110 @@
+"""`warmscale`: parse, run the verb, and turn what a user did wrong into one sentence."""
+
+import os
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TextIO
+
+from hf_warmscale import __version__
+from hf_warmscale.cli.completion import COMPLETION
+from hf_warmscale.cli.env import ENV
+from hf_warmscale.cli.grow import GROW
+from hf_warmscale.cli.parser import Parser, UsageError
+from hf_warmscale.cli.push import PUSH
+from hf_warmscale.cli.quickstart import QUICKSTART
+from hf_warmscale.cli.verb import Verb, add_verbs
+
+USER_ERROR = 2
+INTERRUPTED = 130
+DEBUG_VARIABLE = "WARMSCALE_DEBUG"
+
+VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, PUSH, ENV, COMPLETION)
+
+
+def make_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="warmscale",
+        description="Get a bigger, fresher or better language model out of the ones you have.",
+        epilog="A first look, on real text, in minutes: warmscale quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"warmscale {__version__}")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=bool(os.environ.get(DEBUG_VARIABLE)),
+        help=f"show the traceback of an error; {DEBUG_VARIABLE}=1 does the same",
+    )
+    add_verbs(parser, VERBS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): the arguments; those of the process by default.
+
+    Returns:
+        `int`: 0 on success, 2 on a user error, 130 after Ctrl-C.
+
+    Example:
+
+    ```python
+    >>> main(["grow", "small", "large", "--hidden-size", "1152"])
+    ```
+    """
+    try:
+        arguments = make_parser().parse_args(argv)
+    except UsageError as error:
+        return refuse(error)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    return run(arguments)
+
+
+def run(arguments: Namespace) -> int:
+    """Run a parsed verb; see [`main`]."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            arguments.run(arguments)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {arguments.after_interrupt}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        if arguments.debug:
+            raise
+        return refuse(error)
+    return 0
+
+
+def refuse(error: ValueError | OSError) -> int:
+    """Print an error as one sentence and return the exit code of a user error."""
+    print(f"Error: {sentence(error)}", file=sys.stderr)
+    return USER_ERROR
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """Return what an error says on one line: what the system raises says where, what others raise says it first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else f"{type(error).__name__}, without a word; {DEBUG_VARIABLE}=1 shows where."
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as a sentence: which line of which file gave it helps nobody at a shell."""
+    print(f"Warning: {message}", file=file or sys.stderr)

@@ -1,0 +1,71 @@
+"""`warmscale env`: what a bug report needs to say, and nothing that names a person or a path."""
+
+import os
+import platform
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+
+from hf_warmscale.cli.verb import Verb
+
+PACKAGES = (
+    "hf-warmscale",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "peft",
+    "optuna",
+    "trl",
+    "deepspeed",
+    "lm-eval",
+)
+"""Those that decide what a run does."""
+
+
+def installed(package: str) -> str:
+    """Return the version of a package without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def accelerator() -> str:
+    """Return the accelerators that torch sees."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return "none"
+    device = torch.accelerator.current_accelerator()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else str(device)
+    return f"{torch.accelerator.device_count()} x {name}"
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: a container has fewer than its machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(arguments: Namespace) -> None:
+    """Print the table."""
+    from hf_warmscale.report import markdown_table
+
+    facts = {
+        "Platform": platform.platform(),
+        "Python": platform.python_version(),
+        "CPU cores": usable_cores(),
+        "Accelerator": accelerator(),
+        **{package: installed(package) for package in PACKAGES},
+    }
+    print(markdown_table([{"what": what, "value": value} for what, value in facts.items()]), end="")
+
+
+ENV = Verb(
+    name="env",
+    summary="versions and hardware, for a bug report",
+    description="Print versions and hardware as a Markdown table, to paste into a bug report. It names no path.",
+    run=run,
+)

@@ -1,0 +1,91 @@
+"""`warmscale grow`: a bigger model that starts from a smaller one."""
+
+from argparse import Namespace
+
+from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.show import show
+from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
+from hf_warmscale.cli.verb import Verb
+
+WIDTHS = ("clone", "zero_pad", "szp", "net2net")
+DEPTHS = ("stack", "interleave", "identity", "dus")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add source, output, sizes and operators."""
+    parser.add_argument("source", metavar="SOURCE", help="a model folder or a Hub id")
+    parser.add_argument("output", metavar="OUTPUT", help="a new folder for the grown model")
+    add_sizes(parser)
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--width",
+        choices=WIDTHS,
+        default="clone",
+        metavar="OP",
+        help="clone (exact, integer multiples), zero_pad (exact, any size), szp or net2net; by default clone",
+    )
+    how.add_argument(
+        "--depth",
+        choices=DEPTHS,
+        default="stack",
+        metavar="OP",
+        help="stack, interleave, identity (exact) or dus; by default stack",
+    )
+    how.add_argument("--snr-db", type=float, default=10.0, metavar="DB", help="of the noise of clone; 10 by default")
+    how.add_argument("--shrink", type=float, default=0.4, metavar="LAMBDA", help="of szp; 0.4 by default")
+    how.add_argument(
+        "--insert-after", type=int, nargs="+", metavar="LAYER", help="identity: the block before each new one"
+    )
+    how.add_argument("--seed", type=int, default=0, metavar="S", help="of all noise; 0 by default")
+    how.add_argument("--dtype", choices=DTYPES, metavar="TYPE", help="of the result; the source's by default")
+    how.add_argument(
+        "--target-tokens", type=positive_int, metavar="N", help="planned training length, to be warned of a bad bet"
+    )
+    how.add_argument("--no-verify", action="store_true", help="do not compare the two models on a short probe")
+
+
+def run(arguments: Namespace) -> None:
+    """Grow, then show the sizes before and after and how far the logits moved."""
+    import torch
+
+    from hf_warmscale.resize import GrowthReceipt, grow_checkpoint
+
+    receipt: GrowthReceipt = grow_checkpoint(
+        arguments.source,
+        arguments.output,
+        **chosen_sizes(arguments),
+        width=arguments.width,
+        depth=arguments.depth,
+        snr_db=arguments.snr_db,
+        shrink=arguments.shrink,
+        insert_after=arguments.insert_after,
+        seed=arguments.seed,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        verify=not arguments.no_verify,
+        target_tokens=arguments.target_tokens,
+    )
+    rows: list[dict[str, object]] = [
+        {"": axis, "source": receipt.source_sizes[axis], "grown": size}
+        for axis, size in receipt.sizes.items()
+        if size != receipt.source_sizes[axis]
+    ]
+    rows.append({"": "parameters", "source": receipt.source_parameters, "grown": receipt.parameters})
+    show(rows, title=f"Grown {receipt.growth_factor:.2f}-fold by {receipt.width} and {receipt.depth}")
+    if receipt.verification is not None:
+        seen = receipt.verification
+        print(
+            f"Measured on {seen.tokens} tokens: largest logit difference {seen.max_abs_logit_difference:.2g}, "
+            f"KL {seen.kl_divergence:.2g} nats."
+        )
+    show([], written=[arguments.output], then=f"warmscale train RECIPE.yaml --model_name_or_path {arguments.output}")
+
+
+GROW = Verb(
+    name="grow",
+    summary="make a bigger model that starts from a smaller one",
+    description="Grow a model in width, depth or both. The result loads with AutoModelForCausalLM; "
+    "growth_receipt.json in it says what was done and how far the logits moved.",
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,66 @@
+"""An argument parser that answers a mistake with one sentence, naming the nearest match."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that raises `UsageError` instead of printing its usage and leaving.
+
+    Options are not abbreviated: half an option is a mistake, and the whole one is named.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
+
+    def parse_known_args(  # type: ignore[override]  # argparse types a namespace of any class
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and refuse what is left over: a verb knows its own options best, so it names the nearest one."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            raise UsageError(self._unknown(unknown[0]))
+        return parsed, unknown
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"{self.prog} has no use for {argument!r}; see {self.prog} --help."
+        option = argument.partition("=")[0]  # never the value: it may be a secret
+        advice = _advice(option, self._option_string_actions, f"see {self.prog} --help.")
+        return f"{self.prog} has no option {option}; {advice}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        advice = _advice(str(value), action.choices, f"choose one of {', '.join(map(str, action.choices))}.")
+        if action.dest == VERB:
+            raise UsageError(f"{self.prog} has no verb {value!r}; {advice}")
+        name = "/".join(action.option_strings) or action.metavar
+        raise UsageError(f"{name} of {self.prog} cannot be {value!r}; {advice}")
+
+
+VERB = "verb"
+"""The attribute of the namespace that holds the verb."""
+
+
+def _advice(word: str, known: Iterable[object], otherwise: str) -> str:
+    matches = get_close_matches(word, [str(item) for item in known], n=1)
+    return f"did you mean {matches[0]}?" if matches else otherwise
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"it is {number} and must be at least 1")
+    return number

@@ -1,0 +1,37 @@
+"""`warmscale quickstart`: the whole pipeline on real text, on a CPU, in minutes."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.verb import Verb
+
+OUTPUT = "warmscale-quickstart"
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the folder, the budget and the seed."""
+    parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"by default ./{OUTPUT}")
+    parser.add_argument(
+        "--tokens", type=positive_int, metavar="N", help="budget of all training together; by default about 5 minutes"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random; 0 by default")
+
+
+def run(arguments: Namespace) -> None:
+    """Run the pipeline and show its table."""
+    from hf_warmscale.quickstart import run_quickstart
+
+    output = Path(arguments.output)
+    run_quickstart(output, tokens=arguments.tokens, seed=arguments.seed)
+
+
+QUICKSTART = Verb(
+    name="quickstart",
+    summary="the whole pipeline on real text, on a CPU, in minutes",
+    description="Pretrain a small muP model on text that every installation has, grow it, continue it on another "
+    "domain with and without replay, and merge its checkpoints. Leaves report.md, report.json, a picture and model/.",
+    add_arguments=add_arguments,
+    run=run,
+    after_interrupt="run the same command again to go on from the last checkpoint.",
+)

@@ -1,0 +1,27 @@
+"""How every verb ends: a short table, what was written, the next command to type."""
+
+from collections.abc import Mapping, Sequence
+
+
+def show(
+    rows: Sequence[Mapping[str, object]],
+    *,
+    title: str | None = None,
+    written: Sequence[object] = (),
+    then: str = "",
+) -> None:
+    """Print the end of a verb on standard output.
+
+    Args:
+        rows (`Sequence[Mapping]`): of the table.
+        title (`str`, *optional*): above it.
+        written (`Sequence`): the files and folders that were made.
+        then (`str`): the next command.
+    """
+    from hf_warmscale.report import print_table
+
+    print_table(rows, title=title)
+    for path in written:
+        print(f"Written: {path}")
+    if then:
+        print(f"Next:    {then}")

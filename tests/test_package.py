@@ -1,0 +1,158 @@
+"""The package as a whole: lint, types, layers, lazy import, the docstrings of public names, nothing of one machine."""
+
+import ast
+import dataclasses
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_warmscale
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = Path(sys.executable).parent
+
+CHECKS = {"lint": "ruff check", "format": "ruff format --check", "layers": "lint-imports", "types": "mypy"}
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "optuna", "datasets", "rich", "yaml")
+
+MACHINE_PATH = re.compile(r"(?<![\w./<{$~*-])/(?:work|farm|root|tmp|opt|mnt|Users|home/(?!me/))")
+REPOSITORY = ("*.md", "*.toml", ".ci/*", "hf_warmscale/**/*", "notebooks/**/*", "recipes/**/*", "tests/**/*")
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".ipynb", ".txt", ".sh", ".csv", ""}
+
+PACKAGES = sorted(
+    f"hf_warmscale.{module.name}" for module in pkgutil.iter_modules(hf_warmscale.__path__) if module.ispkg
+)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_static_checks_pass(check: str) -> None:
+    program, *options = CHECKS[check].split()
+    result = subprocess.run([SCRIPTS / program, *options], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("module", ["hf_warmscale", "hf_warmscale.cli"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    program = f"import {module}, sys; print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert module in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_every_public_name_is_listed_typed_and_there() -> None:
+    typed = _names_imported_for_type_checkers(Path(hf_warmscale.__file__))
+    assert set(hf_warmscale.__all__) == {"__version__", *hf_warmscale._HOME} == {"__version__", *typed}
+    for name in hf_warmscale.__all__:
+        assert getattr(hf_warmscale, name) is not None
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="grow_from_pretraind"):
+        hf_warmscale.grow_from_pretraind  # noqa: B018
+
+
+def test_repository_names_no_path_of_one_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in _text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def _text_files() -> Iterator[Path]:
+    for pattern in REPOSITORY:
+        for path in ROOT.glob(pattern):
+            if path.is_file() and path.suffix in TEXT and "__pycache__" not in path.parts and path != Path(__file__):
+                yield path
+
+
+# ---- Docstrings ----
+
+
+def _public(packages: list[str]) -> dict[str, Any]:
+    """The public classes and functions by their full name."""
+    objects = {
+        f"{package}.{name}": getattr(import_module(package), name)
+        for package in packages
+        for name in getattr(import_module(package), "__all__", ())
+    }
+    return {name: item for name, item in objects.items() if inspect.isclass(item) or inspect.isfunction(item)}
+
+
+def test_public_names_have_docstrings_of_the_form() -> None:
+    """One line that ends with a full stop, and what is raised."""
+    faults = [fault for name, item in _public(PACKAGES).items() for fault in _faults(name, item)]
+    assert not faults, "\n".join(faults)
+
+
+def test_names_of_the_package_document_every_argument_and_show_an_example() -> None:
+    names = _public(["hf_warmscale"])
+    faults = [
+        f"{name}: the argument {argument} is not documented with its type"
+        for name, item in names.items()
+        for argument in _undocumented(item)
+    ]
+    faults += [f"{name}: no example" for name, item in names.items() if not _has_example(item)]
+    assert not faults, "\n".join(faults)
+
+
+def _faults(name: str, item: Any) -> Iterator[str]:
+    text = inspect.cleandoc(item.__doc__ or "")
+    if not text:
+        yield f"{name}: no docstring"
+    elif not text.split("\n\n")[0].rstrip().endswith((".", ":")):
+        yield f"{name}: the first paragraph does not end with a full stop"
+    elif _raises_user_error(item) and "Raises:" not in text:
+        yield f"{name}: what it raises is not documented"
+
+
+def _undocumented(item: Any) -> list[str]:
+    text = inspect.cleandoc(item.__doc__ or "")
+    documented = set(re.findall(r"\w+", " ".join(re.findall(r"^ +([\w`, ]+) \(`", text, re.MULTILINE))))
+    return [argument for argument in _arguments(item) if argument not in documented]
+
+
+def _arguments(item: Any) -> list[str]:
+    """The arguments of a function, or the fields of a dataclass of our own."""
+    if inspect.isfunction(item):
+        return [name for name in inspect.signature(item).parameters if name not in ("args", "kwargs")]
+    if not (inspect.isclass(item) and dataclasses.is_dataclass(item)):
+        return []
+    own = inspect.get_annotations(item)
+    fields = [field for field in dataclasses.fields(item) if field.init and field.name in own]
+    return [field.name for field in fields if "help" not in field.metadata]  # shown by --help
+
+
+def _raises_user_error(item: Any) -> bool:
+    if not inspect.isfunction(item):
+        return False
+    tree = ast.parse(textwrap.dedent(inspect.getsource(item)))
+    raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+    names = {error.func.id for error in raised if isinstance(error, ast.Call) and isinstance(error.func, ast.Name)}
+    return bool(names & {"ValueError", "FileNotFoundError", "OSError"})
+
+
+def _has_example(item: Any) -> bool:
+    text = item.__doc__ or ""
+    return ">>> " in text or "```python" in text
+
+
+def _names_imported_for_type_checkers(path: Path) -> set[str]:
+    guarded = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    imports = [node for block in guarded for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name for node in imports for alias in node.names}
