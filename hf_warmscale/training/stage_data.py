@@ -1,15 +1,17 @@
 """The samples of a stage as a sized dataset, and the source of each row beside its batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Row
+from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Row, Rows
 
 Collator = Callable[[list[Row]], dict[str, Any]]
+
+PACKED_COLUMNS = ("input_ids", "position_ids", "labels")
 
 
 class StageSamples(Dataset[Row]):
@@ -26,6 +28,37 @@ class StageSamples(Dataset[Row]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         return self.mixture.__getitems__(indices)
+
+
+def collate_packed(rows: list[Row]) -> dict[str, Tensor]:
+    """Stack packed rows, or lay rows of different lengths end to end (`[1, tokens]`), without an attention mask.
+
+    `position_ids` alone tell transformers where documents begin; a mask of ones would let them attend to one another.
+    """
+    columns = {name: [torch.as_tensor(row[name]) for row in rows] for name in PACKED_COLUMNS}
+    even = len({len(row) for row in columns["input_ids"]}) == 1
+    return {name: torch.stack(parts) if even else torch.cat(parts)[None] for name, parts in columns.items()}
+
+
+def is_packed(rows: Rows | ReplayMixture) -> bool:
+    """Tell whether rows carry the positions of packed documents."""
+    return "position_ids" in rows[0]
+
+
+def refuse_contamination(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch in which packed documents attend to one another.
+
+    Raises:
+        ValueError: if it has positions that restart and an attention mask that hides nothing.
+    """
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    if mask is None or positions is None or mask.dim() != 2:
+        return
+    if bool(mask.all()) and bool((positions[:, 1:] == 0).any()):
+        raise ValueError(
+            "The collator adds an attention mask of ones to packed rows, so that documents attend to one another; "
+            "leave data_collator out."
+        )
 
 
 class SourceCollator:

@@ -21,7 +21,7 @@ from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Rows
 from hf_warmscale.training.parameter_groups import mup_groups
 from hf_warmscale.training.saving import publish, staging_of, sweep
 from hf_warmscale.training.stage import Stage, StageRecord
-from hf_warmscale.training.stage_data import SourceCollator
+from hf_warmscale.training.stage_data import SourceCollator, collate_packed, is_packed, refuse_contamination
 from hf_warmscale.training.stage_run import StageRun, summarise
 
 STAGE_DECIDES = ("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
@@ -46,6 +46,7 @@ class ContinualMixin(Trainer):
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
+        data_collator: Any = None,
         *rest: Any,
         stage: Stage | None = None,
         **kwargs: Any,
@@ -54,7 +55,11 @@ class ContinualMixin(Trainer):
         self.stage_run: StageRun | None = None
         self._writes_staged = False
         self._created_optimizer = False
-        super().__init__(model, args if stage is None else _own_arguments(stage, args), *rest, **kwargs)
+        if stage is not None:
+            args = _own_arguments(stage, args)
+            if data_collator is None and stage.mixture is not None and is_packed(stage.mixture):
+                data_collator = collate_packed
+        super().__init__(model, args, data_collator, *rest, **kwargs)
         if stage is not None and self.lr_scheduler is not None:
             raise ValueError("A stage brings its own schedule; pass optimizers=(optimizer, None).")
 
@@ -211,6 +216,8 @@ class ContinualMixin(Trainer):
         sources = inputs.pop(SOURCE, None)
         if sources is None or self.stage_run is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.state.global_step == self._initial_global_step:
+            refuse_contamination(inputs)
         batch = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         by_source = len(self.stage_run.mixture.names) > 1 and self._loss_shifts_labels
