@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_warmscale.checkpoints.conversion import skeleton
@@ -100,7 +101,11 @@ class Checkpoint:
         """
         if not (self.folder / "config.json").is_file():
             raise FileNotFoundError(f"{self.folder} has no config.json; it is no model folder.")
-        config: PreTrainedConfig = AutoConfig.from_pretrained(self.folder)
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(self.folder)
+        except (ValueError, OSError, StrictDataclassError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".:")
+            raise ValueError(f"The config.json of {self.folder} cannot be used: {reason}.") from error
         return config
 
     @cached_property

@@ -86,7 +86,7 @@ def _card_data(receipts: Mapping[str, Receipt], rows: list[Receipt], name: str) 
         base_model=bases[0] if len(bases) == 1 else bases or None,
         eval_results=[_eval_result(row) for row in rows] or None,
         library_name="transformers",
-        model_name=name,
+        model_name=name if rows else None,
         pipeline_tag="text-generation",
         tags=["hf_warmscale", *(TAGS[title] for title in receipts)],
     )
@@ -110,7 +110,7 @@ def _sources(receipt: object, key: str = "") -> Iterator[str]:
 def _eval_result(row: Receipt) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
-        dataset_type="text",
+        dataset_type=str(row["domain"]),  # results of one type would be taken for one dataset
         dataset_name=str(row["domain"]),
         metric_type=str(row["metric"]),
         metric_value=row["after"],
@@ -132,8 +132,7 @@ def _summary(receipts: Mapping[str, Receipt]) -> Iterator[str]:
 
 
 def _named(source: object) -> str:
-    text = str(source)
-    return f"[{text}](https://huggingface.co/{text})" if is_hub_id(text) else f"`{text}`"
+    return f"`{source}`"
 
 
 def _cells(row: Receipt) -> dict[str, object]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+PATH_IN_TEXT = re.compile(r"(?<![\w:/.~-])~?(?:/[\w.@+-]+){2,}/?")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -33,9 +34,17 @@ def portable(content: Any) -> Any:
         return {key: portable(value) for key, value in content.items()}
     if isinstance(content, list):
         return [portable(value) for value in content]
-    if isinstance(content, str) and is_local_path(content):
-        return re.split(r"[/\\]", content.rstrip("/\\"))[-1]
+    if isinstance(content, str):
+        return _last_part(content) if is_local_path(content) else PATH_IN_TEXT.sub(_last_part_of, content)
     return content
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _last_part_of(match: re.Match[str]) -> str:
+    return _last_part(match.group())
 
 
 def portable_json(path: Path) -> bytes:

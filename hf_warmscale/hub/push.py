@@ -74,7 +74,7 @@ def push_to_hub(
 
     Example:
         >>> push_to_hub("merged", "me/merged", private=True)
-        'https://huggingface.co/me/merged/commit/...'
+        '.../me/merged/commit/3f2a...'
     """
     folder = Path(folder)
     files = _files(folder)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -37,6 +38,7 @@ def tiny_model(*, seed: int = 0) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=0,
     )
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     perturb(model, seed=seed)
     return model

@@ -1,0 +1,137 @@
+"""A card tells where a model comes from and what it measured, and nothing about the machine it was made on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_warmscale.checkpoints import write_json
+from hf_warmscale.hub import make_card
+from hf_warmscale.hub.portable import portable, portable_json
+
+GROWTH = {"source": "org/base", "source_parameters": 1_000, "parameters": 4_000, "width": "clone", "depth": "stack"}
+MERGE = {
+    "checkpoints": [
+        {"source": "org/base", "revision": "3f2a", "content_hash": "00ff", "weight": 0.25},
+        {"source": "org/other", "revision": "77ab", "content_hash": "11ee", "weight": 0.75},
+    ],
+    "seed": 0,
+    "domains": [
+        {"domain": "english", "metric": "nll", "before": 3.0, "after": 2.9, "interval": [-0.12, -0.08]},
+        {"domain": "code", "metric": "nll", "before": 2.0, "after": 2.1, "interval": [0.05, 0.15]},
+    ],
+}
+
+
+def metadata(card: ModelCard) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(str(card).split("---")[1])
+    return content
+
+
+def test_a_grown_model(tmp_path: Path) -> None:
+    write_json(tmp_path / "growth_receipt.json", GROWTH)
+    card = make_card(tmp_path, repo_id="me/grown")
+    assert metadata(card) == {
+        "base_model": "org/base",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["hf_warmscale", "model-growth"],
+    }
+    assert "Grown from `org/base`, 1,000 to 4,000 parameters" in str(card)
+    assert 'from_pretrained("me/grown")' in str(card)
+
+
+def test_a_merged_model(tmp_path: Path) -> None:
+    write_json(tmp_path / "merge_result.json", MERGE)
+    card = make_card(tmp_path, repo_id="me/merged")
+    data = metadata(card)
+    assert data["base_model"] == ["org/base", "org/other"]
+    assert data["base_model_relation"] == "merge"
+    assert data["tags"] == ["hf_warmscale", "merge"]
+    assert data["model-index"][0]["name"] == "merged"
+    values = {
+        result["dataset"]["name"]: (result["metrics"][0]["type"], result["metrics"][0]["value"])
+        for result in data["model-index"][0]["results"]
+    }
+    assert values == {"english": ("nll", 2.9), "code": ("nll", 2.1)}
+    assert "| english | nll | 3 | 2.9 | -0.12 to -0.08 |" in str(card)
+    block = yaml.safe_load(str(card).split("```yaml\n")[1].split("```")[0])
+    assert block == {name: value for name, value in MERGE.items() if name != "domains"}
+
+
+def test_all_receipts_in_the_order_of_the_work(tmp_path: Path) -> None:
+    write_json(tmp_path / "merge_result.json", MERGE)
+    write_json(tmp_path / "growth_receipt.json", GROWTH)
+    write_json(tmp_path / "stage.json", {"name": "german", "max_steps": 100})
+    card = make_card(tmp_path)
+    assert metadata(card)["tags"] == ["hf_warmscale", "model-growth", "continual-pretraining", "merge"]
+    assert metadata(card)["base_model_relation"] == "merge"
+    titles = [line for line in str(card).splitlines() if line.startswith("## ")]
+    assert titles == ["## Before and after, by domain", "## Growth", "## Training stage", "## Merge"]
+
+
+def test_a_model_without_receipts(tmp_path: Path) -> None:
+    data = metadata(make_card(tmp_path, repo_id="me/plain"))
+    assert data == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["hf_warmscale"]}
+
+
+def test_local_sources_are_no_base_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for source in (str(tmp_path / "runs" / "base"), "runs/base", "./runs/base", "~/runs/base"):
+        write_json("growth_receipt.json", {**GROWTH, "source": source, "warnings": [f"{tmp_path}/x is large"]})
+        card = make_card(tmp_path, repo_id="me/grown")
+        assert "base_model" not in metadata(card)
+        assert "runs" not in str(card) and str(tmp_path) not in str(card)
+        assert "Grown from `base`" in str(card)
+
+
+def test_the_card_is_plain_text_that_comes_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "merge_result.json", MERGE)
+    card = make_card(tmp_path, repo_id="me/merged")
+    card.save(tmp_path / "README.md")
+    assert ModelCard.load(tmp_path / "README.md").content == card.content
+
+
+def test_long_lists_are_counted(tmp_path: Path) -> None:
+    write_json(tmp_path / "growth_receipt.json", {**GROWTH, "layers": list(range(100))})
+    assert "layers: 100 entries" in str(make_card(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_receipt(tmp_path: Path, content: str) -> None:
+    (tmp_path / "growth_receipt.json").write_text(content)
+    with pytest.raises(ValueError, match=r"growth_receipt\.json is no JSON"):
+        make_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/me/run/checkpoint-100", "checkpoint-100"),
+        ("/home/me/run/", "run"),
+        ("C:\\Users\\me\\run", "run"),
+        ("../run", "run"),
+        ("~/run", "run"),
+        ("org/model", "org/model"),
+        ("1/2 of the tokens", "1/2 of the tokens"),
+        ("plain", "plain"),
+        ("saved in /home/me/run, see https://host/a/b", "saved in run, see https://host/a/b"),
+        ("copied ~/data/x.txt.", "copied x.txt."),
+        (3, 3),
+        (None, None),
+        ({"a": ["/x/y", {"b": "/z"}]}, {"a": ["y", {"b": "z"}]}),
+    ],
+)
+def test_portable(value: object, expected: object) -> None:
+    assert portable(value) == expected
+
+
+def test_a_file_without_paths_is_sent_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":   1}')
+    assert portable_json(tmp_path / "config.json") == b'{"a":   1}'
+    (tmp_path / "config.json").write_text('{"growth": {"source": "/home/me/base"}}')
+    assert portable_json(tmp_path / "config.json") == b'{\n  "growth": {\n    "source": "base"\n  }\n}\n'
