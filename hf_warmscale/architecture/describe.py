@@ -21,6 +21,9 @@ from hf_warmscale.architecture.proof import randomize
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
 from hf_warmscale.architecture.tiny import TINY, axes_of, build, build_meta, named_state, tiny_config
 
+MAX_TINY_PARAMETERS = 30_000_000
+"""The proof runs the tiny model some dozen times, in float64."""
+
 _LAYERS_TRIED = (2, 4, 8)
 
 
@@ -118,7 +121,13 @@ def _template(tiny: str, layers: int) -> Template:
     values = json.loads(tiny)
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     shapes = probe(config, layers)
-    model = randomize(build(tiny_config(config, {**shapes.law.settings(shapes.sizes), Axis.LAYERS: layers})))
+    smallest = tiny_config(config, {**shapes.law.settings(shapes.sizes), Axis.LAYERS: layers})
+    if (size := build_meta(smallest).num_parameters()) > MAX_TINY_PARAMETERS:
+        raise UnknownLayoutError(
+            f"{config.model_type} still has {size:,} parameters at the smallest sizes, so nothing is proved about it; "
+            "set the sizes that have no axis (ranks, further vocabularies) smaller."
+        )
+    model = randomize(build(smallest))
     layer_path = _layer_path(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
     record = trace(model, tokens)
