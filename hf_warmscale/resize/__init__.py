@@ -1,6 +1,6 @@
 """Grow and shrink models: an index map for each axis, one engine, a few lines for each operator."""
 
-from hf_warmscale.resize.grow import grow_from_pretrained
+from hf_warmscale.resize.grow import grow_checkpoint, grow_from_pretrained
 from hf_warmscale.resize.receipt import GrowthReceipt
 
-__all__ = ["GrowthReceipt", "grow_from_pretrained"]
+__all__ = ["GrowthReceipt", "grow_checkpoint", "grow_from_pretrained"]

@@ -1,8 +1,16 @@
 """What a growth did, in plain values: for the folder, the card and the config."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from transformers import PreTrainedConfig
+
+from hf_warmscale.resize.duplicates import duplicate_fraction
+from hf_warmscale.resize.engine import Transfer
+from hf_warmscale.resize.exactness import is_exact
+from hf_warmscale.resize.request import Growth
 
 RECEIPT_FILE = "growth_receipt.json"
 RECEIPT_ATTRIBUTE = "growth_receipt"
@@ -57,7 +65,6 @@ class GrowthReceipt:
         duplicate_fraction (`float`): the share of the grown model's scalars that repeat another one exactly, up to the
             factors of the operator.
         exact (`bool`): the operators leave the logits as they are, up to rounding.
-        dtype (`str`): of the grown weights.
         verification (`Verification` or `None`): what was measured.
         warnings (`list[str]`): what speaks against this growth.
     """
@@ -78,7 +85,6 @@ class GrowthReceipt:
     growth_factor: float
     duplicate_fraction: float
     exact: bool
-    dtype: str
     verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -119,3 +125,39 @@ def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[s
             f"{TOKENS_PER_PARAMETER:g} growth is not known to beat training from scratch (arXiv:2605.13405)."
         )
     return warnings
+
+
+def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedConfig:
+    """Return the config with the receipt's entry."""
+    return type(config).from_dict({**config.to_dict(), CONFIG_ENTRY: receipt.config_entry()})
+
+
+def make_receipt(growth: Growth, transfers: Mapping[str, Transfer], source: str, source_hash: str) -> GrowthReceipt:
+    """Return the receipt of a growth, before anything is measured."""
+    request, plan = growth.request, growth.plan
+    parameters = plan.source.num_parameters(), plan.target.num_parameters()
+    return GrowthReceipt(
+        source=source,
+        source_hash=source_hash,
+        width=request.width,
+        depth=request.depth,
+        snr_db=request.snr_db if request.width == "clone" else None,
+        shrink=request.shrink if request.width == "szp" else None,
+        seed=request.seed,
+        source_sizes={str(axis): size for axis, size in plan.source.sizes.items()},
+        sizes={str(axis): size for axis, size in plan.target.sizes.items()},
+        layers=list(plan.layers.source),
+        new_layers=sorted(plan.layers.silent),
+        source_parameters=parameters[0],
+        parameters=parameters[1],
+        growth_factor=parameters[1] / parameters[0],
+        duplicate_fraction=duplicate_fraction(transfers),
+        exact=is_exact(plan),
+    )
+
+
+def finish_receipt(receipt: GrowthReceipt, target_tokens: int | None) -> None:
+    """Add what speaks against the growth, and say it."""
+    receipt.warnings = growth_warnings(receipt, target_tokens)
+    for message in receipt.warnings:
+        warnings.warn(message, stacklevel=4)

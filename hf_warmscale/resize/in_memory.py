@@ -1,0 +1,67 @@
+"""Grow a live model: the grown weights go into a new model of the same class."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_warmscale.checkpoints import content_hash, refuse_non_finite
+from hf_warmscale.resize.engine import transfer_tensor
+from hf_warmscale.resize.receipt import RECEIPT_ATTRIBUTE, finish_receipt, make_receipt, with_entry
+from hf_warmscale.resize.request import GrowthRequest, plan_growth
+from hf_warmscale.resize.target import embedding_buffer
+from hf_warmscale.resize.verify import probe_tokens, verify_growth
+
+
+def grow_model(
+    model: PreTrainedModel, request: GrowthRequest, *, verify: bool, target_tokens: int | None
+) -> PreTrainedModel:
+    """Return a grown copy of a live model; see [`grow_from_pretrained`]."""
+    factor = embedding_buffer(model)
+    growth = plan_growth(
+        model.config, request, request.dtype or model.dtype, None if factor is None else float(factor)
+    )
+    state = model.state_dict()
+    weights = {name: state[name] for name in growth.plan.source.parameters}
+    for name, tensor in weights.items():
+        refuse_non_finite(name, tensor)
+    transfers = growth.transfers()
+    tensors = {
+        name: transfer_tensor(
+            each, weights[each.source], key=growth.key(name), dtype=request.dtype or weights[each.source].dtype
+        )
+        for name, each in transfers.items()
+    }
+    receipt = make_receipt(growth, transfers, model.config.name_or_path or type(model).__name__, content_hash(weights))
+    grown = load_weights(type(model), with_entry(growth.config, receipt), tensors, request.dtype or model.dtype)
+    match_buffers(grown, model)
+    grown.generation_config = copy.deepcopy(model.generation_config)
+    if verify:
+        tokens = probe_tokens(model)
+        receipt.verification = verify_growth(model, grown, growth.plan.source.layer_path, tokens)
+    finish_receipt(receipt, target_tokens)
+    setattr(grown, RECEIPT_ATTRIBUTE, receipt.to_dict())
+    return grown
+
+
+def load_weights(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> PreTrainedModel:
+    """Return a model with exactly these weights; nothing may be missing or left over."""
+    loaded: tuple[PreTrainedModel, dict[str, object]] = model_class.from_pretrained(
+        None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+    )  # type: ignore[assignment]  # a pair because of output_loading_info
+    model, info = loaded
+    problems = {kind: names for kind, names in info.items() if names}
+    assert not problems, problems
+    return model
+
+
+def match_buffers(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Give the buffers the dtypes that they have in the source: its rotary frequencies may have been cast with it."""
+    buffers = dict(model.named_buffers())
+    for name, buffer in source.named_buffers():
+        if name in buffers and buffer.is_floating_point():
+            buffers[name].data = buffers[name].data.to(buffer.dtype)
