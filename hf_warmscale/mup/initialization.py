@@ -25,7 +25,7 @@ def init_mup(
     """Draw every weight of a model anew, in place, as muP wants it: N(0, std) matrices, gains, zero biases.
 
     The model keeps its own forward pass. Train it with `mup_param_groups(model, base_config=base_config, lr=...)`. At
-    the base shape the weights are those of the family's own N(0, std) init under the same random seed.
+    the base shape the weights are those that a family with a N(0, std) init draws from the same random state.
 
     Args:
         model (`PreTrainedModel`): a causal LM of any family that [`describe`] knows, whole and on its device (not

@@ -14,6 +14,7 @@ from hf_warmscale.mup.placement import Placement
 from tests.conftest import perturb
 
 IDS = torch.arange(4, 28).reshape(2, 12) % 44 + 4
+CONSTANTS = Parametrization(embedding_alpha=2.0, readout_alpha=3.0)
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True, "attention_bias": True},
     "qwen3": {"head_dim": 8},
@@ -53,9 +54,9 @@ def build(config: PreTrainedConfig) -> Any:
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_folding_follows_the_forward_multipliers(family: str, float64_norms: None) -> None:
-    """Ten AdamW steps with the multipliers in the forward pass (hooks), and in the weights: one trajectory."""
+    """Five AdamW steps with the multipliers in the forward pass (hooks), and in the weights: one trajectory."""
     config, base = sized(family, 32, 4), sized(family, 16, 2)
-    parametrization = Parametrization(embedding_alpha=2.0, readout_alpha=3.0)
+    parametrization = CONSTANTS
     described = describe(config)
     placements = folded_placements(described, describe(base), parametrization)
     folded, hooked = build(config).double(), build(config).double()
@@ -71,7 +72,7 @@ def test_folding_follows_the_forward_multipliers(family: str, float64_norms: Non
         torch.optim.AdamW(one_group_each(model, where, parametrization))
         for model, where in ((folded, placements), (hooked, plain))
     ]
-    for _ in range(10):
+    for _ in range(5):
         losses = [model(input_ids=IDS, labels=IDS).loss for model in (folded, hooked)]
         assert abs(losses[0] - losses[1]) < 1e-10
         for loss, optimizer in zip(losses, optimizers, strict=True):
@@ -108,7 +109,8 @@ def hook_multipliers(model: Any, placements: dict[str, Placement], *, tied: bool
         embedding = next(
             name for name in placements if model.get_parameter(name) is model.get_input_embeddings().weight
         )
-        logits = absorbed.pop(final) * placements[embedding].absorbed
+        logits = CONSTANTS.multiplier("readout", placements[embedding].ratios)
+        del absorbed[final]
         model.get_output_embeddings().register_forward_hook(lambda *call: call[2] * logits)
     for path, factor in absorbed.items():
         if factor != 1:
@@ -119,12 +121,46 @@ def placements_role(placements: dict[str, Placement], module: str) -> str:
     return placements[f"{module}.weight"].role if f"{module}.weight" in placements else ""
 
 
+ROOT = 2**0.5
+ABSORBED = {
+    "llama": {"embed_tokens": 2, "o_proj": 1 / 2, "down_proj": 1 / 2, "model.norm": 3 / 4},
+    "qwen3": {"embed_tokens": 2, "o_proj": 1 / 2, "down_proj": 1 / 2, "lm_head": 3 / 2},
+    "gemma2": {
+        "embed_tokens": ROOT,
+        "post_attention_layernorm": 1 / 2,
+        "post_feedforward_layernorm": 1 / 2,
+        "model.norm": 3 / 2 / ROOT,
+    },
+    "olmo2": {
+        "embed_tokens": 2,
+        "post_attention_layernorm": 1 / 2,
+        "post_feedforward_layernorm": 1 / 2,
+        "lm_head": 3 / 2,
+    },
+    "mixtral": {"embed_tokens": 2, "o_proj": 1 / 2, "experts.down_proj": 1 / 2, "lm_head": 3 / 2},
+    "gpt_neox": {"embed_in": 2, "attention.dense": 1 / 2, "dense_4h_to_h": 1 / 2, "lm_head": 3 / 2},
+    "gpt2": {"wte": 2, "wpe": 2, "attn.c_proj": 1 / 2, "mlp.c_proj": 1 / 2, "ln_f": 3 / 4},
+}
+"""What each weight takes over at twice the width and depth, with alphas of 2 and 3; Gemma's sqrt(hidden) is 2^1/2."""
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_what_each_weight_absorbs(family: str) -> None:
+    described, base = describe(sized(family, 32, 4)), describe(sized(family, 16, 2))
+    placements = folded_placements(described, base, CONSTANTS)
+    for name, placement in placements.items():
+        path = name.removesuffix(".weight").removesuffix(".bias")
+        expected = [value for part, value in ABSORBED[family].items() if path.endswith(part)]
+        assert placement.absorbed == pytest.approx(expected[0] if expected else 1, rel=1e-15), name
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_base_shape_starts_as_the_family_itself(family: str) -> None:
     config = sized(family, 16, 2, tie_word_embeddings=False)
-    own = build(config)
-    ours = build(config)
-    torch.manual_seed(1)
+    own, ours = build(config), build(config)
+    torch.manual_seed(2)
+    own.apply(own._init_weights)
+    torch.manual_seed(2)
     init_mup(ours, base_config=config, parametrization=Parametrization("completep"))
     assert all(torch.equal(a, b) for a, b in zip(own.parameters(), ours.parameters(), strict=True))
     groups = mup_param_groups(ours, base_config=config, lr=1e-2, weight_decay=0.1, eps=1e-8)

@@ -9,7 +9,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
-from hf_warmscale.mup import MupConfig, MupForCausalLM, mup_param_groups
+from hf_warmscale.architecture import describe
+from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, mup_param_groups
+from hf_warmscale.mup.folded_form import folded_placements
+from hf_warmscale.mup.granite_form import GraniteForm
 from tests.conftest import perturb
 
 BASE = {"base_hidden_size": 16, "base_num_hidden_layers": 2}
@@ -120,8 +123,8 @@ def test_each_matrix_scales_with_its_own_fan_in() -> None:
     """Only the MLP is wider than the base's: only what sums over it starts smaller and moves less."""
     entry = {"base_intermediate_size": 16, "base_num_attention_heads": 2, "base_num_key_value_heads": 1}
     model = MupForCausalLM(config(16, intermediate_size=64, mup=entry))
-    assert float(model.model.layers[0].mlp.down_proj.weight.std()) == pytest.approx(0.01, rel=0.1)
-    assert float(model.model.layers[0].mlp.up_proj.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert float(model.model.layers[0].mlp.down_proj.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+    assert float(model.model.layers[0].mlp.up_proj.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
     rates = {name: lr for names, lr, _, _ in names_and_rates(model) for name in names}
     assert {name for name, lr in rates.items() if lr != 1e-2} == {
         f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)
@@ -142,7 +145,7 @@ def test_missing_tensors_are_drawn_by_the_table_and_loaded_ones_left_alone(tmp_p
     model.save_pretrained(tmp_path, state_dict=state)
     loaded = MupForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in state.items())
-    assert float(loaded.model.layers[1].mlp.up_proj.weight.std()) == pytest.approx(0.01, rel=0.1)
+    assert float(loaded.model.layers[1].mlp.up_proj.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
 
 
 def test_groups_of_a_model_four_times_as_wide_and_twice_as_deep() -> None:
@@ -155,6 +158,21 @@ def test_groups_of_a_model_four_times_as_wide_and_twice_as_deep() -> None:
     assert rows["norm"] == (1e-2, 0.0, 1e-8 / 8)
     assert rows["hidden"] == (1e-2 / 4, 0.4, 1e-8 / 8)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_form_agrees_with_the_described_model(tied: bool) -> None:
+    """The placements that are written by hand for this one family are those that probing finds."""
+    biases: dict[str, Any] = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": tied}
+    wide, base = config(64, 4, **biases), config(16, 2, **biases)
+    form = GraniteForm.from_config(wide)
+    found = folded_placements(describe(wide), describe(base), Parametrization("standard"))
+    assert list(found) == list(form.placements())
+    for name, place in form.placements().items():
+        assert place.role == found[name].role
+        assert place.ratios.depth == found[name].ratios.depth
+        if place.role == "hidden":
+            assert place.ratios == found[name].ratios
 
 
 def test_resized_keeps_the_base_and_moves_the_multipliers() -> None:
