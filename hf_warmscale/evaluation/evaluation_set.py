@@ -220,10 +220,14 @@ def document_nll(
     >>> scores.nll, scores.perplexity, scores.bits_per_byte
     ```
     """
-    if max_length is None:
-        max_length = min(DEFAULT_MAX_LENGTH, _max_positions(model) or DEFAULT_MAX_LENGTH)
+    max_length = default_max_length(model) if max_length is None else max_length
     prepared = EvaluationSet.from_documents(documents, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
     return prepared.nll(model)
+
+
+def default_max_length(model: nn.Module) -> int:
+    """Return 1024, or as many positions as the model takes if these are fewer."""
+    return min(DEFAULT_MAX_LENGTH, _max_positions(model) or DEFAULT_MAX_LENGTH)
 
 
 def _text_config(model: nn.Module) -> PreTrainedConfig:

@@ -62,6 +62,10 @@ class DocumentNLL:
             digests=tuple(digest for part in parts for digest in part.digests),
         )
 
+    def first(self, count: int) -> Self:
+        """Return the scores of the first `count` documents."""
+        return type(self)(self.nll[:count], self.tokens[:count], self.bytes[:count], self.digests[:count])
+
     def summary(self) -> dict[str, float | int | str]:
         """Return the derived numbers, ready for JSON."""
         return {

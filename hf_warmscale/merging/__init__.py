@@ -1,0 +1,51 @@
+"""Merge checkpoints: with weights that are given, or with weights that a search finds and a held-out split confirms."""
+
+from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights
+from hf_warmscale.merging.inputs import MergeInput
+from hf_warmscale.merging.mergeability import Mergeability
+from hf_warmscale.merging.public_benchmarks import refuse_public_benchmark
+from hf_warmscale.merging.result import MergeResult
+from hf_warmscale.merging.search import search_merge
+from hf_warmscale.merging.spaces import (
+    AdapterSpace,
+    GroupSpace,
+    PairSpace,
+    SimplexSpace,
+    TrajectorySpace,
+)
+from hf_warmscale.merging.streamed import MergeReceipt, merge_checkpoints
+from hf_warmscale.merging.weighted_sum import weighted_sum_
+from hf_warmscale.merging.weights import (
+    decay_weights,
+    ema_weights,
+    lawa_weights,
+    pair_weights,
+    power_weights,
+    trajectory_weights,
+    uniform_weights,
+)
+
+__all__ = [
+    "AdapterSpace",
+    "CheckpointCombiner",
+    "CheckpointWeights",
+    "GroupSpace",
+    "MergeInput",
+    "MergeReceipt",
+    "MergeResult",
+    "Mergeability",
+    "PairSpace",
+    "SimplexSpace",
+    "TrajectorySpace",
+    "decay_weights",
+    "ema_weights",
+    "lawa_weights",
+    "merge_checkpoints",
+    "pair_weights",
+    "power_weights",
+    "refuse_public_benchmark",
+    "search_merge",
+    "trajectory_weights",
+    "uniform_weights",
+    "weighted_sum_",
+]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from hf_warmscale.checkpoints import Checkpoint, open_checkpoint, refuse_non_finite
+from hf_warmscale.checkpoints import Checkpoint, open_checkpoint, refuse_non_finite, source_identity
 
 NOT_IN_THE_FORWARD_PASS = frozenset(
     {
@@ -31,15 +31,13 @@ class MergeInput:
     """What is recorded of a merged checkpoint.
 
     Args:
-        name (`str`): as the user wrote it.
-        repo_id (`str` or `None`): its id on the Hub.
+        source (`str`): its id on the Hub, or the absolute path of its folder.
         revision (`str` or `None`): its commit on the Hub.
         step (`int` or `None`): training step, from `trainer_state.json` or the folder's name.
         sha256 (`str`): content hash of its tensors.
     """
 
-    name: str
-    repo_id: str | None
+    source: str
     revision: str | None
     step: int | None
     sha256: str
@@ -82,9 +80,11 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
 def describe_input(checkpoint: Checkpoint) -> MergeInput:
     """Return what is recorded of a checkpoint; reads what has not been hashed yet."""
-    source = checkpoint.source
     return MergeInput(
-        source.name, source.repo_id, source.revision, training_step(checkpoint), checkpoint.content_hash()
+        source=source_identity(checkpoint.source.name),
+        revision=checkpoint.source.revision,
+        step=training_step(checkpoint),
+        sha256=checkpoint.content_hash(),
     )
 
 

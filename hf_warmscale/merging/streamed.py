@@ -27,7 +27,7 @@ Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare", "model_st
 
 WITH_BASE: frozenset[Method] = frozenset({"task_arithmetic", "ties", "dare", "model_stock"})
 WITH_DENSITY: frozenset[Method] = frozenset({"ties", "dare"})
-RECEIPT = "merge_receipt.json"
+RECEIPT = "merge_result.json"
 
 Merge = Callable[[str, Sequence[Tensor]], Tensor]
 """A tensor's name and its values in the checkpoints, to the merged value."""
@@ -35,7 +35,7 @@ Merge = Callable[[str, Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class MergeReceipt:
-    """What was merged, and how; stored as `merge_receipt.json` in the merged folder.
+    """What was merged, and how; stored as `merge_result.json` in the merged folder.
 
     Args:
         method (`str`): the merge method.

@@ -62,7 +62,7 @@ def test_every_method_gives_a_stock_model(method: Method, folders: list[Path], t
         assert 0.7 < moved.double().mean() < 0.98  # each of three drops a half: 7 of 8 entries move
     else:
         torch.testing.assert_close(merged, expected[method]())
-    assert json.loads((tmp_path / "out" / "merge_receipt.json").read_text())["inputs"][0]["step"] == 1
+    assert json.loads((tmp_path / "out" / "merge_result.json").read_text())["inputs"][0]["step"] == 1
     assert [item.sha256 for item in receipt.inputs] == [
         open_checkpoint(folder).content_hash() for folder in checkpoints
     ]

@@ -1,0 +1,171 @@
+"""Low-rank adapters of one base, merged exactly: through their products, not through their factors."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.lora import Embedding, Linear, LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_warmscale.checkpoints import (
+    ModelWeights,
+    ModelWriter,
+    content_hash,
+    copy_side_files,
+    open_checkpoint,
+    refuse_non_finite,
+    source_identity,
+)
+from hf_warmscale.merging.combine import CheckpointWeights
+from hf_warmscale.merging.inputs import MergeInput
+from hf_warmscale.merging.sources import load_tokenizer
+
+Product = Linear | Embedding
+
+ADAPTER_FILE = "adapter_model.safetensors"
+NO_PRODUCT = (
+    "alora_invocation_tokens",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+"""Settings of an adapter that is more than `s B A`."""
+BASE_UNTOUCHED = (True, False, "gaussian", "eva", "orthogonal")
+"""Initialisations that leave the base as it is; the others (PiSSA, OLoRA, LoftQ, ...) take a part out of it."""
+
+
+class AdapterSource:
+    """LoRA adapters of one base model; a merge is `W + sum_i w_i s_i B_i A_i` in every layer they touch.
+
+    That is what peft's `cat` gives for any weights, and what its `linear`, which sums the factors, does not.
+
+    Args:
+        adapters (`Sequence[str | PathLike]`): adapter folders.
+        device (`torch.device`): of the live model.
+
+    Raises:
+        ValueError: if they have different bases, or are more than a low-rank product.
+        FileNotFoundError: if one is not there.
+    """
+
+    def __init__(self, adapters: Sequence[str | os.PathLike[str]], device: torch.device) -> None:
+        if isinstance(adapters, str | os.PathLike) or len(adapters) < 2:
+            raise ValueError(f"A merge needs at least two adapters, not {adapters!r}.")
+        self.folders = [Path(adapter) for adapter in adapters]
+        configs = [_read_config(folder) for folder in self.folders]
+        bases = {str(config.base_model_name_or_path) for config in configs}
+        if len(bases) > 1:
+            raise ValueError(f"The adapters have different bases ({', '.join(sorted(bases))}); merge those of one.")
+        (self.base,) = bases
+        self.steps: list[int | None] = [None] * len(self.folders)
+        self.stored = ModelWeights(open_checkpoint(self.base))
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.base)
+        wrapped = PeftModel.from_pretrained(self.model, str(self.folders[0]), adapter_name=_name(0))
+        for index, folder in enumerate(self.folders[1:], start=1):
+            wrapped.load_adapter(str(folder), adapter_name=_name(index))
+        wrapped.to(device)
+        self._layers = _products(self.model)
+        for layer in self._layers.values():
+            layer.enable_adapters(False)
+        for tied, name in self.model.all_tied_weights_keys.items():
+            if {_module(tied), _module(name)} & self._layers.keys():
+                raise ValueError(
+                    f"An adapter changes {_module(name)}, whose weight is tied to {tied}; untie them first."
+                )
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def check(self) -> list[MergeInput]:
+        """Read every adapter once: refuse NaN, return what is recorded of each.
+
+        Raises:
+            ValueError: naming the adapter and the tensor that holds NaN or an infinity.
+        """
+        inputs = []
+        for folder in self.folders:
+            tensors = load_file(folder / ADAPTER_FILE)
+            for name, tensor in tensors.items():
+                refuse_non_finite(f"{name} of {folder}", tensor)
+            inputs.append(MergeInput(source_identity(folder), revision=None, step=None, sha256=content_hash(tensors)))
+        return inputs
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the base."""
+        return load_tokenizer(self.stored.checkpoint.folder)
+
+    def combine(self, weights: CheckpointWeights) -> None:
+        """Overwrite the live model with a merge."""
+        with torch.no_grad():
+            for name, layer in self._layers.items():
+                self.model.get_parameter(f"{name}.base_layer.weight").copy_(self._merged(name, layer, weights))
+
+    def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:
+        """Write a merge as a stock model into an existing folder."""
+        checkpoint = self.stored.checkpoint
+        copy_side_files(checkpoint.folder, folder)
+        checkpoint.config.save_pretrained(folder)
+        merged = {f"{name}.weight": (name, layer) for name, layer in self._layers.items()}
+        with (
+            torch.no_grad(),
+            ModelWriter(folder, self.stored.model, self.stored.specs, max_shard_size=max_shard_size) as writer,
+        ):
+            for name, tensor in self.stored.tensors():
+                value = self._merged(*merged[name], weights).to("cpu", tensor.dtype) if name in merged else tensor
+                writer.write(name, value)
+
+    def _merged(self, name: str, layer: Product, weights: CheckpointWeights) -> Tensor:
+        assert not isinstance(weights, Mapping)
+        total = self.stored.tensor(f"{name}.weight").to(torch.float32)
+        for index, weight in enumerate(weights):
+            if weight and _name(index) in layer.scaling:
+                total = total + weight * layer.get_delta_weight(_name(index)).to(total)
+        return total
+
+
+def _products(model: PreTrainedModel) -> dict[str, Product]:
+    layers: dict[str, Product] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Product):
+            layers[name] = layer
+        elif isinstance(layer, LoraLayer):
+            raise ValueError(f"The adapted layer {name} is a {type(layer).__name__}; merge it into its base first.")
+    return layers
+
+
+def _module(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _name(index: int) -> str:
+    return f"adapter_{index}"
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    if not (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no adapter_config.json; name folders of LoRA adapters.")
+    if not (folder / ADAPTER_FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER_FILE}; save the adapter again.")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{folder} is an adapter of type {config.peft_type}; only LoRA adapters can be merged.")
+    for setting in NO_PRODUCT:
+        if getattr(config, setting):
+            raise ValueError(
+                f"{folder} has {setting} set, which is no low-rank product; merge it into its base first."
+            )
+    if config.bias != "none" or config.init_lora_weights not in BASE_UNTOUCHED:
+        raise ValueError(
+            f"{folder} changes its base beside the product (bias={config.bias!r}, init_lora_weights="
+            f"{config.init_lora_weights!r}); merge it into its base first."
+        )
+    return config

@@ -1,0 +1,71 @@
+"""Processes that share the evaluation of one trial; one of them keeps the study."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: ValueError | OSError
+
+
+class Ranks:
+    """The processes of one `accelerate launch`, or the only one.
+
+    All run the same search; what touches the study, or a file, is done by the main process, which tells the others.
+    """
+
+    def __init__(self) -> None:
+        self._state = PartialState()
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there are several processes."""
+        return bool(self._state.num_processes > 1)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that keeps the study."""
+        return bool(self._state.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return torch.device(self._state.device)
+
+    def on_main(self, function: Callable[[], T]) -> T | None:
+        """Call `function` on the main process, the only one to have its result; an error is raised on all.
+
+        Raises:
+            ValueError: on all processes, if the main one raises it; the other errors of users (`OSError`) likewise.
+        """
+        results: list[T] = []
+        self.from_main(lambda: results.append(function()))
+        return results[0] if results else None
+
+    def from_main(self, function: Callable[[], T]) -> T:
+        """Call `function` on the main process and return its result, which must pickle, on all of them.
+
+        Raises:
+            ValueError: on all processes, if the main one raises it; the other errors of users (`OSError`) likewise.
+        """
+        if not self.distributed:
+            return function()
+        told: list[T | _Failure | None] = [None]
+        if self.is_main:
+            try:
+                told = [function()]
+            except (ValueError, OSError) as error:
+                told = [_Failure(error)]
+        broadcast_object_list(told)
+        (result,) = told
+        if isinstance(result, _Failure):
+            raise result.error
+        return cast("T", result)

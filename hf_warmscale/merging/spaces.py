@@ -1,0 +1,219 @@
+"""Which merges are searched: boxes of a few numbers, and the weights that a point of the box stands for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import log
+from typing import Protocol
+
+from hf_warmscale.architecture import Axis, Component, ModelMap, ParameterMap
+from hf_warmscale.merging.combine import CheckpointWeights
+from hf_warmscale.merging.weights import Weights, pair_weights, simplex_point, trajectory_weights, unit_point
+
+Point = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Range:
+    """One side of the box: from `low` to `high`, on a logarithmic scale if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def unit(self, value: float) -> float:
+        """Return where `value` lies between `low` (0) and `high` (1)."""
+        if self.log:
+            return log(value / self.low) / log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+class Space(Protocol):
+    """A box of merges."""
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The sides of the box, by parameter."""
+        ...
+
+    def weights(self, point: Point) -> CheckpointWeights:
+        """Return the weights that a point stands for."""
+        ...
+
+    def point(self, weights: Weights) -> Point | None:
+        """Return the point that gives these weights, or `None` if the box holds none."""
+        ...
+
+
+@dataclass(frozen=True)
+class PairSpace:
+    """Two checkpoints: `lambda` is the weight of the later one (arXiv 2403.19390).
+
+    Args:
+        alpha (`float`): smallest weight of the later checkpoint.
+        beyond (`float`): largest; above 1 the search may extrapolate.
+    """
+
+    alpha: float = 0.5
+    beyond: float = 1.0
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The sides of the box, by parameter."""
+        return {"lambda": Range(self.alpha, self.beyond)}
+
+    def weights(self, point: Point) -> Weights:
+        """Return the weights that a point stands for."""
+        return pair_weights(point["lambda"])
+
+    def point(self, weights: Weights) -> Point | None:
+        """Return the point that gives these weights, or `None` if the box holds none."""
+        return {"lambda": weights[1]} if self.alpha <= weights[1] <= self.beyond else None
+
+
+@dataclass(frozen=True)
+class TrajectorySpace:
+    """Any number of checkpoints in two numbers: the window and the exponent of the power family (arXiv 2507.17634).
+
+    Args:
+        count (`int`): number of checkpoints, the oldest first.
+    """
+
+    count: int
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The sides of the box, by parameter."""
+        return {"window": Range(1.0, float(self.count)), "exponent": Range(0.25, 4.0, log=True)}
+
+    def weights(self, point: Point) -> Weights:
+        """Return the weights that a point stands for."""
+        return trajectory_weights(self.count, point["window"], point["exponent"])
+
+    def point(self, weights: Weights) -> Point | None:
+        """Return the point that gives these weights, or `None`: only averages of the latest have one here."""
+        used = [weight for weight in weights if weight]
+        if tuple(weights[-len(used) :]) == tuple(used) and max(used) - min(used) < 1e-9:
+            return {"window": float(len(used)), "exponent": 1.0}
+        return None
+
+
+@dataclass(frozen=True)
+class SimplexSpace:
+    """All convex merges of a few checkpoints: stick breaking, uniform on the simplex.
+
+    Args:
+        count (`int`): number of checkpoints.
+    """
+
+    count: int
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The sides of the box, by parameter."""
+        return {f"stick_{index}": Range(0.0, 1.0) for index in range(self.count - 1)}
+
+    def weights(self, point: Point) -> Weights:
+        """Return the weights that a point stands for."""
+        return simplex_point([point[name] for name in self.ranges])
+
+    def point(self, weights: Weights) -> Point | None:
+        """Return the point that gives these weights."""
+        return dict(zip(self.ranges, unit_point(weights), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSpace:
+    """Convex merges that differ between parts of the network and along its depth.
+
+    Every component (embedding, attention, mlp, norm, readout) has stick-breaking weights of its own. What lies in the
+    blocks has them at `knots` depths, spread evenly from the first block to the last, and linearly between; the rest
+    takes those of its end of the model.
+
+    Args:
+        model_map (`ModelMap`): says the component and the layer of every parameter.
+        count (`int`): number of checkpoints.
+        knots (`int`): depths with weights of their own, at least 1.
+    """
+
+    model_map: ModelMap
+    count: int
+    knots: int = 2
+
+    def __repr__(self) -> str:
+        return f"GroupSpace(count={self.count}, knots={self.knots})"
+
+    @cached_property
+    def ranges(self) -> Mapping[str, Range]:
+        """The sides of the box, by parameter."""
+        return {
+            f"{component}.{knot}.stick_{stick}": Range(0.0, 1.0)
+            for component, knots in self._knots.items()
+            for knot in range(knots)
+            for stick in range(self.count - 1)
+        }
+
+    def weights(self, point: Point) -> Mapping[str, Weights]:
+        """Return the weights of every parameter, by name."""
+        at_knots = {
+            component: [
+                simplex_point([point[f"{component}.{knot}.stick_{stick}"] for stick in range(self.count - 1)])
+                for knot in range(knots)
+            ]
+            for component, knots in self._knots.items()
+        }
+        return {
+            name: _interpolate(at_knots[parameter.component], self._depth(parameter))
+            for name, parameter in self.model_map.parameters.items()
+        }
+
+    def point(self, weights: Weights) -> Point | None:
+        """Return the point that gives these weights to every parameter."""
+        sticks = unit_point(weights)
+        return {name: sticks[int(name.rpartition("_")[2])] for name in self.ranges}
+
+    @cached_property
+    def _knots(self) -> Mapping[Component, int]:
+        """How many sets of weights each component has: one where none of its parameters lies in a block."""
+        parameters = self.model_map.parameters.values()
+        deep = {parameter.component for parameter in parameters if parameter.layer is not None}
+        return {each.component: self.knots if each.component in deep else 1 for each in parameters}
+
+    def _depth(self, parameter: ParameterMap) -> float:
+        if parameter.layer is None:
+            return 0.0 if parameter.role == "embedding" else 1.0
+        return parameter.layer / max(1, self.model_map.sizes[Axis.LAYERS] - 1)
+
+
+@dataclass(frozen=True)
+class AdapterSpace:
+    """Low-rank adapters of one base, each with a weight of its own; the base is at the origin.
+
+    Args:
+        count (`int`): number of adapters.
+        most (`float`): largest weight of an adapter.
+    """
+
+    count: int
+    most: float = 1.0
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The sides of the box, by parameter."""
+        return {f"adapter_{index}": Range(0.0, self.most) for index in range(self.count)}
+
+    def weights(self, point: Point) -> Weights:
+        """Return the weights that a point stands for."""
+        return tuple(point[name] for name in self.ranges)
+
+    def point(self, weights: Weights) -> Point | None:
+        """Return the point that gives these weights, or `None` if the box holds none."""
+        return dict(zip(self.ranges, weights, strict=True)) if max(weights) <= self.most else None
+
+
+def _interpolate(knots: list[Weights], depth: float) -> Weights:
+    position = depth * (len(knots) - 1)
+    below = min(int(position), len(knots) - 1)
+    above = min(below + 1, len(knots) - 1)
+    share = position - below
+    return tuple((1 - share) * a + share * b for a, b in zip(knots[below], knots[above], strict=True))

@@ -1,0 +1,198 @@
+"""The trials of one search in an Optuna study: asked for, told, swept after a crash, the same after every resume."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hf_warmscale.merging.evaluator import STOPPED, VIOLATIONS, Outcome
+from hf_warmscale.merging.liveness import is_alive, this_worker
+from hf_warmscale.merging.posterior import Posterior
+from hf_warmscale.merging.spaces import Point, Space
+
+CONFIGURATION = "configuration"
+WORKER = "worker"
+START = "start"
+IMPROVEMENT = "expected_improvement"
+
+
+class Trials:
+    """A study and what this package keeps in it.
+
+    A proposal depends on the seed, on the number of finished and of running trials and on the finished trials, and
+    on nothing in the process: after a kill, one worker asks for the same points as if it had not been killed.
+
+    Args:
+        storage (`BaseStorage`): where the trials are kept.
+        name (`str`): of the study in the storage; it is made if it is not there.
+        space (`Space`): what is searched.
+        num_objectives (`int`): all are minimised.
+        seed (`int`): of the proposals.
+        configuration (`Mapping[str, str]`): what a resumed study must agree with.
+
+    Raises:
+        ValueError: if the storage holds a study of that name with another configuration.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        space: Space,
+        *,
+        num_objectives: int,
+        seed: int,
+        configuration: Mapping[str, str],
+    ) -> None:
+        directions = [StudyDirection.MINIMIZE] * num_objectives
+        with _quiet():
+            self.study = optuna.create_study(
+                storage=storage, study_name=name, directions=directions, load_if_exists=True
+            )
+        self._space = space
+        self._seed = seed
+        self._distributions: dict[str, BaseDistribution] = {
+            key: FloatDistribution(side.low, side.high, log=side.log) for key, side in space.ranges.items()
+        }
+        self._agree(configuration)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the finished trials by number."""
+        return self._in(TrialState.COMPLETE)
+
+    def running(self) -> list[FrozenTrial]:
+        """Return the trials that some process is busy with."""
+        return self._in(TrialState.RUNNING)
+
+    def sweep(self) -> None:
+        """Fail the trials whose process was killed, and queue their points again."""
+        for trial in self.running():
+            if is_alive(trial.user_attrs.get(WORKER), trial.datetime_start):
+                continue
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params.keys() == self._distributions.keys():
+                self._enqueue(trial.params, trial.user_attrs.get(START))
+
+    def ask(self, start: tuple[str, Point] | None) -> optuna.Trial:
+        """Return a new trial: a point that was queued, else the start that is given, else the sampler's proposal.
+
+        Args:
+            start (`tuple[str, Point]`, *optional*): a label and the point to try next.
+        """
+        finished, running = self.finished(), self.running()
+        if start is not None and not self._in(TrialState.WAITING):
+            self._enqueue(start[1], start[0])
+        state = np.random.SeedSequence([self._seed, len(finished), len(running)]).generate_state(1)
+        self.study.sampler = optuna.samplers.GPSampler(
+            seed=int(state[0]), n_startup_trials=1, warn_independent_sampling=False
+        )
+        with _quiet():
+            trial = self.study.ask(fixed_distributions=self._distributions)
+        trial.set_user_attr(WORKER, this_worker())
+        if START not in trial.user_attrs and len(self.study.directions) == 1 and len(finished) > 1:
+            trial.set_user_attr(IMPROVEMENT, self._expected_improvement(trial.params, finished))
+        return trial
+
+    def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        """Finish a trial with what it gave."""
+        for domain, violation in outcome.violations.items():
+            trial.set_constraint(domain, violation)
+        for key, value in outcome.to_dict().items():
+            trial.set_user_attr(key, value)
+        self.study.tell(trial, list(outcome.values))
+
+    def fail(self, trial: optuna.Trial) -> None:
+        """Give a trial up."""
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def converged(self, tolerance: float, patience: int) -> bool:
+        """Tell whether the last `patience` proposals in a row promised less than `tolerance` nats each."""
+        promised = [trial.user_attrs.get(IMPROVEMENT) for trial in self.finished()][-patience:]
+        return len(promised) == patience and all(each is not None and each < tolerance for each in promised)
+
+    def posterior(self, trials: Sequence[FrozenTrial]) -> Posterior:
+        """Return what finished trials tell about the first objective."""
+        return Posterior.fit([self._unit(trial.params) for trial in trials], [trial.values[0] for trial in trials])
+
+    def posterior_means(self, trials: Sequence[FrozenTrial]) -> list[float]:
+        """Return the posterior mean of the first objective at the points of `trials`, nats per token."""
+        if len(self.finished()) < 2:
+            return [trial.values[0] for trial in trials]
+        mean, _ = self.posterior(self.finished()).predict([self._unit(trial.params) for trial in trials])
+        return [float(value) for value in mean]
+
+    def note(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep something with the study."""
+        self.study.set_user_attr(key, dict(value))
+
+    def noted(self, key: str) -> dict[str, Any] | None:
+        """Return what was kept with the study, or `None`."""
+        value: dict[str, Any] | None = self.study.user_attrs.get(key)
+        return value
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield every trial as a row of `merge_study.jsonl`."""
+        for trial in self.study.get_trials(deepcopy=False):
+            yield {
+                "number": trial.number,
+                "state": trial.state.name,
+                "params": trial.params,
+                "values": trial.values,
+                **{key: value for key, value in trial.user_attrs.items() if key != WORKER},
+                "seconds": trial.duration.total_seconds() if trial.duration else None,
+            }
+
+    def _in(self, state: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(state,))
+
+    def _enqueue(self, point: Point, label: str | None) -> None:
+        self.study.enqueue_trial(dict(point), user_attrs={START: label} if label else None)
+
+    def _unit(self, params: Mapping[str, float]) -> list[float]:
+        return [side.unit(params[name]) for name, side in self._space.ranges.items()]
+
+    def _expected_improvement(self, params: Mapping[str, float], finished: Sequence[FrozenTrial]) -> float:
+        feasible = [trial.values[0] for trial in finished if is_feasible(trial)]
+        incumbent = min(feasible, default=max(trial.values[0] for trial in finished))
+        return float(self.posterior(finished).expected_improvement([self._unit(params)], incumbent)[0])
+
+    def _agree(self, configuration: Mapping[str, str]) -> None:
+        known = self.noted(CONFIGURATION)
+        if known is None:
+            self.note(CONFIGURATION, configuration)
+            return
+        for key in sorted(known.keys() | configuration.keys()):
+            if known.get(key) != configuration.get(key):
+                raise ValueError(
+                    f"The study {self.study.study_name!r} was made with another {key} ({known.get(key)}, now "
+                    f"{configuration.get(key)}); give this search a storage or a study_name of its own."
+                )
+
+
+def is_complete(trial: FrozenTrial) -> bool:
+    """Tell whether a finished trial was scored on all documents."""
+    return not trial.user_attrs.get(STOPPED, False)
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Tell whether a finished trial keeps all limits."""
+    return all(violation <= 0 for violation in trial.user_attrs.get(VIOLATIONS, {}).values())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the line that Optuna logs for every study and trial."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
