@@ -127,7 +127,9 @@ def _template(tiny: str, layers: int) -> Template:
             f"{config.model_type} still has {size:,} parameters at the smallest sizes, so nothing is proved about it; "
             "set the sizes that have no axis (ranks, further vocabularies) smaller."
         )
-    model = randomize(build(smallest))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = randomize(build(smallest))
     layer_path = _layer_path(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
     record = trace(model, tokens)

@@ -1,0 +1,69 @@
+"""What a quickstart run consists of; everything follows from the token budget and the seed."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+DEFAULT_TOKENS = 2_400_000
+"""Sized for about five minutes on two CPU cores."""
+
+MIN_TOKENS = 40_000
+
+SHARES = {"base": 0.5, "grown": 0.18, "continued": 0.16}
+"""Of the token budget, for one run of each kind; growth and continuation are run twice, with their controls."""
+
+
+BYTES_PER_TOKEN = 3
+"""An upper estimate for this tokenizer on this text, held-out files included."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The plan of a run.
+
+    Args:
+        tokens (`int`): the budget of all training together, roughly.
+        seed (`int`): of weights, data order, growth and search.
+        vocab_size (`int`): of the byte-level BPE tokenizer.
+        row_length (`int`): tokens in a training row.
+        batch_rows (`int`): rows in an optimizer step.
+        learning_rate (`float`): tuned at the base width; muP carries it over to the grown one.
+        weight_decay (`float`): at the base width.
+        replay (`float`): share of the old domain in the continuation.
+        num_checkpoints (`int`): saved along the constant phase of the continuation, for the merge.
+        num_trials (`int`): of the merge search.
+    """
+
+    tokens: int = DEFAULT_TOKENS
+    seed: int = 0
+    vocab_size: int = 1024
+    row_length: int = 128
+    batch_rows: int = 16
+    learning_rate: float = 8e-3
+    weight_decay: float = 0.1
+    replay: float = 0.1
+    num_checkpoints: int = 4
+    num_trials: int = 12
+
+    def __post_init__(self) -> None:
+        if self.tokens < MIN_TOKENS:
+            raise ValueError(
+                f"A budget of {self.tokens:,} tokens is too small to train on; use {MIN_TOKENS:,} or more."
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Return the tokens of one optimizer step."""
+        return self.row_length * self.batch_rows
+
+    def bytes_of(self, domain: str) -> int:
+        """Return how much text to collect of a domain, so that few rows are trained on twice."""
+        share = 1.0 if domain == "prose" else 0.35
+        return max(1_000_000, int(BYTES_PER_TOKEN * self.tokens * share))
+
+    def steps(self, kind: str) -> int:
+        """Return the length of a `base`, `grown` or `continued` run in optimizer steps."""
+        return max(10, round(self.tokens * SHARES[kind] / self.tokens_per_step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
