@@ -9,18 +9,21 @@ from typing import TextIO
 
 from hf_warmscale import __version__
 from hf_warmscale.cli.completion import COMPLETION
+from hf_warmscale.cli.data import DATA
 from hf_warmscale.cli.env import ENV
 from hf_warmscale.cli.grow import GROW
+from hf_warmscale.cli.merge import MERGE
 from hf_warmscale.cli.parser import Parser, UsageError
 from hf_warmscale.cli.push import PUSH
 from hf_warmscale.cli.quickstart import QUICKSTART
+from hf_warmscale.cli.train import TRAIN
 from hf_warmscale.cli.verb import Verb, add_verbs
 
 USER_ERROR = 2
 INTERRUPTED = 130
 DEBUG_VARIABLE = "WARMSCALE_DEBUG"
 
-VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, PUSH, ENV, COMPLETION)
+VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, TRAIN, MERGE, DATA, PUSH, ENV, COMPLETION)
 
 
 def make_parser() -> Parser:

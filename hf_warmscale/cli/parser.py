@@ -10,14 +10,24 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, and gives long options room on their line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` that raises `UsageError` instead of printing its usage and leaving.
 
     Options are not abbreviated: half an option is a mistake, and the whole one is named.
     """
 
+    forward_unknown_to: str | None = None
+    """Where what is not understood goes in the namespace, for a verb with a parser of its own; else it is refused."""
+
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print."""
@@ -28,9 +38,11 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse, and refuse what is left over: a verb knows its own options best, so it names the nearest one."""
         parsed, unknown = super().parse_known_args(args, namespace)
-        if unknown:
+        if self.forward_unknown_to is not None:
+            setattr(parsed, self.forward_unknown_to, unknown)
+        elif unknown:
             raise UsageError(self._unknown(unknown[0]))
-        return parsed, unknown
+        return parsed, []
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
@@ -60,7 +72,6 @@ def _advice(word: str, known: Iterable[object], otherwise: str) -> str:
 
 def positive_int(text: str) -> int:
     """Read a whole number above zero."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"it is {number} and must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)

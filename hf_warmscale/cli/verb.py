@@ -3,9 +3,11 @@
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from hf_warmscale.cli.parser import VERB, Parser
 
+HELP_WIDTH = 79
 NOTHING_WRITTEN = "nothing was written; run the same command again."
 
 
@@ -35,9 +37,9 @@ class Verb:
 def add_verbs(parser: Parser, verbs: Sequence[Verb]) -> None:
     """Attach verbs to a parser; a parser whose verb is missing prints its help."""
     parser.set_defaults(run=lambda _: parser.print_help(), after_interrupt=NOTHING_WRITTEN)
-    choices = parser.add_subparsers(title="verbs", dest=VERB, metavar="VERB", parser_class=Parser)
+    choices = parser.add_subparsers(title="verbs", dest=VERB, metavar="VERB [options]", parser_class=Parser)
     for verb in verbs:
-        description = verb.description or verb.summary
+        description = fill(verb.description or verb.summary, width=HELP_WIDTH)
         child = choices.add_parser(verb.name, help=verb.summary, description=description)
         if verb.add_arguments is not None:
             verb.add_arguments(child)

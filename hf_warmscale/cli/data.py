@@ -1,0 +1,70 @@
+"""`warmscale data pack`: text to rows of tokens, once, before training."""
+
+from argparse import Namespace
+
+from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.show import show
+from hf_warmscale.cli.verb import Verb
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add source, output, tokenizer and layout."""
+    parser.add_argument("source", metavar="SOURCE", help="text, JSON lines or parquet: a file, a folder, a dataset")
+    parser.add_argument("output", metavar="OUTPUT", help="a new folder for the rows")
+    parser.add_argument("--tokenizer", required=True, metavar="NAME", help="a folder or a Hub id")
+    parser.add_argument("--sequence-length", required=True, type=positive_int, metavar="N", help="tokens in a row")
+    parser.add_argument(
+        "--padding-free",
+        action="store_true",
+        help="one document a row, laid end to end in a batch, instead of full rows",
+    )
+    parser.add_argument("--subset", metavar="NAME", help="the configuration of a named dataset")
+    parser.add_argument("--split", default="train", metavar="NAME", help="of a named dataset; train by default")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="where the text is; text by default")
+    parser.add_argument("--num-proc", type=positive_int, metavar="N", help="processes that tokenize")
+
+
+def run(arguments: Namespace) -> None:
+    """Pack, then show what came in and what went out."""
+    from transformers import AutoTokenizer
+
+    from hf_warmscale.training import pack
+
+    manifest = pack(
+        arguments.source,
+        arguments.output,
+        tokenizer=AutoTokenizer.from_pretrained(arguments.tokenizer),
+        sequence_length=arguments.sequence_length,
+        padding_free=arguments.padding_free,
+        subset=arguments.subset,
+        split=arguments.split,
+        text_column=arguments.text_column,
+        num_proc=arguments.num_proc,
+    )
+    show(
+        [
+            {
+                "documents": manifest.documents,
+                "rows": manifest.rows,
+                "tokens": manifest.tokens,
+                "dropped tokens": manifest.dropped_tokens,
+                "bytes of text": manifest.text_bytes,
+            }
+        ],
+        title=f"Packed {manifest.source} in rows of {manifest.sequence_length} tokens",
+        written=[arguments.output],
+        then="warmscale train CONFIG.yaml, with the folder as a path of its mixture",
+    )
+
+
+PACK = Verb(
+    name="pack",
+    summary="tokenize text and lay it out in rows",
+    description="Tokenize documents and lay them out in rows of one length. No document attends to another one in "
+    "its row. pack.json in the folder says what went in.",
+    add_arguments=add_arguments,
+    run=run,
+    after_interrupt="nothing was written; what is tokenized is cached, so run the same command again.",
+)
+
+DATA = Verb(name="data", summary="prepare text for training", verbs=(PACK,))

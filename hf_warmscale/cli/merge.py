@@ -1,0 +1,113 @@
+"""`warmscale merge`: the checkpoints of a run into one model, with weights found on held-out text or given."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.show import show
+from hf_warmscale.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from hf_warmscale.merging import MergeReceipt, MergeResult
+
+SPACES = ("pair", "trajectory", "simplex", "groups", "lora")
+METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare", "model_stock")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the checkpoints and the two ways to weigh them."""
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folders or Hub ids, the oldest first")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the merged model")
+    search = parser.add_argument_group("search", "Find the weights on held-out text (Gaussian process).")
+    search.add_argument("--eval-data", metavar="PATH", help="documents: half choose the weights, half judge them")
+    search.add_argument("--space", choices=SPACES, metavar="S", help=f"{', '.join(SPACES)}; by default pair for two")
+    search.add_argument("--trials", type=positive_int, default=20, metavar="N", help="at most; 20 by default")
+    search.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, or of dare; 0 by default")
+    given = parser.add_argument_group("no search", "Merge with given weights, without any data.")
+    given.add_argument("--method", choices=METHODS, metavar="M", help=f"{', '.join(METHODS)}; linear by default")
+    given.add_argument("--weights", type=float, nargs="+", metavar="W", help="one a checkpoint; equal by default")
+    given.add_argument("--base", metavar="MODEL", help="what the differences of ties, dare, ... are taken from")
+    given.add_argument("--density", type=float, metavar="P", help="share of each difference that ties and dare keep")
+
+
+def run(arguments: Namespace) -> None:
+    """Search or merge, then show the weights."""
+    if arguments.eval_data is None:
+        show_merge(arguments, merge(arguments))
+    else:
+        show_search(arguments, search(arguments))
+
+
+def merge(arguments: Namespace) -> "MergeReceipt":
+    """Merge with given weights."""
+    from hf_warmscale.merging import merge_checkpoints
+
+    if arguments.space is not None:
+        raise ValueError("--space is searched on held-out text; name it with --eval-data.")
+    return merge_checkpoints(
+        arguments.checkpoints,
+        arguments.output,
+        method=arguments.method or "linear",
+        weights=arguments.weights,
+        base=arguments.base,
+        density=0.5 if arguments.density is None else arguments.density,
+        seed=arguments.seed,
+    )
+
+
+def search(arguments: Namespace) -> "MergeResult":
+    """Search the weights on one half of the documents and judge them on the other."""
+    from hf_warmscale.merging import search_merge
+    from hf_warmscale.training import load_documents
+
+    for option in ("method", "weights", "base", "density"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
+    select, confirm = halves(load_documents(arguments.eval_data)["text"])
+    space = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
+    return search_merge(
+        arguments.checkpoints,
+        select=select,
+        confirm=confirm,
+        space=space,
+        n_trials=arguments.trials,
+        seed=arguments.seed,
+        output=arguments.output,
+    )
+
+
+def halves(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Deal documents into two splits, each text once: one in both would let the search see what judges it."""
+    different = [text for text in dict.fromkeys(texts) if text.strip()]
+    return different[::2], different[1::2]
+
+
+def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
+    """Show given weights."""
+    pairs = zip(arguments.checkpoints, receipt.weights, strict=True)
+    rows = [{"checkpoint": checkpoint, "weight": weight} for checkpoint, weight in pairs]
+    show(rows, title=f"Merged by {receipt.method}", written=[arguments.output], then=next_command(arguments))
+
+
+def show_search(arguments: Namespace, result: "MergeResult") -> None:
+    """Show what the held-out text says, whichever way it went."""
+    show(result.domains, title="Nats per token on the documents that the search never saw")
+    print(result.verdict)
+    show([], written=[arguments.output], then=next_command(arguments))
+
+
+def next_command(arguments: Namespace) -> str:
+    """Return the command that sends the model away."""
+    return f"warmscale push {arguments.output} REPO_ID --private"
+
+
+MERGE = Verb(
+    name="merge",
+    summary="merge checkpoints, with weights found on held-out text or given",
+    description="Merge checkpoints into one model. With --eval-data the weights are searched on half of the documents "
+    "and judged on the other half, and 'no merge' is an answer.",
+    add_arguments=add_arguments,
+    run=run,
+    after_interrupt="no model was written; a search keeps its finished trials, so run the same command again.",
+)

@@ -1,0 +1,83 @@
+"""`warmscale train`: one stage of (continual) pretraining, from a YAML file."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from hf_warmscale.cli.parser import Parser
+from hf_warmscale.cli.show import show
+from hf_warmscale.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from hf_warmscale.training import ContinualTrainer
+
+FIELDS = """\
+fields that nearly every recipe names (--help-fields lists all of them):
+  model_name_or_path           checkpoint, folder or Hub id to start from
+  mixture                      {name: {path: PACKED, weight: 0.95, seen_by: CHECKPOINT}, ...}
+  evaluation                   {name: PACKED, ...}
+  schedule                     rewarm_cosine, infinite_cosine, infinite_inv_sqrt, wsd or constant, or
+                               {name: wsd, warmup: 0.01, cooldown: 0.2}
+  max_tokens or max_steps      length of the stage
+  learning_rate                peak of the schedule
+  output_dir                   run folder; a second run of the same command goes on from its last checkpoint
+
+several processes:
+  accelerate launch --config_file ACCELERATE.yaml -m hf_warmscale train CONFIG.yaml
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the file; every field of it is an option too."""
+    parser.epilog = FIELDS
+    parser.usage = "%(prog)s CONFIG.yaml [--field value ...] [--show-schedule PNG]"
+    parser.forward_unknown_to = "overrides"
+    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="the stage: model, data, schedule, arguments")
+    parser.add_argument("--show-schedule", metavar="PNG", help="draw the learning rate and stop")
+    parser.add_argument("--help-fields", action="store_true", help="list every field and stop")
+
+
+def run(arguments: Namespace) -> None:
+    """Train, draw the schedule, or list the fields."""
+    from hf_warmscale.training import configuration, show_schedule, train
+
+    if arguments.help_fields:
+        configuration.make_parser().print_help()
+    elif arguments.config is None:
+        raise ValueError("warmscale train needs a CONFIG.yaml; see warmscale train --help.")
+    elif arguments.show_schedule is not None:
+        schedule = show_schedule(arguments.config, arguments.show_schedule, arguments.overrides)
+        peak = schedule.learning_rate
+        show(
+            [{"schedule": schedule.name, "steps": schedule.total_steps, "peak": peak, "end": schedule.min_lr}],
+            written=[arguments.show_schedule],
+            then=f"warmscale train {arguments.config}",
+        )
+    else:
+        trainer = train(arguments.config, arguments.overrides)
+        if trainer.is_world_process_zero():
+            show_run(trainer)
+
+
+def show_run(trainer: "ContinualTrainer") -> None:
+    """Show the losses of a finished stage."""
+    assert trainer.stage_run is not None
+    record, state = trainer.stage_run.record, trainer.state
+    losses = {key: value for entry in state.log_history for key, value in entry.items() if key.endswith("loss")}
+    rows: list[dict[str, object]] = [
+        {"stage": record.name, "": "steps", "value": state.global_step},
+        {"stage": record.name, "": "tokens", "value": record.progress.num_tokens()},
+        {"stage": record.name, "": "tokens with all stages before", "value": record.total_tokens()},
+        *({"stage": record.name, "": name, "value": value} for name, value in losses.items()),
+    ]
+    last = f"{trainer.args.output_dir}/checkpoint-{state.global_step}"
+    show(rows, written=[trainer.args.output_dir], then=f"warmscale merge CHECKPOINT {last} --output MERGED")
+
+
+TRAIN = Verb(
+    name="train",
+    summary="train one stage, or continue it where it stopped",
+    description="Train the stage that a YAML file describes. Every field is an option too, which wins over the file.",
+    add_arguments=add_arguments,
+    run=run,
+    after_interrupt="run the same command again to go on from the last checkpoint.",
+)
