@@ -1,26 +1,40 @@
 """muP and CompleteP: one rule table, realised on Granite's fields or folded into any other family."""
 
 from hf_warmscale.mup.configuration import MupConfig
+from hf_warmscale.mup.export import ExportReceipt, export_checkpoint, training_factors
 from hf_warmscale.mup.factors import TrainingFactors
+from hf_warmscale.mup.fold import fold_multipliers
 from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.initialization import init_mup
 from hf_warmscale.mup.modeling import MupForCausalLM
+from hf_warmscale.mup.optimizer import MupOptimizerFactory, mup_optimizer, refuse_deepspeed_optimizer
 from hf_warmscale.mup.rules import Parametrization, Power, Ratios, Rule, RuleName, Setting, rule_table
+from hf_warmscale.mup.table import Cell, TableRow, mup_table
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
 
 __all__ = [
+    "Cell",
+    "ExportReceipt",
     "MupConfig",
     "MupForCausalLM",
+    "MupOptimizerFactory",
     "Parametrization",
     "Power",
     "Ratios",
     "Rule",
     "RuleName",
     "Setting",
+    "TableRow",
     "TrainingFactors",
     "WeightDecayRule",
+    "export_checkpoint",
+    "fold_multipliers",
     "group_weight_decay",
     "init_mup",
+    "mup_optimizer",
     "mup_param_groups",
+    "mup_table",
+    "refuse_deepspeed_optimizer",
     "rule_table",
+    "training_factors",
 ]

@@ -24,10 +24,12 @@ def folded_placements(model: ModelMap, base: ModelMap, parametrization: Parametr
     """
     _refuse_base(model, base)
     multipliers = _Multipliers(model, base, parametrization)
-    trained = [parameter for parameter in model.parameters.values() if parameter.role != "buffer"]
     return {
-        parameter.name: Placement(parameter.role, _ratios(parameter, model, base), multipliers.of(parameter))
-        for parameter in trained
+        parameter.name: Placement(
+            parameter.role, _ratios(parameter, model, base), multipliers.of(parameter), parameter.layer is not None
+        )
+        for parameter in model.parameters.values()
+        if parameter.role != "buffer"
     }
 
 

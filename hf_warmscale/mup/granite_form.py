@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from transformers import GraniteConfig
 
+from hf_warmscale.architecture import Role
 from hf_warmscale.mup.placement import Placement
 from hf_warmscale.mup.rules import Parametrization, Ratios
 
@@ -72,7 +73,16 @@ class GraniteForm:
         Raises:
             ValueError: if there is none, or its entries are unknown, of the wrong type or do not fit the model.
         """
-        entry = mup_entry(config)
+        return cls._from_entry(config, mup_entry(config))
+
+    @classmethod
+    def standard(cls, config: GraniteConfig) -> "GraniteForm":
+        """Return the form of a Granite that is its own base, in the standard parametrization."""
+        shape = {"base_hidden_size": config.hidden_size, "base_num_hidden_layers": config.num_hidden_layers}
+        return cls._from_entry(config, {**shape, "rule": "standard"})
+
+    @classmethod
+    def _from_entry(cls, config: GraniteConfig, entry: Mapping[str, Any]) -> "GraniteForm":
         names = {field.name for field in fields(Parametrization)}
         form = cls(
             parametrization=Parametrization(**{name: value for name, value in entry.items() if name in names}),
@@ -111,11 +121,11 @@ class GraniteForm:
             prefix = f"model.layers.{layer}"
             for path, biased in BLOCK_MODULES.items():
                 module = path.split(".")[-1]
-                placements[f"{prefix}.{path}.weight"] = Placement(
-                    "hidden" if module in MATRICES else "norm", self._ratios(module, self.depth)
-                )
+                role: Role = "hidden" if module in MATRICES else "norm"
+                ratios = self._ratios(module, self.depth)
+                placements[f"{prefix}.{path}.weight"] = Placement(role, ratios, in_block=True)
                 if biased in self.biased:
-                    placements[f"{prefix}.{path}.bias"] = Placement("bias", self._ratios(module, self.depth))
+                    placements[f"{prefix}.{path}.bias"] = Placement("bias", ratios, in_block=True)
         placements["model.norm.weight"] = Placement("final_norm", self._ratios("norm"))
         if not self.tied:
             placements["lm_head.weight"] = Placement("readout", self._ratios("lm_head"))

@@ -20,11 +20,13 @@ class Placement:
         ratios (`Ratios`): its sizes relative to the base model.
         absorbed (`float`): the factor that the stored weight carries instead of the forward pass (see
             [`Setting.absorb`]); 1 where the forward pass multiplies.
+        in_block (`bool`): it is inside a block, where the depth counts.
     """
 
     role: Role
     ratios: Ratios
     absorbed: float = 1.0
+    in_block: bool = False
 
     def setting(self, parametrization: Parametrization) -> Setting:
         """Return the AdamW setting of the parameter."""

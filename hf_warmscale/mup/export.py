@@ -1,0 +1,157 @@
+"""Export a muP checkpoint, streamed: as a plain Llama, or as a stock Granite without its muP entry.
+
+What engines read, and where they stop:
+
+- transformers: every field of both, with eager, sdpa and flash attention.
+- vLLM, Granite: the four multipliers and `head_dim`; `hidden_act` must be silu.
+- llama.cpp, Granite: `logits_scaling` (required; it divides) and the other three (0 means off); its converter drops
+  `head_dim`, so `head_dim * num_attention_heads` must be the hidden size.
+- Llama: all engines, as any Llama.
+
+Both families have full RoPE, SwiGLU and pre-norm RMSNorm; biases come for all of q, k, v, o, or all of the MLP.
+Granite scales `inputs_embeds` that are passed in, the folded Llama does not. Value, draft and other heads on top of
+the last hidden state see it scaled in a folded tied model.
+"""
+
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
+
+from transformers import GraniteConfig
+
+from hf_warmscale.checkpoints import (
+    ModelWeights,
+    ModelWriter,
+    copy_side_files,
+    open_checkpoint,
+    refuse_existing,
+    refuse_non_finite,
+    skeleton,
+    staged_directory,
+    write_json,
+)
+from hf_warmscale.mup.factors import TrainingFactors
+from hf_warmscale.mup.fold import fold_factor, llama_config
+from hf_warmscale.mup.granite_form import GraniteForm, head_dim
+from hf_warmscale.mup.realization import has_mup_entry
+
+Target = Literal["llama", "granite"]
+RECEIPT = "export.json"
+
+
+@dataclass(frozen=True)
+class ExportReceipt:
+    """What an export did.
+
+    Args:
+        source (`str`): the checkpoint.
+        to (`"llama"` or `"granite"`): what it became.
+        tensors (`int`): how many were written.
+        factors (`dict[str, float]`): what each kind of tensor was multiplied by, where that is not 1.
+        exact (`bool`): all factors are powers of two, so no weight was rounded.
+        limits (`list[str]`): engines that cannot run the result, and why.
+    """
+
+    source: str
+    to: Target
+    tensors: int
+    factors: dict[str, float]
+    exact: bool
+    limits: list[str]
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    to: Target = "llama",
+    revision: str | None = None,
+    max_shard_size: int | str = "5GB",
+) -> ExportReceipt:
+    """Write a muP checkpoint as a plain Llama or a stock Granite, one tensor in memory at a time.
+
+    `mup_factors.json` beside the weights holds the learning rate, weight decay and eps factors of every parameter,
+    with which training goes on identically: `mup_param_groups(model, factors=TrainingFactors.load(output), lr=...)`,
+    without clipping by the global gradient norm. The tokenizer and the generation config come along.
+
+    Args:
+        source (`str` or `PathLike`): a saved [`MupForCausalLM`] or any Granite: a folder or a Hub id.
+        output (`str` or `PathLike`): a new or empty folder.
+        to (`"llama"` or `"granite"`): the family of the result.
+        revision (`str`, *optional*): of the Hub id.
+        max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
+
+    Raises:
+        ValueError: if the source is no Granite, a weight is not finite, Llama does not allow the shape, or `output` is
+            not empty.
+        FileNotFoundError: if there is no such checkpoint.
+        OSError: if the disk is full.
+
+    Example:
+
+    ```python
+    >>> export_checkpoint("mup-1b", "llama-1b").factors
+    {'o_proj': 0.5, 'down_proj': 0.5, 'lm_head': 0.0625}
+    ```
+    """
+    if to not in get_args(Target):
+        raise ValueError(f"The export target {to!r} is unknown; use one of {', '.join(get_args(Target))}.")
+    refuse_existing(output)
+    checkpoint = open_checkpoint(source, revision=revision)
+    config = checkpoint.config
+    if not isinstance(config, GraniteConfig):
+        raise ValueError(
+            f"The checkpoint {checkpoint.source.name} is a {config.model_type}, not a Granite or muP model."
+        )
+    weights = ModelWeights(checkpoint)
+    factors = {name: fold_factor(config, name) if to == "llama" else 1.0 for name in weights.specs}
+    target = llama_config(config) if to == "llama" else stock_granite(config)
+    receipt = _receipt(checkpoint.source.name, to, factors, config)
+    with staged_directory(output) as folder:
+        copy_side_files(checkpoint.folder, folder)
+        with ModelWriter(folder, skeleton(target), weights.specs, max_shard_size=max_shard_size) as writer:
+            for name, tensor in weights.tensors():
+                refuse_non_finite(name, tensor)
+                writer.write(name, tensor if factors[name] == 1 else tensor * factors[name])
+        target.save_pretrained(folder)
+        training_factors(config, folded=to == "llama").save(folder)
+        write_json(folder / RECEIPT, asdict(receipt))
+    return receipt
+
+
+def training_factors(config: GraniteConfig, *, folded: bool = True) -> TrainingFactors:
+    """Return the factors with which a model goes on training as its Granite form would.
+
+    Args:
+        config (`GraniteConfig`): of the Granite form.
+        folded (`bool`): the multipliers are in the weights.
+    """
+    form = GraniteForm.from_config(config) if has_mup_entry(config) else GraniteForm.standard(config)
+    placements = {
+        name: replace(placement, absorbed=fold_factor(config, name) if folded else 1.0)
+        for name, placement in form.placements().items()
+    }
+    return TrainingFactors.of(placements, form.parametrization)
+
+
+def stock_granite(config: GraniteConfig) -> GraniteConfig:
+    """Return the config without its muP entry."""
+    content = {key: value for key, value in config.to_dict().items() if key != "mup"}
+    return GraniteConfig(**{**content, "head_dim": head_dim(config), "architectures": ["GraniteForCausalLM"]})
+
+
+def serving_limits(config: GraniteConfig, to: Target) -> list[str]:
+    """Return, in one sentence each, the engines that cannot run an exported model."""
+    limits = []
+    if to == "granite" and config.hidden_act != "silu":
+        limits.append(f"vLLM's Granite computes silu, and hidden_act is {config.hidden_act}.")
+    if to == "granite" and head_dim(config) * config.num_attention_heads != config.hidden_size:
+        limits.append("llama.cpp's converter drops head_dim, which is not hidden_size / num_attention_heads here.")
+    return limits
+
+
+def _receipt(source: str, to: Target, factors: dict[str, float], config: GraniteConfig) -> ExportReceipt:
+    kinds = {name.split(".")[-2]: factor for name, factor in factors.items() if factor != 1}
+    exact = all(math.frexp(factor)[0] == 0.5 for factor in kinds.values())
+    return ExportReceipt(source, to, len(factors), kinds, exact, serving_limits(config, to))
