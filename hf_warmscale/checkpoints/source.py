@@ -98,15 +98,15 @@ def _fetch(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"There is neither a folder nor a model {repo_id} on the Hub.") from error
     except (EntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(_missing(at, error)) from error
+        raise FileNotFoundError(_missing(at)) from error
     except HfHubHTTPError as error:
         raise OSError(f"The Hub did not give {at}: {error.server_message or error}.") from error
 
 
-def _missing(at: str, error: Exception) -> str:
+def _missing(at: str) -> str:
     if constants.HF_HUB_OFFLINE:
         return f"There is no folder {at} and it is not in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it."
-    return f"{at} is neither a folder nor in the Hub cache and cannot be fetched ({type(error).__name__})."
+    return f"{at} is neither a folder nor in the Hub cache and cannot be fetched; check the name and the network."
 
 
 def _weights_to_fetch(folder: Path, allow_pickle: bool) -> list[str]:

@@ -15,11 +15,16 @@ from hf_warmscale.report import markdown_table
 
 Receipt = Mapping[str, Any]
 
-RECEIPTS = {"growth_receipt.json": "Growth", "stage.json": "Training stage", "merge_result.json": "Merge"}
+RECEIPTS = {
+    "growth_receipt.json": "Growth",
+    "stage.json": "Training stage",
+    "merge_result.json": "Merge",
+    "export.json": "Export",
+}
 """The receipts a folder may hold, in the order of the work, with the title of their section."""
 
-TAGS = {"Growth": "model-growth", "Training stage": "continual-pretraining", "Merge": "merge"}
-SOURCE_KEYS = ("source", "sources", "checkpoint", "checkpoints", "repo_id", "base_model")
+TAGS = {"Growth": "model-growth", "Training stage": "continual-pretraining", "Merge": "merge", "Export": "mup"}
+SOURCE_KEYS = ("source", "sources", "base_model")
 LONGEST_LIST = 32
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -29,7 +34,7 @@ def make_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) -> 
 
     Sources that are Hub ids become `base_model`; of local ones only the folder's name is told. A receipt may hold
     `domains`, a list of rows with `domain`, `metric`, `before` and `after` (nats, bits per byte, ...): they become a
-    table and the card's `model-index`.
+    table and the card's `model-index`. A merge that was not accepted (`accepted: false`) left the model of `before`.
 
     Args:
         folder (`str` or `PathLike`): a model folder, with or without receipts.
@@ -45,15 +50,16 @@ def make_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) -> 
     repo_id = repo_id or folder.resolve().name
     name = repo_id.rpartition("/")[2]
     receipts = read_receipts(folder)
-    rows = [row for receipt in receipts.values() for row in receipt.get("domains", ())]
+    domains = [_cells(row) for receipt in receipts.values() for row in _rows(receipt)]
     card: ModelCard = ModelCard.from_template(
-        _card_data(receipts, rows, name),
+        _card_data(receipts, name),
         template_path=str(TEMPLATE),
         model_name=name,
         repo_id=repo_id,
         version=__version__,
         summary=[*_summary(receipts)] or ["A causal language model."],
-        domains=markdown_table([_cells(row) for row in rows]),
+        domains=markdown_table(domains),
+        pictures=sorted(path.name for path in folder.glob("*.png") if not path.name.startswith(".")),
         receipts=[(title, _yaml(receipt)) for title, receipt in receipts.items()],
     )
     return card
@@ -80,18 +86,20 @@ def read_receipts(folder: Path) -> dict[str, Receipt]:
     return receipts
 
 
-def _card_data(receipts: Mapping[str, Receipt], rows: list[Receipt], name: str) -> ModelCardData:
+def _card_data(receipts: Mapping[str, Receipt], name: str) -> ModelCardData:
     bases = sorted({source for receipt in receipts.values() for source in _sources(receipt) if is_hub_id(source)})
+    results = [_eval_result(receipt, row) for receipt in receipts.values() for row in _rows(receipt)]
     data = ModelCardData(
         base_model=bases[0] if len(bases) == 1 else bases or None,
-        eval_results=[_eval_result(row) for row in rows] or None,
+        eval_results=results or None,
         library_name="transformers",
-        model_name=name if rows else None,
+        model_name=name if results else None,
         pipeline_tag="text-generation",
         tags=["hf_warmscale", *(TAGS[title] for title in receipts)],
     )
     if bases:
-        data["base_model_relation"] = "merge" if "Merge" in receipts else "finetune"
+        merged = "Merge" in receipts and receipts["Merge"].get("accepted", True)
+        data["base_model_relation"] = "merge" if merged else "finetune"
     return data
 
 
@@ -107,13 +115,19 @@ def _sources(receipt: object, key: str = "") -> Iterator[str]:
         yield receipt
 
 
-def _eval_result(row: Receipt) -> EvalResult:
+def _rows(receipt: Receipt) -> list[Receipt]:
+    rows: list[Receipt] = receipt.get("domains", [])
+    return rows
+
+
+def _eval_result(receipt: Receipt, row: Receipt) -> EvalResult:
+    """Return what the model in the folder scored."""
     return EvalResult(
         task_type="text-generation",
         dataset_type=str(row["domain"]),  # results of one type would be taken for one dataset
         dataset_name=str(row["domain"]),
         metric_type=str(row["metric"]),
-        metric_value=row["after"],
+        metric_value=row["after" if receipt.get("accepted", True) else "before"],
     )
 
 
@@ -129,6 +143,10 @@ def _summary(receipts: Mapping[str, Receipt]) -> Iterator[str]:
     if "Merge" in receipts:
         sources = ", ".join(dict.fromkeys(_named(source) for source in _sources(receipts["Merge"])))
         yield f"Merged from {sources}." if sources else "Merged from several checkpoints."
+        if verdict := receipts["Merge"].get("verdict"):
+            yield f"{verdict}"
+    if export := receipts.get("Export"):
+        yield f"Exported from {_named(export.get('source'))} to `{export.get('to')}`."
 
 
 def _named(source: object) -> str:

@@ -17,7 +17,7 @@ MERGE = {
         {"source": "org/base", "revision": "3f2a", "content_hash": "00ff", "weight": 0.25},
         {"source": "org/other", "revision": "77ab", "content_hash": "11ee", "weight": 0.75},
     ],
-    "seed": 0,
+    "settings": {"checkpoints": "00ff 11ee"},
     "domains": [
         {"domain": "english", "metric": "nll", "before": 3.0, "after": 2.9, "interval": [-0.12, -0.08]},
         {"domain": "code", "metric": "nll", "before": 2.0, "after": 2.1, "interval": [0.05, 0.15]},
@@ -62,6 +62,17 @@ def test_a_merged_model(tmp_path: Path) -> None:
     assert block == {name: value for name, value in MERGE.items() if name != "domains"}
 
 
+def test_a_merge_that_was_not_accepted(tmp_path: Path) -> None:
+    """The folder holds the best single checkpoint, so its scores are those of `before`."""
+    verdict = "No merge: the winner is not better beyond chance."
+    write_json(tmp_path / "merge_result.json", {**MERGE, "accepted": False, "verdict": verdict})
+    card = make_card(tmp_path, repo_id="me/single")
+    assert metadata(card)["base_model_relation"] == "finetune"
+    results = metadata(card)["model-index"][0]["results"]
+    assert [result["metrics"][0]["value"] for result in results] == [3.0, 2.0]
+    assert verdict in str(card)
+
+
 def test_all_receipts_in_the_order_of_the_work(tmp_path: Path) -> None:
     write_json(tmp_path / "merge_result.json", MERGE)
     write_json(tmp_path / "growth_receipt.json", GROWTH)
@@ -71,6 +82,11 @@ def test_all_receipts_in_the_order_of_the_work(tmp_path: Path) -> None:
     assert metadata(card)["base_model_relation"] == "merge"
     titles = [line for line in str(card).splitlines() if line.startswith("## ")]
     assert titles == ["## Before and after, by domain", "## Growth", "## Training stage", "## Merge"]
+
+
+def test_pictures_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "landscape.png").write_bytes(b"")
+    assert "![landscape.png](landscape.png)" in str(make_card(tmp_path))
 
 
 def test_a_model_without_receipts(tmp_path: Path) -> None:
