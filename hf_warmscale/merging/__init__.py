@@ -1,4 +1,4 @@
-"""Merge checkpoints: with weights that are given, or with weights that a search finds and a held-out split confirms."""
+"""Merge checkpoints: with given weights, or with weights that a search finds and a held-out split confirms."""
 
 from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput

@@ -69,7 +69,12 @@ def draw_slices(path: Path, trials: Sequence[FrozenTrial], space: Space) -> None
         panels = drawing.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             _scatter(axes, trials, [trial.params[name] for trial in trials])
-            axes.set(xlabel=name, xscale="log" if space.ranges[name].log else "linear")
+            axes.set_xlabel(name)
+            if space.ranges[name].log:
+                ticks = np.geomspace(space.ranges[name].low, space.ranges[name].high, 5)
+                axes.set_xscale("log")
+                axes.minorticks_off()
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panels[0].set_ylabel(NATS)
         panels[0].legend(fontsize=8)
 

@@ -19,7 +19,6 @@ from hf_warmscale.merging.evaluator import Evaluator
 from hf_warmscale.merging.inputs import check_order
 from hf_warmscale.merging.journal import open_storage
 from hf_warmscale.merging.loop import SearchLoop
-from hf_warmscale.merging.lora import AdapterSource
 from hf_warmscale.merging.mergeability import Mergeability, look_along
 from hf_warmscale.merging.pictures import draw_all
 from hf_warmscale.merging.ranks import Ranks
@@ -147,7 +146,7 @@ def search_merge(
     )
     last = vertex(len(source), len(source) - 1)
     evaluator = Evaluator(source, yardsticks, limits, last)
-    mergeability = _look(ranks, trials, source, evaluator)
+    mergeability = _look(ranks, trials, source, box, evaluator)
     loop = SearchLoop(ranks, trials, box, evaluator, len(source))
     loop.run(n_trials, tolerance)
     selection = ranks.from_main(lambda: choose(loop.trials, loop.singles(), evaluator.objectives))
@@ -190,6 +189,8 @@ def search_merge(
 
 def _open_source(checkpoints: Sequence[str | os.PathLike[str]], space: SpaceName | Space, ranks: Ranks) -> MergeSource:
     if space == "lora" or isinstance(space, AdapterSpace):
+        from hf_warmscale.merging.lora import AdapterSource  # peft takes seconds to import
+
         return AdapterSource(checkpoints, ranks.device)
     source = CheckpointSource(checkpoints, ranks.device)
     if space in ("pair", "trajectory") or isinstance(space, PairSpace | TrajectorySpace):
@@ -248,9 +249,11 @@ def _journal_file(
     return Path(storage)
 
 
-def _look(ranks: Ranks, trials: Trials | None, source: MergeSource, evaluator: Evaluator) -> Mergeability | None:
+def _look(
+    ranks: Ranks, trials: Trials | None, source: MergeSource, box: Space, evaluator: Evaluator
+) -> Mergeability | None:
     """Look once along the line from the first to the last checkpoint; adapters add up, they lie on no such line."""
-    if isinstance(source, AdapterSource):
+    if isinstance(box, AdapterSpace):
         return None
     known = ranks.from_main(lambda: trials.noted("mergeability") if trials else None)
     if known is not None:
