@@ -101,6 +101,8 @@ def pack(
         desc="tokenizing",
     )
     arrange = whole_documents if padding_free else full_rows
+    if next(arrange(_column(tokenized, "tokens"), sequence_length), None) is None:
+        raise ValueError(f"The text of {source} fills no row of {sequence_length} tokens; lower sequence_length.")
     with tempfile.TemporaryDirectory(prefix="warmscale-pack-") as scratch, staged_directory(output) as staging:
         rows = Dataset.from_generator(
             _generate,
@@ -108,8 +110,6 @@ def pack(
             features=Features({column: List(Value("int32")) for column in PACKED_COLUMNS}),
             cache_dir=scratch,
         )
-        if not len(rows):
-            raise ValueError(f"The text of {source} fills no row of {sequence_length} tokens; lower sequence_length.")
         rows.save_to_disk(staging)
         kept, found = (
             sum(map(len, _column(data, name))) for data, name in ((rows, "input_ids"), (tokenized, "tokens"))

@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from hf_warmscale.training.arguments import ContinualArguments
+from hf_warmscale.training.launch import check_engine, refuse_engine_blocks
 from hf_warmscale.training.lr_scheduler import StageLR
 from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Rows
 from hf_warmscale.training.parameter_groups import mup_groups
@@ -62,6 +63,8 @@ class ContinualMixin(Trainer):
         super().__init__(model, args, data_collator, *rest, **kwargs)
         if stage is not None and self.lr_scheduler is not None:
             raise ValueError("A stage brings its own schedule; pass optimizers=(optimizer, None).")
+        if stage is not None and self.is_deepspeed_enabled:
+            refuse_engine_blocks(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any) -> TrainOutput:
         """Train the stage, from its start or from a checkpoint; see `Trainer.train`.
@@ -170,6 +173,7 @@ class ContinualMixin(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.stage_run is not None:
+            check_engine(prepared[0], self.args, deepspeed=self.is_deepspeed_enabled, fsdp=self.is_fsdp_enabled)
             if self.stage_run.moments_of is not None:
                 self._take_over_moments(prepared[0], self.stage_run.moments_of)
             self._settle_groups()

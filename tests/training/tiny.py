@@ -1,10 +1,13 @@
 """A model, rows and arguments so small that a stage takes a second."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from hf_warmscale.training import ContinualTrainingArguments, ReplayMixture
 from tests.conftest import perturb
@@ -74,3 +77,31 @@ def weights(trainer: Trainer) -> torch.Tensor:
     """Return all weights in one vector."""
     assert trainer.model is not None
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+TEXT = {
+    "old": "the cat sat on the mat and saw a dog. the dog ran to the cat. ",
+    "new": "der hund und die katze sind im haus. das haus ist alt und klein. ",
+}
+
+
+def write_corpus(folder: Path, domain: str, documents: int = 60) -> Path:
+    """Write documents of one domain as JSON lines, each of another length."""
+    words = TEXT[domain].split()
+    path = folder / f"{domain}.jsonl"
+    lines = [" ".join(words[(7 * i + j) % len(words)] for j in range(12 + 5 * (i % 9))) for i in range(documents)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+def train_tokenizer(texts: Iterable[str] = tuple(TEXT.values()), size: int = 300) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with an end-of-sequence token."""
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>")

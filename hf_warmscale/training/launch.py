@@ -1,0 +1,102 @@
+"""Several processes: start them on CPU where accelerate alone does not, and see that the engine is really there."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_deepspeed_available
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
+
+DEEPSPEED_VARIABLE = "ACCELERATE_USE_DEEPSPEED"
+
+
+def launched_processes() -> int:
+    """Return how many processes a launcher started, 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def prepare_processes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training arguments with what several processes without an accelerator need; call it first of all.
+
+    Without an accelerator, accelerate picks no backend for DeepSpeed (so it believes in one process), and `use_cpu`
+    makes it leave DeepSpeed out without a word. Here DeepSpeed gets gloo, and plain data parallelism gets `use_cpu`.
+    With an accelerator, or with one process, nothing changes.
+
+    Args:
+        settings (`Mapping`): fields of `TrainingArguments`.
+
+    Raises:
+        ValueError: if DeepSpeed is asked for together with `use_cpu`, or without a launcher.
+    """
+    settings = dict(settings)
+    deepspeed = bool(settings.get("deepspeed")) or os.environ.get(DEEPSPEED_VARIABLE, "false") == "true"
+    if deepspeed and settings.get("use_cpu"):
+        raise ValueError("use_cpu makes accelerate drop DeepSpeed silently; leave use_cpu out.")
+    if deepspeed and "LOCAL_RANK" not in os.environ:
+        raise ValueError("DeepSpeed needs a launcher; start with `accelerate launch` or `torchrun`.")
+    if torch.accelerator.is_available() or launched_processes() == 1:
+        return settings
+    if not deepspeed:
+        return {**settings, "use_cpu": True}
+    os.environ[DEEPSPEED_VARIABLE] = "true"
+    PartialState(backend="gloo")
+    configured = {**(settings.get("accelerator_config") or {}), "use_configured_state": True}
+    return {**settings, "accelerator_config": configured}
+
+
+def engine_name(model: nn.Module) -> str:
+    """Return what runs a prepared model: `"zero-2"`, `"ddp"`, `"fsdp2"` or `"single"`."""
+    if is_deepspeed_available():
+        from deepspeed import DeepSpeedEngine
+
+        if isinstance(model, DeepSpeedEngine):
+            return f"zero-{model.zero_optimization_stage()}"
+    if isinstance(model, DistributedDataParallel):
+        return "ddp"
+    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+        return "fsdp2"
+    return "single"
+
+
+def check_engine(model: nn.Module, args: TrainingArguments, *, deepspeed: bool, fsdp: bool) -> str:
+    """Return `engine_name`, after making sure that it is the one that was asked for.
+
+    Args:
+        model (`nn.Module`): as prepared for training.
+        args (`TrainingArguments`): of the trainer.
+        deepspeed, fsdp (`bool`): what the trainer believes to run.
+
+    Raises:
+        ValueError: if the world size is not that of the launcher, or an engine was left out.
+    """
+    name = engine_name(model)
+    if args.world_size != launched_processes():
+        raise ValueError(
+            f"The launcher started {launched_processes()} processes and the trainer sees {args.world_size}; start it "
+            "with one of recipes/accelerate_configs."
+        )
+    asked = deepspeed or bool(args.deepspeed) or os.environ.get(DEEPSPEED_VARIABLE, "false") == "true"
+    if asked and not name.startswith("zero"):
+        raise ValueError("DeepSpeed was asked for and left out; call prepare_processes first and leave use_cpu out.")
+    if fsdp and name == "ddp":
+        raise ValueError("FSDP was asked for and the model is replicated; leave use_cpu out.")
+    if args.world_size > 1 and name == "single":
+        raise ValueError(
+            f"{args.world_size} processes train the model without exchanging gradients; check the launch."
+        )
+    return name
+
+
+def refuse_engine_blocks(config: Mapping[str, Any]) -> None:
+    """Refuse a DeepSpeed configuration that brings its own optimizer or scheduler.
+
+    Raises:
+        ValueError: DeepSpeed would merge all parameter groups into one, or ignore the schedule of the stage.
+    """
+    for block in ("optimizer", "scheduler"):
+        if block in config:
+            raise ValueError(f"The DeepSpeed configuration has a block {block!r}, which the stage decides; remove it.")

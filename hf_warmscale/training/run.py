@@ -1,0 +1,191 @@
+"""Train the stage that a YAML file describes: what `warmscale train` does."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_warmscale.mup import MupConfig, MupForCausalLM
+from hf_warmscale.training.configuration import (
+    MIXTURE_KEYS,
+    ModelArguments,
+    StageArguments,
+    TrainingConfiguration,
+    as_mapping,
+    plan_stage,
+    read_configuration,
+)
+from hf_warmscale.training.lr_scheduler import plot_schedule
+from hf_warmscale.training.mixture import ReplayMixture, Rows
+from hf_warmscale.training.packing import load_packed
+from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.training.schedules import Schedule
+from hf_warmscale.training.stage import STAGE_FILE, seen_rows
+from hf_warmscale.training.stage_run import StageRun
+from hf_warmscale.training.trainer import ContinualTrainer
+
+
+def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ContinualTrainer:
+    """Train the stage of a YAML file, or continue it if its output folder holds a checkpoint.
+
+    Args:
+        path (`str` or `PathLike`): see `read_configuration`.
+        overrides (`Sequence[str]`): command line options that win over the file.
+
+    Returns:
+        `ContinualTrainer`: after training.
+
+    Raises:
+        ValueError, FileNotFoundError: for what the file gets wrong; nothing is written then.
+
+    Example:
+
+    ```python
+    >>> train("recipes/llama/continue/config_german.yaml", ["--output_dir", "runs/german"])
+    ```
+    """
+    configuration = read_configuration(path, overrides)
+    trainer = build_trainer(configuration)
+    training = configuration.training
+    output = str(training.output_dir)
+    last = get_last_checkpoint(output) if Path(output).is_dir() else None
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or last)
+    return trainer
+
+
+def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
+    """Load model, tokenizer and data of a configuration."""
+    model_arguments, stage_arguments = configuration.model, configuration.stage
+    tokenizer = load_tokenizer(model_arguments)
+    mixture = load_mixture(stage_arguments, tokenizer)
+    if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
+        stage_arguments.parent = model_arguments.model_name_or_path
+    stage = plan_stage(stage_arguments, configuration.training, mixture=mixture)
+    set_seed(configuration.training.seed)
+    return ContinualTrainer(
+        load_model(model_arguments),
+        configuration.training,
+        stage=stage,
+        eval_dataset=load_evaluation(stage_arguments, tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+def show_schedule(
+    path: str | os.PathLike[str], picture: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> Schedule:
+    """Draw the learning rate that a YAML file would train with, loading no model.
+
+    Args:
+        path, overrides: see `train`.
+        picture (`str` or `PathLike`): the PNG to write.
+
+    Returns:
+        `Schedule`: with its length and rates filled in.
+    """
+    configuration = read_configuration(path, overrides)
+    training = configuration.training
+    mixture = load_mixture(configuration.stage, None)
+    stage = plan_stage(configuration.stage, training, mixture=mixture)
+    samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    schedule = StageRun(stage, mixture, training, samples_per_step).schedule
+    plot_schedule(schedule, picture)
+    return schedule
+
+
+def load_model(arguments: ModelArguments) -> PreTrainedModel:
+    """Load the model, or build it from `model_config`; with `lora`, wrap it in adapters."""
+    name, dtype = arguments.model_name_or_path, getattr(torch, arguments.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype is {arguments.dtype!r}; give float32, bfloat16 or float16.")
+    if (name is None) == (arguments.model_config is None):
+        raise ValueError("Give either model_name_or_path or model_config.")
+    if name is not None:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    else:
+        model = _new_model(as_mapping("model_config", arguments.model_config), dtype)
+    return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
+
+
+def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer: the one named, or the one that a checkpoint holds."""
+    name = arguments.tokenizer_name_or_path
+    if name is None and arguments.model_name_or_path is not None:
+        beside_model = Path(arguments.model_name_or_path) / "tokenizer_config.json"
+        name = arguments.model_name_or_path if beside_model.is_file() else None
+    if name is None:
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    return tokenizer
+
+
+def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> ReplayMixture:
+    """Load the packed sources of a stage.
+
+    Raises:
+        ValueError: for an unknown key, a source without a path or weight, data of another tokenizer, or a replay of
+            rows that were never seen.
+    """
+    if arguments.mixture is None:
+        raise ValueError("The configuration has no mixture; add mixture: {name: {path: ..., weight: 1.0}}.")
+    sources: dict[str, Rows] = {}
+    weights: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    for name, entry in as_mapping("mixture", arguments.mixture).items():
+        settings = as_mapping(f"mixture.{name}", entry)
+        for key in settings:
+            refuse_unknown(f"key in mixture.{name}", key, MIXTURE_KEYS)
+        if "path" not in settings or "weight" not in settings:
+            raise ValueError(f"The source {name!r} of the mixture needs a path and a weight.")
+        sources[name] = _rows(name, settings, load_packed(settings["path"], tokenizer=tokenizer))
+        weights[name] = settings["weight"]
+        if "max_passes" in settings:
+            limits[name] = settings["max_passes"]
+    return ReplayMixture(sources, weights, arguments.mixture_seed, max_passes=limits)
+
+
+def load_evaluation(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Dataset] | None:
+    """Load the packed data to evaluate on, by domain."""
+    if arguments.evaluation is None:
+        return None
+    paths = as_mapping("evaluation", arguments.evaluation)
+    return {name: load_packed(path, tokenizer=tokenizer) for name, path in paths.items()}
+
+
+def _rows(name: str, settings: Mapping[str, Any], rows: Dataset) -> Rows:
+    if "seen_by" not in settings:
+        return rows  # type: ignore[no-any-return]  # datasets is shipped without types
+    original = settings.get("name", name)
+    return seen_rows(settings["seen_by"], {original: rows})[original]
+
+
+def _new_model(fields: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    if "mup" in fields:
+        return MupForCausalLM(MupConfig(**fields, dtype=dtype))
+    if "model_type" not in fields:
+        raise ValueError("model_config has no model_type; add model_type: llama, or another family.")
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=dtype)
+    return model
+
+
+def _with_adapters(model: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model
+
+    settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **fields}
+    return cast(PreTrainedModel, get_peft_model(model, LoraConfig(**settings)))
+
+
+def _is_stage_checkpoint(name: str | None) -> bool:
+    return name is not None and (Path(name) / STAGE_FILE).is_file()
