@@ -1,19 +1,24 @@
 """Above training: does it transfer? The learning-rate sweep and the coordinate check."""
 
+from hf_warmscale.tuning.coordinates import CoordinateResult, check_models, coordinate_check
 from hf_warmscale.tuning.ladder import Axis, at_size, ladder
 from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
 from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
-from hf_warmscale.tuning.sweep import Point, sweep
+from hf_warmscale.tuning.runs import Point
+from hf_warmscale.tuning.sweep import sweep
 from hf_warmscale.tuning.transfer import TransferResult, lr_transfer
 
 __all__ = [
     "Axis",
+    "CoordinateResult",
     "Curve",
     "Optimum",
     "Point",
     "ProxyTask",
     "TransferResult",
     "at_size",
+    "check_models",
+    "coordinate_check",
     "find_optima",
     "ladder",
     "lr_transfer",

@@ -12,7 +12,8 @@ from hf_warmscale.mup import MupConfig, RuleName
 from hf_warmscale.tuning.ladder import Axis, ladder
 from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
 from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
-from hf_warmscale.tuning.sweep import Point, sweep
+from hf_warmscale.tuning.runs import Point
+from hf_warmscale.tuning.sweep import sweep
 from hf_warmscale.tuning.transfer_figure import draw_transfer
 
 

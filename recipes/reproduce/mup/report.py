@@ -11,7 +11,8 @@ from typing import Any
 
 from hf_warmscale.checkpoints import write_text
 from hf_warmscale.report import markdown_table
-from hf_warmscale.tuning import TransferResult, find_optima
+from hf_warmscale.tuning import CoordinateResult, TransferResult, find_optima
+from hf_warmscale.tuning.coordinate_figure import draw_coordinates
 from hf_warmscale.tuning.transfer_figure import draw_transfer
 
 HERE = Path(__file__).parent
@@ -22,7 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     output = parser.parse_args().output
-    sections = [transfer_section(folder) for folder in sorted(output.glob("transfer-*")) if folder.is_dir()]
+    sections = [transfer_section(path.parent) for path in sorted(output.glob("transfer-*/transfer.json"))]
+    sections += [coordinate_section(path.parent) for path in sorted(output.glob("coordinates-*/coordinates.json"))]
     write_text(output / "results.md", "\n".join(sections))
     print((output / "results.md").read_text())
 
@@ -33,6 +35,21 @@ def transfer_section(folder: Path) -> str:
     draw_transfer(folder / "transfer.png", results)
     rows = [row for result in results for row in result.rows()]
     return f"## {folder.name}\n\n{markdown_table(rows)}"
+
+
+def coordinate_section(folder: Path) -> str:
+    """List the slopes of one coordinate check."""
+    contents = json.loads((folder / "coordinates.json").read_text())
+    results = [
+        CoordinateResult(**{key: value for key, value in content.items() if key != "passed"}) for content in contents
+    ]
+    draw_coordinates(folder / "coordinates.png", results)
+    rows = [
+        {"activation": name, **{f"{result.label}: slope": round(result.slopes[name], 3) for result in results}}
+        for name in results[0].slopes
+    ]
+    verdicts = [f"{result.label}: {'pass' if result.passed else f'{len(result.failures)} fail'}" for result in results]
+    return f"## {folder.name} ({', '.join(verdicts)})\n\n{markdown_table(rows)}"
 
 
 def read_transfer(content: dict[str, Any]) -> TransferResult:

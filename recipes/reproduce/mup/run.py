@@ -4,11 +4,12 @@
     python recipes/reproduce/mup/report.py
 
 `--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python;
-`--cache` gets the token ids; `--only` names studies (`transfer-width`, `transfer-depth`); `--smoke` runs them with
-almost no budget and needs an `--output` of its own.
+`--cache` gets the token ids; `--only` names studies (`transfer-width`, `coordinates-depth`, ...); `--smoke` runs them
+with almost no budget and needs an `--output` of its own.
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import yaml
 from tokens import prepare_tokens
 
 from hf_warmscale.mup import MupConfig
-from hf_warmscale.tuning import ProxyTask, at_size, lr_transfer
+from hf_warmscale.tuning import ProxyTask, at_size, coordinate_check, lr_transfer
 
 HERE = Path(__file__).parent
 
@@ -43,6 +44,9 @@ def main() -> None:
     for name, part in study["transfer"].items():
         if arguments.only is None or f"transfer-{name}" in arguments.only:
             run_transfer(study, part, tokens, arguments.output / f"transfer-{name}", arguments.jobs)
+    for name, part in study["coordinates"]["studies"].items():
+        if arguments.only is None or f"coordinates-{name}" in arguments.only:
+            run_coordinates(study, part, tokens, arguments.output / f"coordinates-{name}", arguments.jobs)
 
 
 def run_transfer(study: dict[str, Any], part: dict[str, Any], tokens: Path, output: Path, jobs: int) -> None:
@@ -65,11 +69,52 @@ def run_transfer(study: dict[str, Any], part: dict[str, Any], tokens: Path, outp
         print(f"{output.name} {result.rule}: the best rate drifts by {result.drift:+.2f} octaves", flush=True)
 
 
+def run_coordinates(study: dict[str, Any], part: dict[str, Any], tokens: Path, output: Path, jobs: int) -> None:
+    """Check how the change of each activation scales with width or depth under every rule."""
+    base = {**study["model"], "tie_word_embeddings": part["tie_word_embeddings"]}
+    width = study["coordinates"]["base_hidden_size"]
+    entry = {"base_hidden_size": base["hidden_size"], "base_num_hidden_layers": base["num_hidden_layers"]}
+    wide = at_size(MupConfig(**base, mup=entry), "width", width)
+    zero = {"zero_init_query": True, "zero_init_readout": not part["tie_word_embeddings"]}
+    results = coordinate_check(
+        wide.with_mup(**base_of(wide), **zero),
+        ProxyTask(str(tokens), **study["task"]),
+        axis=part["axis"],
+        sizes=part["sizes"],
+        lr=best_rate(output.parent / "transfer-width" / "transfer.json", width),
+        rules=study["rules"],
+        steps=study["coordinates"]["steps"],
+        seeds=study["seeds"],
+        output=output,
+        jobs=jobs,
+    )
+    for result in results:
+        verdict = "pass" if result.passed else f"{len(result.failures)} of {len(result.slopes)} activations fail"
+        print(f"{output.name} {result.label}: {verdict}", flush=True)
+
+
+def base_of(config: MupConfig) -> dict[str, int]:
+    """Return the entries that make a config its own base."""
+    widths = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+    return {f"base_{name}": getattr(config, name) for name in widths}
+
+
+def best_rate(transfer: Path, width: int) -> float:
+    """Return the best rate of a width in the standard parametrization: that of a base of this width, on the grid."""
+    if not transfer.exists():
+        raise SystemExit(f"{transfer} is not there yet; run the study transfer-width first.")
+    (standard,) = (result for result in json.loads(transfer.read_text()) if result["rule"] == "standard")
+    (optimum,) = (optimum for optimum in standard["optima"] if optimum["size"] == width)
+    return float(2.0 ** round(optimum["log2_lr"]))
+
+
 def shrink(study: dict[str, Any]) -> None:
     """Keep the form of the study and almost none of its cost."""
     study["task"].update(steps=4, warmup_steps=1, batch_size=2, validation_batches=1)
     study.update(log2_lrs=[-9, -8, -7], seeds=2)
     for part in study["transfer"].values():
+        part["sizes"] = part["sizes"][:2]
+    for part in study["coordinates"]["studies"].values():
         part["sizes"] = part["sizes"][:2]
 
 

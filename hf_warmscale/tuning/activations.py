@@ -1,0 +1,94 @@
+"""How far training moves every activation of a model: what the coordinate check looks at (arXiv:2203.03466)."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+LOGITS = "logits"
+
+
+def activation_changes(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[torch.Tensor],
+    probe: torch.Tensor,
+) -> list[dict[str, float]]:
+    """Train one step on each batch and return, after each, the RMS of the change of every activation since the start.
+
+    Args:
+        model (`PreTrainedModel`): a causal LM; its blocks, its leaf modules and its logits are looked at.
+        optimizer (`torch.optim.Optimizer`): on its parameters.
+        batches (`Sequence[torch.Tensor]`): token ids, `[batch, tokens]` each.
+        probe (`torch.Tensor`): the token ids on which the activations are looked at, `[batch, tokens]`.
+
+    Returns:
+        `list[dict[str, float]]`: for each step, by module path; paths inside the stack of blocks keep only the first
+        and the last block, as `first` and `last`, so that depths compare.
+    """
+    start = activations(model, probe)
+    changes = []
+    for batch in batches:
+        optimizer.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        now = activations(model, probe)
+        changes.append({name: float((now[name] - start[name]).square().mean().sqrt()) for name in start})
+    return changes
+
+
+@torch.no_grad()
+def activations(model: PreTrainedModel, probe: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the outputs of the blocks and of every module inside them on the probe, and the logits."""
+    seen: dict[str, torch.Tensor] = {}
+    with _watching(model, seen.__setitem__):
+        seen[LOGITS] = model(input_ids=probe, use_cache=False).logits.float()
+    return seen
+
+
+def comparable_name(name: str, layer_path: str, layers: int) -> str | None:
+    """Return a module path with `first` or `last` for the index of the block; `None` for the blocks in between."""
+    match = re.match(rf"{re.escape(layer_path)}\.(\d+)(.*)", name)
+    if match is None:
+        return name
+    position = {layers - 1: "last", 0: "first"}.get(int(match[1]))
+    return None if position is None else f"{layer_path}.{position}{match[2]}"
+
+
+@contextmanager
+def _watching(model: PreTrainedModel, record: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    layer_path, layers = _stack(model)
+    readout = model.get_output_embeddings()
+    handles = []
+    for path, module in model.named_modules():
+        name = comparable_name(path, layer_path, layers)
+        looked_at = not list(module.children()) or path.rpartition(".")[0] == layer_path
+        if looked_at and name is not None and module is not readout:
+            handles.append(module.register_forward_hook(_recorder(name, record)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(name: str, record: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, torch.Tensor) and first.is_floating_point():
+            record(name, first.float())
+
+    return hook
+
+
+def _stack(model: nn.Module) -> tuple[str, int]:
+    """The path and the length of the list of blocks."""
+    stacks = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if not stacks:
+        return "", 0
+    path = max(stacks, key=lambda each: (stacks[each], -len(each)))
+    return path, stacks[path]
