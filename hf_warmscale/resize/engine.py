@@ -92,92 +92,116 @@ def transfer_tensor(transfer: Transfer, source: Tensor, *, key: str, dtype: torc
     target = torch.empty(transfer.shape, dtype=dtype)
     if transfer.fan_in == 0 and len(transfer.shape) == 2:
         # Slabs run along the first dimension, and the copies of an input must not be torn apart.
-        _fill(transfer.transposed(), source.T, target.T, key)
+        _Filler(transfer.transposed(), source.T, key).fill(target.T)
     else:
-        _fill(transfer, source, target, key)
+        _Filler(transfer, source, key).fill(target)
     return target
 
 
-def _fill(transfer: Transfer, source: Tensor, target: Tensor, key: str) -> None:
-    compute = torch.float64 if source.dtype == torch.float64 else torch.float32
-    rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
-    index = transfer.index[0]
-    for start, length in _slabs(transfer.shape, source.shape[0]):
-        rows = torch.nonzero((index >= start) & (index < start + length)).flatten()
-        block = source.narrow(0, start, length).to(compute) + transfer.offset
-        random = generator(f"{key}:{start}")
-        _write(transfer, block, index[rows] - start, target, rows, rms, random)
-    new = torch.nonzero(index < 0).flatten()
-    if len(new):
-        random = generator(f"{key}:new")
-        block = _new_rows(transfer, source, compute, rms, len(new), random)
-        _write(transfer, block, torch.arange(len(new)) % len(block), target, new, rms, random)
+class _Filler:
+    """What the slabs of one tensor share."""
 
+    def __init__(self, transfer: Transfer, source: Tensor, key: str) -> None:
+        self.transfer, self.source, self.key = transfer, source, key
+        self.compute = torch.float64 if source.dtype == torch.float64 else torch.float32
+        self.rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
+        noise = transfer.noise
+        paired = noise is not None and noise.paired and transfer.fan_in is not None
+        self.pairs = pairs(transfer.index[transfer.fan_in or 0]) if paired else None
 
-def _write(
-    transfer: Transfer,
-    block: Tensor,
-    local: Tensor,
-    target: Tensor,
-    rows: Tensor,
-    rms: float,
-    random: torch.Generator,
-) -> None:
-    """Map the other dimensions of `block`, copy its rows `local` to `rows` of the target, and add what is random."""
-    wide = _map_other_dimensions(transfer, block)
-    is_new = bool((transfer.index[0][rows] < 0).any())
-    columns = _random_columns(transfer, is_new)
-    if transfer.noise is None and transfer.weights[0] is None and columns is None and not transfer.offset:
-        target.index_copy_(0, rows, wide.to(target.dtype).index_select(0, local))
-        return
-    out = wide.index_select(0, local)
-    if transfer.weights[0] is not None:
-        out *= transfer.weights[0][rows].to(out.dtype).reshape(-1, *[1] * (out.dim() - 1))
-    if columns is not None:
-        drawn = torch.randn(len(rows), len(columns), generator=random, dtype=out.dtype)
-        out.view(len(rows), -1).index_copy_(1, columns, drawn.mul_(rms * transfer.scale))
-    if transfer.noise is not None:
-        _add_noise(out, transfer, rms, random)
-    target.index_copy_(0, rows, (out - transfer.offset).to(target.dtype))
+    def fill(self, target: Tensor) -> None:
+        """Write the target, a slab of rows at a time; the rows of a slab are all copied or all new."""
+        for start, stop, is_new in _slabs(self.transfer):
+            random = generator(f"{self.key}:{start}")
+            rows = self.transfer.index[0][start:stop]
+            block = self._new_rows(len(rows), random) if is_new else self._old_rows(rows)
+            for dim in range(1, block.dim()):
+                block = self._map_dimension(block, dim)
+            if self.transfer.weights[0] is not None:
+                block *= _along(self.transfer.weights[0][start:stop], 0, block)
+            self._fill_random(block, is_new, random)
+            self._add_noise(block, random)
+            target[start:stop].copy_(block - self.transfer.offset if self.transfer.offset else block)
 
+    def _old_rows(self, rows: Tensor) -> Tensor:
+        block = self.source.index_select(0, rows).to(self.compute)
+        return self._scaled(block)
 
-def _map_other_dimensions(transfer: Transfer, block: Tensor) -> Tensor:
-    for dim in range(1, block.dim()):
-        index, fill, weights = transfer.index[dim], transfer.fill[dim], transfer.weights[dim]
-        mean = block.mean(dim, keepdim=True) if fill == "mean" else None
+    def _new_rows(self, count: int, random: torch.Generator) -> Tensor:
+        shape = (count, *self.source.shape[1:])
+        if self.transfer.fill[0] != "mean":
+            value = 1.0 - self.transfer.offset if self.transfer.fill[0] == "one" else -self.transfer.offset
+            return self._scaled(torch.full(shape, value, dtype=self.compute))
+        total = self.source.sum(0, keepdim=True, dtype=torch.float64)
+        block = (total / len(self.source)).to(self.compute).expand(shape).clone()
+        if self.transfer.jitter:
+            block += self.transfer.jitter * self.rms * torch.randn(shape, generator=random, dtype=self.compute)
+        return self._scaled(block)
+
+    def _scaled(self, block: Tensor) -> Tensor:
+        if self.transfer.offset:
+            block = block + self.transfer.offset
+        return block * self.transfer.scale if self.transfer.scale != 1 else block
+
+    def _map_dimension(self, block: Tensor, dim: int) -> Tensor:
+        index, weights = self.transfer.index[dim], self.transfer.weights[dim]
         new = torch.nonzero(index < 0).flatten()
-        if not torch.equal(index, torch.arange(block.shape[dim])):
-            block = block.index_select(dim, index.clamp(min=0))
-        if len(new):
+        mean = block.mean(dim, keepdim=True) if len(new) and self.transfer.fill[dim] == "mean" else None
+        block = block.index_select(dim, index.clamp(min=0))
+        if mean is not None:
+            block.index_copy_(dim, new, mean.expand(*block.shape[:dim], len(new), *block.shape[dim + 1 :]))
+        elif len(new):
             block.index_fill_(dim, new, 0.0)
-        if len(new) and mean is not None:
-            block.index_add_(dim, new, mean.expand(*block.shape[:dim], len(new), *block.shape[dim + 1 :]))
         if weights is not None:
-            block *= weights.to(block.dtype).reshape(-1, *[1] * (block.dim() - dim - 1))
-    return block * transfer.scale if transfer.scale != 1 else block
+            block *= _along(weights, dim, block)
+        return block
+
+    def _fill_random(self, block: Tensor, is_new: bool, random: torch.Generator) -> None:
+        columns = _random_columns(self.transfer, is_new)
+        if len(columns):
+            drawn = torch.randn(len(block), len(columns), generator=random, dtype=block.dtype)
+            block.view(len(block), -1).index_copy_(1, columns, drawn.mul_(self.rms * self.transfer.scale))
+
+    def _add_noise(self, block: Tensor, random: torch.Generator) -> None:
+        noise = self.transfer.noise
+        if noise is None:
+            return
+        std = noise.std * (self.rms * _gain(self.transfer) if noise.relative else 1.0)
+        if self.pairs is None:
+            block += torch.randn(block.shape, generator=random, dtype=block.dtype).mul_(std)
+            return
+        number, sign = self.pairs
+        dim = self.transfer.fan_in or 0
+        if sign.any():
+            shape = [*block.shape[:dim], int(number.max()) + 1, *block.shape[dim + 1 :]]
+            drawn = torch.randn(shape, generator=random, dtype=block.dtype).mul_(std)
+            block.addcmul_(drawn.index_select(dim, number), _along(sign, dim, block))
 
 
-def _new_rows(
-    transfer: Transfer, source: Tensor, compute: torch.dtype, rms: float, count: int, random: torch.Generator
-) -> Tensor:
-    """Return what new coordinates of the first dimension hold before the other dimensions are mapped."""
-    if transfer.fill[0] != "mean":
-        return torch.full((1, *source.shape[1:]), float(transfer.fill[0] == "one"), dtype=compute)
-    mean = (source.sum(0, keepdim=True, dtype=torch.float64) / len(source)).to(compute) + transfer.offset
-    if not transfer.jitter:
-        return mean
-    return mean + transfer.jitter * rms * torch.randn((count, *source.shape[1:]), generator=random, dtype=compute)
+def _slabs(transfer: Transfer) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, stop, whether its rows are new) of consecutive rows of the target."""
+    step = max(SLAB // max(prod(transfer.shape[1:]), 1), 1)
+    kinds, counts = torch.unique_consecutive(transfer.index[0] < 0, return_counts=True)
+    start = 0
+    for is_new, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        for begin in range(start, start + count, step):
+            yield begin, min(begin + step, start + count), is_new
+        start += count
 
 
-def _random_columns(transfer: Transfer, row_is_new: bool) -> Tensor | None:
-    """Return the flat coordinates of the other dimensions that hold random values in a row, or `None`."""
+def _along(vector: Tensor, dim: int, block: Tensor) -> Tensor:
+    """Return a vector shaped to multiply `block` along `dim`."""
+    return vector.to(block.dtype).reshape(-1, *[1] * (block.dim() - dim - 1))
+
+
+def _random_columns(transfer: Transfer, row_is_new: bool) -> Tensor:
+    """Return the flat coordinates of the other dimensions that hold random values in a row."""
     if row_is_new and transfer.fill[0] != "random":
-        return None
+        return torch.empty(0, dtype=torch.int64)
     others = list(zip(transfer.index[1:], transfer.fill[1:], strict=True))
     allowed = _outer([(index >= 0) | (fill == "random") for index, fill in others])
     old = _outer([index >= 0 for index, _ in others])
-    columns = torch.nonzero(allowed if row_is_new else allowed & ~old).flatten()
-    return columns if len(columns) else None
+    return torch.nonzero(allowed if row_is_new else allowed & ~old).flatten()
 
 
 def _outer(masks: list[Tensor]) -> Tensor:
@@ -187,41 +211,16 @@ def _outer(masks: list[Tensor]) -> Tensor:
     return outer
 
 
-def _add_noise(out: Tensor, transfer: Transfer, rms: float, random: torch.Generator) -> None:
-    noise = transfer.noise
-    assert noise is not None
-    std = noise.std * (rms * _gain(transfer) if noise.relative else 1.0)
-    if not noise.paired:
-        out += torch.randn(out.shape, generator=random, dtype=out.dtype).mul_(std)
-        return
-    assert transfer.fan_in is not None
-    number, sign = pairs(transfer.index[transfer.fan_in])
-    if not sign.any():
-        return
-    shape = list(out.shape)
-    shape[transfer.fan_in] = int(number.max()) + 1
-    drawn = torch.randn(shape, generator=random, dtype=out.dtype).mul_(std)
-    signs = sign.to(out.dtype).reshape(-1, *[1] * (out.dim() - transfer.fan_in - 1))
-    out.addcmul_(drawn.index_select(transfer.fan_in, number), signs)
-
-
 def _gain(transfer: Transfer) -> float:
     """Return the RMS of the factors that the copied values were multiplied by."""
     squares = [float(weights.square().mean()) for weights in transfer.weights if weights is not None]
     return abs(transfer.scale) * prod(squares) ** 0.5
 
 
-def _slabs(shape: tuple[int, ...], size: int) -> Iterator[tuple[int, int]]:
-    step = max(SLAB // max(prod(shape[1:]), 1), 1)
-    return ((start, min(step, size - start)) for start in range(0, size, step))
-
-
 def _needs_rms(transfer: Transfer) -> bool:
-    drawn = any(
-        fill == "random" and bool((index == NEW).any())
-        for fill, index in zip(transfer.fill, transfer.index, strict=True)
-    )
-    return drawn or bool(transfer.jitter) or (transfer.noise is not None and transfer.noise.relative)
+    fresh = [fill for fill, index in zip(transfer.fill, transfer.index, strict=True) if bool((index == NEW).any())]
+    relative = transfer.noise is not None and transfer.noise.relative
+    return "random" in fresh or (bool(fresh) and transfer.jitter > 0) or relative
 
 
 def root_mean_square(tensor: Tensor) -> float:
