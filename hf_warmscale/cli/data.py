@@ -26,14 +26,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Pack, then show what came in and what went out."""
-    from transformers import AutoTokenizer
-
-    from hf_warmscale.training import pack
+    from hf_warmscale.cli.pretrained import load_tokenizer
+    from hf_warmscale.training.packing import pack
 
     manifest = pack(
         arguments.source,
         arguments.output,
-        tokenizer=AutoTokenizer.from_pretrained(arguments.tokenizer),
+        tokenizer=load_tokenizer(arguments.tokenizer),
         sequence_length=arguments.sequence_length,
         padding_free=arguments.padding_free,
         subset=arguments.subset,

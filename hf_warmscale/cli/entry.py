@@ -13,9 +13,11 @@ from hf_warmscale.cli.data import DATA
 from hf_warmscale.cli.env import ENV
 from hf_warmscale.cli.grow import GROW
 from hf_warmscale.cli.merge import MERGE
+from hf_warmscale.cli.mup import MUP
 from hf_warmscale.cli.parser import Parser, UsageError
 from hf_warmscale.cli.push import PUSH
 from hf_warmscale.cli.quickstart import QUICKSTART
+from hf_warmscale.cli.quiet import quieten_deepspeed
 from hf_warmscale.cli.train import TRAIN
 from hf_warmscale.cli.verb import Verb, add_verbs
 
@@ -23,7 +25,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 DEBUG_VARIABLE = "WARMSCALE_DEBUG"
 
-VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, TRAIN, MERGE, DATA, PUSH, ENV, COMPLETION)
+VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, TRAIN, MERGE, MUP, DATA, PUSH, ENV, COMPLETION)
 
 
 def make_parser() -> Parser:
@@ -73,6 +75,7 @@ def run(arguments: Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
+            quieten_deepspeed()
             arguments.run(arguments)
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -42,16 +42,16 @@ def add_arguments(parser: Parser) -> None:
     how.add_argument(
         "--target-tokens", type=positive_int, metavar="N", help="planned training length, to be warned of a bad bet"
     )
-    how.add_argument("--no-verify", action="store_true", help="do not compare the two models on a short probe")
+    how.add_argument("--verify", action="store_true", help="load both models and compare their logits on a probe")
 
 
 def run(arguments: Namespace) -> None:
-    """Grow, then show the sizes before and after and how far the logits moved."""
+    """Grow, then show the sizes before and after."""
     import torch
 
-    from hf_warmscale.resize import GrowthReceipt, grow_checkpoint
+    from hf_warmscale.resize import grow_checkpoint
 
-    receipt: GrowthReceipt = grow_checkpoint(
+    receipt = grow_checkpoint(
         arguments.source,
         arguments.output,
         **chosen_sizes(arguments),
@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> None:
         insert_after=arguments.insert_after,
         seed=arguments.seed,
         dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
-        verify=not arguments.no_verify,
+        verify=arguments.verify,
         target_tokens=arguments.target_tokens,
     )
     rows: list[dict[str, object]] = [
@@ -85,7 +85,7 @@ GROW = Verb(
     name="grow",
     summary="make a bigger model that starts from a smaller one",
     description="Grow a model in width, depth or both. The result loads with AutoModelForCausalLM; "
-    "growth_receipt.json in it says what was done and how far the logits moved.",
+    "growth_receipt.json in it says what was done.",
     add_arguments=add_arguments,
     run=run,
 )

@@ -21,7 +21,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the merged model")
     search = parser.add_argument_group("search", "Find the weights on held-out text (Gaussian process).")
     search.add_argument("--eval-data", metavar="PATH", help="documents: half choose the weights, half judge them")
-    search.add_argument("--space", choices=SPACES, metavar="S", help=f"{', '.join(SPACES)}; by default pair for two")
+    search.add_argument(
+        "--space",
+        choices=SPACES,
+        metavar="S",
+        help=f"{', '.join(SPACES)}; by default pair for two checkpoints, else simplex",
+    )
     search.add_argument("--trials", type=positive_int, default=20, metavar="N", help="at most; 20 by default")
     search.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, or of dare; 0 by default")
     given = parser.add_argument_group("no search", "Merge with given weights, without any data.")
@@ -59,13 +64,14 @@ def merge(arguments: Namespace) -> "MergeReceipt":
 def search(arguments: Namespace) -> "MergeResult":
     """Search the weights on one half of the documents and judge them on the other."""
     from hf_warmscale.merging import search_merge
-    from hf_warmscale.training import load_documents
+    from hf_warmscale.merging.search import SpaceName
+    from hf_warmscale.training.documents import load_documents
 
     for option in ("method", "weights", "base", "density"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
     select, confirm = halves(load_documents(arguments.eval_data)["text"])
-    space = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
+    space: SpaceName = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
     return search_merge(
         arguments.checkpoints,
         select=select,

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
 
 OUTPUT = "warmscale-quickstart"
@@ -19,11 +20,33 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Run the pipeline and show its table."""
+    """Run the pipeline and show its losses."""
+    from hf_warmscale.cli.quiet import show_slow_bars_only
     from hf_warmscale.quickstart import run_quickstart
 
+    show_slow_bars_only()
     output = Path(arguments.output)
-    run_quickstart(output, tokens=arguments.tokens, seed=arguments.seed)
+    report = run_quickstart(output, tokens=arguments.tokens, seed=arguments.seed)
+    losses = [
+        {"model": model, **{domain: score["nll"] for domain, score in row.items()}}
+        for model, row in report["losses"].items()
+    ]
+    show(losses, title="Loss on held-out files, nats per token")
+    comparisons = [
+        {
+            "question": row["question"],
+            "difference": f"{row['estimate']:+.3f}",
+            "95 % interval": f"[{row['low']:+.3f}, {row['high']:+.3f}]",
+            "loss is": row["verdict"],
+        }
+        for row in report["comparisons"]
+    ]
+    show(
+        comparisons,
+        title="What may be said",
+        written=[output / "report.md", output / "report.json", output / "curves.png", output / "model"],
+        then=f"warmscale push {output / 'model'} REPO_ID --private",
+    )
 
 
 QUICKSTART = Verb(

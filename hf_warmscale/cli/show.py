@@ -20,7 +20,9 @@ def show(
     """
     from hf_warmscale.report import print_table
 
-    print_table(rows, title=title)
+    if title:
+        print(f"\n{title}")  # above the table, not inside it: rich would break it at the table's width
+    print_table(rows)
     for path in written:
         print(f"Written: {path}")
     if then:

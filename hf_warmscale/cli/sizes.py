@@ -1,6 +1,7 @@
 """The sizes of a model as options, for the verbs that change them."""
 
 from argparse import Namespace
+from typing import Any
 
 from hf_warmscale.cli.parser import Parser, positive_int
 
@@ -22,6 +23,6 @@ def add_sizes(parser: Parser) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", type=positive_int, metavar="N", help=meaning)
 
 
-def chosen_sizes(arguments: Namespace) -> dict[str, int | None]:
+def chosen_sizes(arguments: Namespace) -> dict[str, Any]:
     """Return the sizes by the names of the functions' arguments."""
     return {name: getattr(arguments, name) for name in SIZES}

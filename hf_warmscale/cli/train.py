@@ -38,7 +38,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Train, draw the schedule, or list the fields."""
-    from hf_warmscale.training import configuration, show_schedule, train
+    from hf_warmscale.cli.quiet import show_slow_bars_only
+    from hf_warmscale.training import configuration
+    from hf_warmscale.training.run import show_schedule, train
 
     if arguments.help_fields:
         configuration.make_parser().print_help()
@@ -53,6 +55,7 @@ def run(arguments: Namespace) -> None:
             then=f"warmscale train {arguments.config}",
         )
     else:
+        show_slow_bars_only()
         trainer = train(arguments.config, arguments.overrides)
         if trainer.is_world_process_zero():
             show_run(trainer)

@@ -1,0 +1,41 @@
+"""`warmscale mup export`: a muP checkpoint as a plain Llama or a stock Granite."""
+
+from argparse import Namespace
+
+from hf_warmscale.cli.parser import Parser
+from hf_warmscale.cli.show import show
+from hf_warmscale.cli.verb import Verb
+
+TARGETS = ("llama", "granite")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add source, output and family."""
+    parser.add_argument("source", metavar="SOURCE", help="a muP or Granite model: a folder or a Hub id")
+    parser.add_argument("output", metavar="OUTPUT", help="a new folder for the exported model")
+    parser.add_argument("--to", choices=TARGETS, default="llama", metavar="F", help="llama (default) or granite")
+
+
+def run(arguments: Namespace) -> None:
+    """Export, then show what was folded into the weights."""
+    from hf_warmscale.mup import export_checkpoint
+
+    receipt = export_checkpoint(arguments.source, arguments.output, to=arguments.to)
+    exact = "exact" if receipt.exact else "exact up to rounding"
+    show(
+        [{"folded into": kind, "factor": factor} for kind, factor in receipt.factors.items()],
+        title=f"{receipt.tensors} tensors written as {receipt.to}, {exact}",
+    )
+    for limit in receipt.limits:
+        print(limit)
+    show([], written=[arguments.output], then=f"warmscale push {arguments.output} REPO_ID --private")
+
+
+EXPORT = Verb(
+    name="export",
+    summary="write a muP checkpoint as a plain Llama or a stock Granite",
+    description="Fold the forward multipliers into the weights. The logits stay the same; mup_factors.json beside the "
+    "weights says how training goes on identically.",
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,81 @@
+"""What `mup check` and `mup transfer` share: a model, tokens, sizes, a folder."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_warmscale.cli.parser import Parser, positive_int
+
+if TYPE_CHECKING:
+    from hf_warmscale.mup import MupConfig
+    from hf_warmscale.tuning import ProxyTask
+
+RULES = ("completep", "mup", "standard")
+VALIDATION = 0.05
+"""Share of the packed rows, the last ones, that no run trains on."""
+
+
+def add_study(parser: Parser, *, steps: int, rules: tuple[str, ...]) -> None:
+    """Add what every study names."""
+    parser.add_argument("model", metavar="MODEL", help="a muP model: a folder, a config.json or a Hub id")
+    parser.add_argument("--data", required=True, metavar="PACKED", help="what warmscale data pack made")
+    parser.add_argument("--output", required=True, metavar="DIR", help="results; a stopped study goes on from there")
+    sizes = parser.add_mutually_exclusive_group(required=True)
+    sizes.add_argument("--widths", type=positive_int, nargs="+", metavar="N", help="hidden sizes, the smallest first")
+    sizes.add_argument("--depths", type=positive_int, nargs="+", metavar="N", help="numbers of layers")
+    parser.add_argument(
+        "--rules", choices=RULES, nargs="+", default=rules, metavar="R", help=f"of {', '.join(RULES)}; by default two"
+    )
+    parser.add_argument("--steps", type=positive_int, default=steps, metavar="N", help=f"of a run; {steps} by default")
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="rows; 8 by default")
+    parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="runs of each kind; 3 by default")
+    parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time; 1 by default")
+
+
+def axis_of(arguments: Namespace) -> Literal["width", "depth"]:
+    """Return what grows."""
+    return "width" if arguments.widths is not None else "depth"
+
+
+def load_mup_config(name: str) -> "MupConfig":
+    """Load the config of a muP model.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if it has no base shape.
+    """
+    from hf_warmscale.cli.pretrained import load_config
+    from hf_warmscale.mup import MupConfig
+
+    content: dict[str, Any] = load_config(name).to_dict()
+    if content.get("mup") is None:
+        raise ValueError(f"{name} has no mup entry with its base shape; make the model with MupConfig.")
+    return MupConfig.from_dict(content)
+
+
+def make_task(arguments: Namespace, config: "MupConfig", **settings: Any) -> "ProxyTask":
+    """Lay the packed rows out as two streams of tokens below the output, and return the task on them.
+
+    Raises:
+        FileNotFoundError: if there are no packed data.
+        ValueError: if they hold tokens that the model does not know.
+    """
+    import numpy as np
+
+    from hf_warmscale.training.packing import load_packed
+    from hf_warmscale.tuning import ProxyTask
+
+    rows = load_packed(arguments.data).with_format("numpy")
+    tokens = np.concatenate(rows["input_ids"][:])
+    if tokens.max() >= config.vocab_size:
+        raise ValueError(
+            f"{arguments.data} holds the token {tokens.max()}, and the model knows {config.vocab_size}; pack the text "
+            "with the model's tokenizer."
+        )
+    folder = Path(arguments.output) / "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    cut = int(len(tokens) * (1 - VALIDATION))
+    np.save(folder / "train.npy", tokens[:cut])
+    np.save(folder / "validation.npy", tokens[cut:])
+    length = len(rows[0]["input_ids"])
+    return ProxyTask(str(folder), batch_size=arguments.batch_size, sequence_length=length, **settings)
