@@ -94,11 +94,22 @@ def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config as the class that transformers registers for its type (a subclass builds the same model)."""
     if config.model_type not in CONFIG_MAPPING:
         raise ValueError(f"The model type {config.model_type!r} is not known to transformers, so it is not described.")
+    for axis in (Axis.LAYERS, Axis.HIDDEN, Axis.HEADS, Axis.VOCAB):
+        if find_field(config, axis) is None:
+            raise ValueError(
+                f"{config.model_type} has no config field for {axis}, so it is not described; if it wraps a language "
+                "model, describe the config of that (text_config)."
+            )
     return CONFIG_MAPPING[config.model_type].from_dict(config.to_dict())
 
 
+def _depth(config: PreTrainedConfig) -> int:
+    depth: int = config.to_dict()[find_field(config, Axis.LAYERS) or ""]
+    return depth
+
+
 def _layers_to_try(config: PreTrainedConfig) -> list[int]:
-    depth = config.num_hidden_layers
+    depth = _depth(config)
     return sorted({layers for layers in (*_LAYERS_TRIED, depth) if layers <= max(depth, _LAYERS_TRIED[0])})
 
 
@@ -211,7 +222,7 @@ def _full_sizes(
 ) -> dict[Axis, int]:
     """Take the sizes from the config's fields, and where a field is empty or derived, from the shapes."""
     values = config.to_dict()
-    sizes = {Axis.LAYERS: config.num_hidden_layers}
+    sizes = {Axis.LAYERS: _depth(config)}
     for axis in template.axes - template.law.derived:
         value = values.get(find_field(config, axis) or "")
         if isinstance(value, int) and (axis is not Axis.HEAD_DIM or value > 0):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture.fields import find_field
@@ -112,8 +113,10 @@ def _find_law(config: PreTrainedConfig, layers: int) -> SizeLaw:
         if find_field(config, axis) is None:
             raise ValueError(f"{config.model_type} has no config field for {axis}, so it is not described.")
     law = SizeLaw(settable)
-    if not has_latent_heads(config) and not (Axis.HEAD_DIM in settable and _obeys_head_dim(config, law, layers)):
-        law = SizeLaw(settable - {Axis.HEAD_DIM}, derives_head_dim=True)
+    if not has_latent_heads(config):
+        obeyed = Axis.HEAD_DIM in settable and _obeys_head_dim(config, law, layers)
+        if not (obeyed and _runs_at_any_head_dim(config, law, layers)):
+            law = SizeLaw(settable if obeyed else settable - {Axis.HEAD_DIM}, derives_head_dim=True)
     if Axis.INTERMEDIATE not in settable:
         law = replace(law, intermediate_ratio=_intermediate_ratio(config, law, layers))
     return law
@@ -127,6 +130,17 @@ def _obeys_head_dim(config: PreTrainedConfig, law: SizeLaw, layers: int) -> bool
     except (ValueError, AssertionError, RuntimeError):  # hidden != heads x head_dim is refused
         return False
     return before != after
+
+
+def _runs_at_any_head_dim(config: PreTrainedConfig, law: SizeLaw, layers: int) -> bool:
+    """Tell whether hidden may differ from heads x head_dim (Helium has the field, but its projections do not fit)."""
+    settings = {axis: TINY[axis] for axis in law.settable} | {Axis.LAYERS: layers}
+    try:
+        with torch.no_grad():
+            build_meta(tiny_config(config, settings))(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        return "size" not in str(error) and "shape" not in str(error)
+    return True
 
 
 def _intermediate_ratio(config: PreTrainedConfig, law: SizeLaw, layers: int) -> int | None:

@@ -45,8 +45,9 @@ _NEUTRAL: Mapping[str, int] = {
     "num_experts_per_token": 2,
     "moe_topk": 2,
     "moe_k": 2,
+    "rotary_dim": 4,
 }
-"""Experts in one group, two of them at a time."""
+"""Experts in one group, two of them at a time; rotary embeddings that fit the smallest head."""
 
 
 def build_meta(config: PreTrainedConfig) -> PreTrainedModel:

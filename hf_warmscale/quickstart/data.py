@@ -17,8 +17,6 @@ from hf_warmscale.quickstart.text import DOMAINS, Domain, Split, installed_docum
 from hf_warmscale.training.packing import load_packed, pack
 
 END_OF_TEXT = "<|endoftext|>"
-EVALUATION_ROWS = 64
-HELD_OUT_DOCUMENTS = 64
 HELD_OUT: tuple[Split, ...] = ("evaluation", "select", "confirm")
 PACKED = {
     "prose": "prose-train",
@@ -38,11 +36,13 @@ class QuickstartData:
         folder (`Path`): where `packed/<name>` lies.
         tokenizer (`PreTrainedTokenizerBase`): byte-level BPE, trained on both domains.
         documents (`dict[Split, dict[Domain, list[str]]]`): the held-out texts of each split.
+        curve_rows (`int`): rows of each domain that are evaluated along a run.
     """
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     documents: dict[Split, dict[Domain, list[str]]]
+    curve_rows: int
 
     def path(self, name: str) -> Path:
         """Return the folder of packed rows: `prose`, `more-prose`, `code`, or one with `-evaluation`."""
@@ -55,7 +55,7 @@ class QuickstartData:
     def evaluation(self) -> dict[str, Dataset]:
         """Return a few rows of each domain, for the curves."""
         found = {domain: self.rows(f"{domain}-evaluation") for domain in DOMAINS}
-        return {domain: rows.select(range(min(EVALUATION_ROWS, len(rows)))) for domain, rows in found.items()}
+        return {domain: rows.select(range(min(self.curve_rows, len(rows)))) for domain, rows in found.items()}
 
     def held_out(self, split: Split) -> dict[Domain, EvaluationSet]:
         """Return a held-out split, prepared for scoring."""
@@ -71,10 +71,13 @@ def prepare_data(folder: Path, settings: Settings) -> QuickstartData:
         with staged_directory(folder) as staging:
             _make(staging, settings)
     documents: dict[Split, dict[Domain, list[str]]] = {
-        split: {domain: _read(folder / "text" / f"{domain}-{split}.jsonl")[:HELD_OUT_DOCUMENTS] for domain in DOMAINS}
+        split: {
+            domain: _read(folder / "text" / f"{domain}-{split}.jsonl")[: settings.held_out_documents]
+            for domain in DOMAINS
+        }
         for split in HELD_OUT
     }
-    return QuickstartData(folder, AutoTokenizer.from_pretrained(folder / "tokenizer"), documents)
+    return QuickstartData(folder, AutoTokenizer.from_pretrained(folder / "tokenizer"), documents, settings.curve_rows)
 
 
 def train_tokenizer(texts: Iterable[str], settings: Settings) -> PreTrainedTokenizerFast:

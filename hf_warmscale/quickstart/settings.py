@@ -3,10 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-DEFAULT_TOKENS = 2_400_000
+DEFAULT_TOKENS = 2_000_000
 """Sized for about five minutes on two CPU cores."""
 
 MIN_TOKENS = 40_000
+
+SMALL = 500_000
+"""Below, a run is a trial of the machinery, and less is evaluated."""
 
 SHARES = {"base": 0.5, "grown": 0.18, "continued": 0.16}
 """Of the token budget, for one run of each kind; growth and continuation are run twice, with their controls."""
@@ -54,6 +57,16 @@ class Settings:
     def tokens_per_step(self) -> int:
         """Return the tokens of one optimizer step."""
         return self.row_length * self.batch_rows
+
+    @property
+    def held_out_documents(self) -> int:
+        """Return how many documents of each domain and split are scored."""
+        return 40 if self.tokens >= SMALL else 12
+
+    @property
+    def curve_rows(self) -> int:
+        """Return how many rows of each domain are evaluated along a run."""
+        return 64 if self.tokens >= SMALL else 16
 
     def bytes_of(self, domain: str) -> int:
         """Return how much text to collect of a domain, so that few rows are trained on twice."""

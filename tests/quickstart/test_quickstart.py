@@ -1,0 +1,104 @@
+"""The whole pipeline, interrupted and resumed, and what it leaves behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_warmscale.quickstart import run_quickstart
+from hf_warmscale.quickstart.settings import MIN_TOKENS, Settings
+from hf_warmscale.quickstart.text import ROUND, texts_in
+
+COMMAND = [sys.executable, "-m", "hf_warmscale", "quickstart", "--tokens", str(MIN_TOKENS), "--output"]
+
+USE_MODEL = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+text = tokenizer("Return the", return_tensors="pt")
+print(model.generate(**text, max_new_tokens=5, do_sample=False).shape[1] - text["input_ids"].shape[1])
+assert "hf_warmscale" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted in its second stage and started again."""
+    output = tmp_path_factory.mktemp("quickstart") / "run"
+    process = subprocess.Popen([*COMMAND, str(output)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    while not list(output.glob("runs/grown/checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert not (output / "report.json").exists()
+    base = (output / "runs" / "base").stat().st_mtime_ns
+    resumed = subprocess.run([*COMMAND, str(output)], capture_output=True, text=True, timeout=900)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (output / "runs" / "base").stat().st_mtime_ns == base, "the finished stage was run again"
+    return output
+
+
+def test_the_report_says_what_was_measured(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert set(report["losses"]) >= {"base", "grown", "scratch", "continued", "no-replay", "merged"}
+    for row in report["comparisons"]:
+        measured = report["losses"][row["model"]][row["domain"]]["nll"]
+        control = report["losses"][row["control"]][row["domain"]]["nll"]
+        assert row["estimate"] == pytest.approx(measured - control, abs=1e-12)
+        below, above = row["high"] < 0, row["low"] > 0
+        assert row["verdict"] == ("lower" if below else "higher" if above else "not told apart")
+    assert f"{report['comparisons'][0]['estimate']:+.3f}" in (finished / "report.md").read_text()
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_is_stock(finished: Path) -> None:
+    """It loads and generates in a process that never imports this package."""
+    run = subprocess.run(
+        [sys.executable, "-c", USE_MODEL, str(finished / "model")], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert 1 <= int(run.stdout) <= 5
+
+
+def test_splits_share_no_document(finished: Path) -> None:
+    texts = {path.stem: set(path.read_text().splitlines()) for path in (finished / "data" / "text").glob("*.jsonl")}
+    names = sorted(texts)
+    assert len(names) == 10
+    for index, name in enumerate(names):
+        for other in names[index + 1 :]:
+            assert not texts[name] & texts[other], (name, other)
+
+
+def test_another_setting_is_refused(finished: Path) -> None:
+    with pytest.raises(ValueError, match="another seed"):
+        run_quickstart(finished, tokens=MIN_TOKENS, seed=1)
+
+
+def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(ValueError, match="not empty"):
+        run_quickstart(tmp_path, tokens=MIN_TOKENS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_too_small_a_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        Settings(tokens=MIN_TOKENS - 1)
+
+
+def test_prose_and_code_are_taken_apart(tmp_path: Path) -> None:
+    doc, body = " ".join(["What it does."] * 40), "\n".join(f"    value_{i} = {i}" for i in range(60))
+    (tmp_path / "module.py").write_text(f'def work():\n    """{doc}"""\n{body}\n')
+    texts = dict(texts_in(tmp_path / "module.py"))
+    assert texts["prose"] == doc
+    assert "value_59 = 59" in texts["code"] and "What it does" not in texts["code"]
+
+
+def test_held_out_files_are_a_quarter() -> None:
+    assert sum(split in ("evaluation", "select", "confirm") for split in ROUND) / len(ROUND) == 0.25
