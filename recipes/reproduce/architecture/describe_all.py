@@ -117,7 +117,7 @@ def main() -> None:
         f"{len(proved)} of {len(rows)} types are described and proved; "
         f"{len([row for row in others if row['result'] == 'crashed'])} crash. "
         "Every parameter is classified; the error is the largest change of a logit, relative to the largest logit, "
-        "when one axis is permuted wherever the map names it, in float64 on a tiny random copy of the architecture.\n\n"
+        "when one axis is permuted wherever the map names it, in float64 on a tiny copy of the architecture.\n\n"
         "    python recipes/reproduce/architecture/describe_all.py\n\n## Proved\n\n"
         + markdown_table([{column: row[column] for column in columns} for row in proved])
         + "\n## Refused\n\n"
