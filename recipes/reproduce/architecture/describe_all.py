@@ -121,12 +121,7 @@ def main() -> None:
         "    python recipes/reproduce/architecture/describe_all.py\n\n## Proved\n\n"
         + markdown_table([{column: row[column] for column in columns} for row in proved])
         + "\n## Refused\n\n"
-        + markdown_table(
-            [
-                {"model type": row["model type"], "reason": " ".join(row["reason"].replace("|", "/").split())}
-                for row in others
-            ]
-        ),
+        + markdown_table([refusal(row) for row in others]),
     )
 
 
