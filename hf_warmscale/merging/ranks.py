@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 T = TypeVar("T")
 
@@ -23,7 +23,9 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        # Without `cpu` accelerate ignores the launcher on a machine that has no accelerator: every process is alone.
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self._state = PartialState(cpu=cpu)
 
     @property
     def distributed(self) -> bool:

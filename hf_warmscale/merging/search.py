@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+import optuna
 from optuna.storages import BaseStorage
 from transformers import PreTrainedTokenizerBase
 
@@ -184,6 +186,8 @@ def search_merge(
         ranks.from_main(lambda: _write(result, loop, source, box, Path(output), journal, max_shard_size))
         if trials is not None and storage is None and journal is not None:
             journal.unlink()
+            moved = open_storage(Path(output) / JOURNAL)
+            return replace(result, study=optuna.load_study(study_name=study_name, storage=moved))
     return result
 
 

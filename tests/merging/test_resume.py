@@ -1,0 +1,126 @@
+"""A search that is killed, helped, or shared by the processes of one launch: the trials stay the same."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from hf_warmscale.merging import search_merge
+from hf_warmscale.merging.journal import open_journal
+from tests.merging.trained import documents
+
+N_TRIALS = 7
+FORK = multiprocessing.get_context("fork")
+
+
+def search(checkpoints: list[Path], storage: Path | None) -> None:
+    texts = documents()
+    search_merge(
+        checkpoints, select=texts[::2], confirm=texts[1::2], n_trials=N_TRIALS, tolerance=0.0, storage=storage
+    )
+
+
+def finished(journal: Path) -> list[tuple[dict[str, float], float]]:
+    storage = open_journal(journal)
+    (study,) = storage.get_all_studies()
+    trials = storage.get_all_trials(study._study_id, states=(TrialState.COMPLETE,))
+    return [(trial.params, trial.values[0]) for trial in trials]
+
+
+def entries(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def run_until_entry(checkpoints: list[Path], journal: Path, count: int) -> bool:
+    """Search in a process and kill it when the journal has so many more entries; tell whether it ended before."""
+    process = FORK.Process(target=search, args=(checkpoints, journal))
+    target = entries(journal) + count
+    process.start()
+    while process.is_alive() and entries(journal) < target:
+        time.sleep(0.002)
+    assert process.pid is not None
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode == 0
+
+
+def test_a_search_killed_again_and_again_tries_the_same_points(trajectory: list[Path], tmp_path: Path) -> None:
+    """SIGKILL at ever other points of a trial; a finished trial is never lost, and the points are the same."""
+    search(trajectory[-2:], tmp_path / "whole.log")
+    kills, before = 0, 0
+    journal = tmp_path / "killed.log"
+    for count in (3, 9, 14, 6, 11, 5, 13, 8, 10, 12):
+        if run_until_entry(trajectory[-2:], journal, count):
+            break
+        kills += 1
+        assert len(finished(journal)) >= before
+        before = len(finished(journal))
+    search(trajectory[-2:], journal)
+    assert kills >= 4
+    assert finished(journal) == finished(tmp_path / "whole.log")
+
+
+def test_two_processes_share_a_study(trajectory: list[Path], tmp_path: Path) -> None:
+    journal = tmp_path / "shared.log"
+    processes = [FORK.Process(target=search, args=(trajectory[-2:], journal)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    done = finished(journal)
+    assert len(done) == N_TRIALS
+    assert len({round(params["lambda"], 9) for params, _ in done}) == N_TRIALS
+
+
+PROGRAM = """
+import json, sys
+from hf_warmscale.merging import search_merge
+from tests.merging.trained import documents
+texts = documents()
+result = search_merge(
+    sys.argv[2:], select=texts[::2], confirm=texts[1::2], n_trials=4, tolerance=0.0, output=sys.argv[1] + "/out"
+)
+from accelerate import PartialState
+state = PartialState()
+assert state.num_processes == 2
+with open(f"{sys.argv[1]}/{state.process_index}.json", "w") as file:
+    json.dump([result.weights, result.interval.estimate, result.study is not None], file)
+"""
+
+
+@pytest.mark.distributed
+def test_the_processes_of_a_launch_share_each_trial(trajectory: list[Path], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *map(str, trajectory[-2:])]
+    environments = [
+        os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+        for rank in range(2)
+    ]
+    workers = [subprocess.Popen(command, env=environment) for environment in environments]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first[:2] == second[:2]
+    assert (first[2], second[2]) == (True, False)  # one process keeps the study
+    texts = documents()
+    alone = search_merge(
+        trajectory[-2:], select=texts[::2], confirm=texts[1::2], n_trials=4, tolerance=0.0, output=tmp_path / "alone"
+    )
+    assert alone.interval.estimate == pytest.approx(first[1], abs=1e-4)
+    rows = [
+        [json.loads(line)["values"][0] for line in (tmp_path / name / "merge_study.jsonl").read_text().splitlines()]
+        for name in ("out", "alone")
+    ]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-4)
