@@ -61,12 +61,12 @@ def mup_optimizer(
     ```
     """
     from transformers import Trainer  # seconds to import, and only this function needs it
+    from transformers.training_args import OptimizerNames
 
     refuse_deepspeed_optimizer(args)
-    if not args.optim.startswith("adamw"):
-        raise ValueError(
-            f"The optimizer {args.optim} is not a kind of AdamW, whose rates muP scales; use adamw_torch."
-        )
+    name = OptimizerNames(args.optim).value
+    if not name.startswith("adamw"):
+        raise ValueError(f"The optimizer {name} is not a kind of AdamW, whose rates muP scales; use adamw_torch.")
     optimizer_cls, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     groups = {
         "lr": args.learning_rate,
@@ -91,8 +91,8 @@ def refuse_deepspeed_optimizer(args: "TrainingArguments") -> None:
     Raises:
         ValueError: if it does.
     """
-    deepspeed = args.hf_deepspeed_config
-    if deepspeed is not None and "optimizer" in deepspeed.config:
+    plugin = args.deepspeed_plugin  # also set by accelerate's own config file, which leaves `args.deepspeed` empty
+    if plugin is not None and "optimizer" in plugin.deepspeed_config:
         raise ValueError(
             "The DeepSpeed config has an optimizer block, which silently replaces muP's parameter groups by a single "
             "one; remove the block (and its scheduler block)."
