@@ -17,7 +17,7 @@ from hf_warmscale.cli.mup import MUP
 from hf_warmscale.cli.parser import Parser, UsageError
 from hf_warmscale.cli.push import PUSH
 from hf_warmscale.cli.quickstart import QUICKSTART
-from hf_warmscale.cli.quiet import quieten_deepspeed
+from hf_warmscale.cli.quiet import quieten
 from hf_warmscale.cli.train import TRAIN
 from hf_warmscale.cli.verb import Verb, add_verbs
 
@@ -75,7 +75,7 @@ def run(arguments: Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            quieten_deepspeed()
+            quieten()
             arguments.run(arguments)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -98,10 +98,12 @@ def refuse(error: ValueError | OSError) -> int:
 
 def sentence(error: ValueError | OSError) -> str:
     """Return what an error says on one line: what the system raises says where, what others raise says it first."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else f"{type(error).__name__}, without a word; {DEBUG_VARIABLE}=1 shows where."
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = lines[0] if lines else f"{type(error).__name__}, without a word; {DEBUG_VARIABLE}=1 shows where"
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def show_warning(

@@ -78,7 +78,7 @@ def run(arguments: Namespace) -> None:
             f"Measured on {seen.tokens} tokens: largest logit difference {seen.max_abs_logit_difference:.2g}, "
             f"KL {seen.kl_divergence:.2g} nats."
         )
-    show([], written=[arguments.output], then=f"warmscale train RECIPE.yaml --model_name_or_path {arguments.output}")
+    show([], written=[arguments.output], then=f"warmscale train CONFIG.yaml --model_name_or_path {arguments.output}")
 
 
 GROW = Verb(

@@ -98,7 +98,19 @@ def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
 
 def show_search(arguments: Namespace, result: "MergeResult") -> None:
     """Show what the held-out text says, whichever way it went."""
-    show(result.domains, title="Nats per token on the documents that the search never saw")
+    rows = [
+        {
+            "domain": row["domain"],
+            "last": row["last"],
+            "uniform": row["uniform"],
+            "best single": row["before"],
+            "recommended": row["after"],
+            "difference": f"{row['difference']:+.4f}",
+            "interval": "[{:+.4f}, {:+.4f}]".format(*row["interval"]),
+        }
+        for row in result.domains
+    ]
+    show(rows, title="Nats per token on the documents that the search never saw")
     print(result.verdict)
     show([], written=[arguments.output], then=next_command(arguments))
 

@@ -1,6 +1,7 @@
 """What other libraries say on their own, and nobody at a shell wants to read."""
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,10 @@ SLOW = 2.0
 """Seconds after which a bar of transformers is worth showing."""
 
 
-def quieten_deepspeed() -> None:
-    """Keep DeepSpeed, imported whenever a model is saved, from saying on standard output that there is no GPU."""
+def quieten() -> None:
+    """Leave out what torch and DeepSpeed (imported whenever a model is saved) say of a machine without a GPU."""
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
 
 
 def show_slow_bars_only() -> None:

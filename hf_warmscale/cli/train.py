@@ -1,6 +1,7 @@
 """`warmscale train`: one stage of (continual) pretraining, from a YAML file."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_warmscale.cli.parser import Parser
@@ -63,17 +64,24 @@ def run(arguments: Namespace) -> None:
 
 def show_run(trainer: "ContinualTrainer") -> None:
     """Show the losses of a finished stage."""
-    assert trainer.stage_run is not None
-    record, state = trainer.stage_run.record, trainer.state
-    losses = {key: value for entry in state.log_history for key, value in entry.items() if key.endswith("loss")}
-    rows: list[dict[str, object]] = [
-        {"stage": record.name, "": "steps", "value": state.global_step},
-        {"stage": record.name, "": "tokens", "value": record.progress.num_tokens()},
-        {"stage": record.name, "": "tokens with all stages before", "value": record.total_tokens()},
-        *({"stage": record.name, "": name, "value": value} for name, value in losses.items()),
-    ]
-    last = f"{trainer.args.output_dir}/checkpoint-{state.global_step}"
-    show(rows, written=[trainer.args.output_dir], then=f"warmscale merge CHECKPOINT {last} --output MERGED")
+    assert trainer.stage_run is not None and trainer.args.output_dir is not None
+    record, state, output = trainer.stage_run.record, trainer.state, trainer.args.output_dir
+    losses = {
+        key: value
+        for entry in state.log_history
+        for key, value in entry.items()
+        if key == "loss" or (key.startswith("eval_") and key.endswith("_loss"))
+    }
+    measured = {
+        "steps": state.global_step,
+        "tokens": record.progress.num_tokens(),
+        "tokens of all stages": record.total_tokens(),
+        **losses,
+    }
+    rows = [{"": name, "value": value} for name, value in measured.items()]
+    saved = sorted(Path(output).glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    last = " ".join(map(str, saved[-2:]))
+    show(rows, title=f"Stage {record.name}", written=[output], then=f"warmscale merge {last} --output MERGED")
 
 
 TRAIN = Verb(

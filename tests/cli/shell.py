@@ -24,14 +24,23 @@ def warmscale(*arguments: object, cwd: Path, **environment: str) -> Done:
 
 def assert_refused(done: Done, *words: str) -> None:
     """One sentence on standard error that holds these words, exit code 2, nothing on standard output."""
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1, done.stderr
+    assert_sentence(done.returncode, (done.stdout, done.stderr), *words)
+
+
+def assert_sentence(code: int, printed: tuple[str, str], *words: str) -> None:
+    """The same of `main` in this process: its exit code, and what it printed on standard output and error.
+
+    A progress bar that had begun may stand before the sentence.
+    """
+    out, err = printed
+    assert code == 2, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]
+    assert len(lines) == 1, err
     assert lines[0].startswith("Error: ")
     assert lines[0].endswith((".", "?"))
     missing = [word for word in words if word not in lines[0]]
     assert not missing, f"{missing} not in: {lines[0]}"
-    assert done.stdout == ""
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,153 @@
+"""Bad input to every verb: one sentence, exit code 2, nothing half-written, the input untouched.
+
+Every verb meets one mistake at a real shell; the others are made in this process, which has torch loaded already.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_warmscale.cli import main
+from tests.cli.shell import COMMAND, assert_refused, assert_sentence, files_below, warmscale
+
+REFUSALS = {
+    "no such model": ("grow ./none out --hidden-size 64", ["./none", "no folder"]),
+    "no such model on a Hub out of reach": ("grow me/none out --hidden-size 64", ["me/none"]),
+    "too small": ("grow model out --hidden-size 16", ["hidden_size", "32 to 16"]),
+    "nothing to grow": ("grow model out", ["name at least one"]),
+    "an output that is not empty": ("grow model packed --hidden-size 64", ["packed", "not empty"]),
+    "no such text": ("data pack none.jsonl out --tokenizer model --sequence-length 8", ["none.jsonl"]),
+    "no such tokenizer": ("data pack train.jsonl out --tokenizer none --sequence-length 8", ["none", "tokenizer"]),
+    "no text at all": ("data pack noise.txt out --tokenizer model --sequence-length 8", ["noise.txt", "UTF-8"]),
+    "no recipe": ("train none.yaml", ["none.yaml"]),
+    "no recipe named": ("train", ["CONFIG.yaml"]),
+    "a misspelt key": ("train misspelt.yaml", ["learning_rat", "learning_rate"]),
+    "a misspelt option": ("train stage.yaml --learning_rat 1", ["learning_rat", "learning_rate"]),
+    "a wrong type": ("train stage.yaml --max_steps many", ["max_steps", "many"]),
+    "no such data": ("train stage.yaml --mixture {a:{path:none,weight:1}}", ["none"]),
+    "no such checkpoint": ("merge model ./none --output out", ["./none"]),
+    "weights that do not sum to 1": ("merge model model2 --output out --weights 1 1", ["sum to 2"]),
+    "two ways at once": ("merge model model2 --output out --eval-data held-out.jsonl --method ties", ["--method"]),
+    "checkpoints that do not belong together": ("merge model other --output out", ["other"]),
+    "a model without a base": ("mup explain other", ["--base"]),
+    "no muP model to export": ("mup export other out", ["other"]),
+    "no model to push": ("push none me/none", ["none"]),
+    "no token": ("push model me/model", ["token"]),
+    "a budget too small": ("quickstart --output out --tokens 5", ["5 tokens", "too small"]),
+    "an output that is no quickstart": ("quickstart --output packed", ["packed", "not empty"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace with more to go wrong: a twin of the model, another family, a misspelt recipe, noise."""
+    folder = shutil.copytree(workspace, tmp_path_factory.mktemp("bad") / "work")
+    shutil.copytree(folder / "model", folder / "model2")
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "other")
+    recipe = (folder / "stage.yaml").read_text(encoding="utf-8")
+    (folder / "misspelt.yaml").write_text(recipe.replace("learning_rate", "learning_rat"), encoding="utf-8")
+    (folder / "noise.txt").write_bytes(bytes(range(256)) * 8)
+    return folder
+
+
+AT_THE_SHELL = (
+    "no such model",
+    "no such text",
+    "a misspelt key",
+    "no such checkpoint",
+    "a model without a base",
+    "no muP model to export",
+    "no token",
+    "a budget too small",
+)
+
+
+@pytest.mark.parametrize("mistake", AT_THE_SHELL)
+def test_refused_at_the_shell(mistake: str, folder: Path, tmp_path: Path) -> None:
+    command, words = REFUSALS[mistake]
+    before = files_below(folder)
+    done = warmscale(*command.split(), cwd=folder, HF_HOME=str(tmp_path), HF_TOKEN="")
+    assert_refused(done, *words)
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize("mistake", sorted(REFUSALS.keys() - set(AT_THE_SHELL)))
+def test_refused(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, words = REFUSALS[mistake]
+    monkeypatch.chdir(folder)
+    before = files_below(folder)
+    code = main(command.split())
+    assert_sentence(code, capsys.readouterr(), *words)
+    assert files_below(folder) == before
+
+
+# ---- Weights ----
+
+
+def truncate(weights: Path) -> None:
+    """Cut the last bytes off, as an interrupted copy does."""
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def poison(weights: Path) -> None:
+    """Put one NaN into one weight."""
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def reshape(weights: Path) -> None:
+    """Give one weight a shape that is not the config's."""
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:5].clone()
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def remove(weights: Path) -> None:
+    """Forget to copy the weights."""
+    weights.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage, word",
+    [(truncate, "model"), (poison, "model.norm.weight"), (reshape, "model.norm.weight"), (remove, "weights")],
+)
+def test_damaged_weights_are_refused(
+    damage: Callable[[Path], None],
+    word: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    damage(tmp_path / "model" / "model.safetensors")
+    before = files_below(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code = main(["grow", "model", "out", "--hidden-size", "64"])
+    assert_sentence(code, capsys.readouterr(), word)
+    assert files_below(tmp_path) == before
+
+
+# ---- Disk ----
+
+
+def test_a_full_disk_leaves_nothing(workspace: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk: the system refuses the write in the same way."""
+    shutil.copytree(workspace / "model", tmp_path / "model")
+    before = files_below(tmp_path)
+    typed = " ".join([*COMMAND, "grow model out --hidden-size 128"])
+    done = subprocess.run(["bash", "-c", f"ulimit -f 64; {typed}"], cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(done, "no room left", "out")
+    assert files_below(tmp_path) == before
