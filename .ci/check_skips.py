@@ -29,7 +29,9 @@ def allowed(path: Path) -> list[str]:
 def main(report: str, listed: str) -> int:
     """Compare, and name what should not have been skipped."""
     globs = allowed(Path(listed))
-    wrong = {test: why for test, why in skipped(Path(report)).items() if not any(fnmatch(test, glob) for glob in globs)}
+    wrong = {
+        test: why for test, why in skipped(Path(report)).items() if not any(fnmatch(test, glob) for glob in globs)
+    }
     for test, why in wrong.items():
         print(f"Skipped, and not on {listed}: {test} ({why})", file=sys.stderr)
     return 1 if wrong else 0

@@ -38,7 +38,7 @@ def float64_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def to(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         if tensor.dtype == torch.float64 and args == (torch.float32,):
             return tensor
-        return true_to(tensor, *args, **kwargs)  # type: ignore[arg-type, call-overload, no-any-return]
+        return true_to(tensor, *args, **kwargs)  # type: ignore[call-overload, no-any-return]
 
     true_float = torch.Tensor.float
 
@@ -64,3 +64,10 @@ def perturb(model: nn.Module, *, std: float = 0.1, seed: int = 0) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(std * noise.to(parameter.dtype))
     return model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that start several processes on one worker of pytest-xdist (`--dist loadgroup`)."""
+    for item in items:
+        if item.get_closest_marker("distributed"):
+            item.add_marker(pytest.mark.xdist_group("distributed"))

@@ -118,15 +118,19 @@ def _faults(name: str, item: Any) -> Iterator[str]:
 
 
 def _undocumented(item: Any) -> list[str]:
+    """The arguments without a line of their own, here or in the function that the docstring sends to."""
     text = inspect.cleandoc(item.__doc__ or "")
+    for name in re.findall(r"as for \[`(\w+)`\]", text):
+        text += "\n" + inspect.cleandoc(getattr(hf_warmscale, name).__doc__)
     documented = set(re.findall(r"\w+", " ".join(re.findall(r"^ +([\w`, ]+) \(`", text, re.MULTILINE))))
     return [argument for argument in _arguments(item) if argument not in documented]
 
 
 def _arguments(item: Any) -> list[str]:
-    """The arguments of a function, or the fields of a dataclass of our own."""
+    """The named arguments of a function, or the fields of a dataclass of our own."""
     if inspect.isfunction(item):
-        return [name for name in inspect.signature(item).parameters if name not in ("args", "kwargs")]
+        parameters = inspect.signature(item).parameters.values()
+        return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if not (inspect.isclass(item) and dataclasses.is_dataclass(item)):
         return []
     own = inspect.get_annotations(item)
@@ -144,8 +148,9 @@ def _raises_user_error(item: Any) -> bool:
 
 
 def _has_example(item: Any) -> bool:
-    text = item.__doc__ or ""
-    return ">>> " in text or "```python" in text
+    """There is one, or a class of ours that it is made of has one."""
+    classes = [base for base in getattr(item, "__mro__", ()) if base.__module__.startswith("hf_warmscale")]
+    return any(mark in (each.__doc__ or "") for each in [item, *classes] for mark in (">>> ", "```python"))
 
 
 def _names_imported_for_type_checkers(path: Path) -> set[str]:
