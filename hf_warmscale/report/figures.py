@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def figure(path: str | os.PathLike[str], *, size: tuple[float, float] = (7.0, 4.
     from matplotlib.figure import Figure
 
     path = Path(path)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         drawing = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(drawing)
         yield drawing

@@ -53,22 +53,6 @@ def run_until_entry(checkpoints: list[Path], journal: Path, count: int) -> bool:
     return process.exitcode == 0
 
 
-def test_a_search_killed_again_and_again_tries_the_same_points(trajectory: list[Path], tmp_path: Path) -> None:
-    """SIGKILL at ever other points of a trial; a finished trial is never lost, and the points are the same."""
-    search(trajectory[-2:], tmp_path / "whole.log")
-    kills, before = 0, 0
-    journal = tmp_path / "killed.log"
-    for count in (3, 9, 14, 6, 11, 5, 13, 8, 10, 12):
-        if run_until_entry(trajectory[-2:], journal, count):
-            break
-        kills += 1
-        assert len(finished(journal)) >= before
-        before = len(finished(journal))
-    search(trajectory[-2:], journal)
-    assert kills >= 4
-    assert finished(journal) == finished(tmp_path / "whole.log")
-
-
 def test_two_processes_share_a_study(trajectory: list[Path], tmp_path: Path) -> None:
     journal = tmp_path / "shared.log"
     processes = [FORK.Process(target=search, args=(trajectory[-2:], journal)) for _ in range(2)]

@@ -1,6 +1,7 @@
 """Tiny configs of the families that growth must cover."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from transformers import (
@@ -27,8 +28,8 @@ from transformers import (
 from tests.conftest import perturb
 
 VOCAB = 64
-TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-SIZES = {
+TOKENS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_attention_heads": 4,
@@ -37,8 +38,8 @@ SIZES = {
     "max_position_embeddings": 64,
     **TOKENS,
 }
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-HEADED = {**GROUPED, "head_dim": 8}
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2}
+HEADED: dict[str, Any] = {**GROUPED, "head_dim": 8}
 
 FAMILIES: Mapping[str, Callable[[bool], PreTrainedConfig]] = {
     "llama": lambda tied: LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied),
