@@ -6,6 +6,8 @@ from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
 from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
 from hf_warmscale.tuning.runs import Point
 from hf_warmscale.tuning.sweep import sweep
+from hf_warmscale.tuning.testing import assert_coordinates, assert_lr_transfers
+from hf_warmscale.tuning.tokens import write_tokens
 from hf_warmscale.tuning.transfer import TransferResult, lr_transfer
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "Point",
     "ProxyTask",
     "TransferResult",
+    "assert_coordinates",
+    "assert_lr_transfers",
     "at_size",
     "check_models",
     "coordinate_check",
@@ -24,4 +28,5 @@ __all__ = [
     "lr_transfer",
     "sweep",
     "train_proxy",
+    "write_tokens",
 ]

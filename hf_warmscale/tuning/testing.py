@@ -1,0 +1,82 @@
+"""Assertions for the tests of one's own models: do activations keep their size, does the learning rate transfer?"""
+
+import os
+from collections.abc import Sequence
+
+from hf_warmscale.tuning.coordinates import TOLERANCE, Build, check_models
+from hf_warmscale.tuning.ladder import Axis
+from hf_warmscale.tuning.optimum import find_optima
+from hf_warmscale.tuning.proxy import ProxyTask
+from hf_warmscale.tuning.sweep import Train, sweep
+
+
+def assert_coordinates(
+    build: Build,
+    task: ProxyTask,
+    *,
+    sizes: Sequence[int],
+    axis: Axis = "width",
+    steps: int = 10,
+    seeds: int = 3,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Assert that training moves every activation equally far at every size.
+
+    Args:
+        build (`Callable[[int, int], tuple]`): `build(size, seed)` returns a model and its optimizer.
+        task (`ProxyTask`): the data.
+        sizes (`Sequence[int]`): what to build.
+        axis (`"width"` or `"depth"`): what the sizes are.
+        steps (`int`): optimizer steps.
+        seeds (`int`): runs of each size; the median counts.
+        tolerance (`float`): the largest |slope| of log change against log size that passes.
+
+    Raises:
+        AssertionError: with the slope of every activation that fails.
+
+    Example:
+
+    ```python
+    >>> def build(width, seed):
+    ...     torch.manual_seed(seed)
+    ...     model = MyModel(width)
+    ...     return model, torch.optim.AdamW(my_groups(model, lr=1e-2))
+    >>> assert_coordinates(build, ProxyTask("tokens"), sizes=[64, 128, 256])
+    ```
+    """
+    result = check_models(build, task, axis=axis, sizes=sizes, steps=steps, seeds=seeds, tolerance=tolerance)
+    failing = ", ".join(f"{name} {slope:+.2f}" for name, slope in result.failures.items())
+    assert result.passed, f"The change of these activations depends on the {axis} (slope in log-log): {failing}."
+
+
+def assert_lr_transfers(
+    train: Train,
+    *,
+    sizes: Sequence[int],
+    lrs: Sequence[float],
+    output: str | os.PathLike[str],
+    seeds: int = 3,
+    octaves: float = 0.5,
+    jobs: int = 1,
+) -> None:
+    """Assert that the best learning rate of every size is within some octaves of the first size's.
+
+    Args:
+        train (`Callable[[Point], float]`): trains one point (size, lr, seed) and returns its loss in nats.
+        sizes (`Sequence[int]`): widths or depths, the reference first.
+        lrs (`Sequence[float]`): base learning rates, ascending.
+        output (`str` or `PathLike`): a folder for the runs; what is stored there is not repeated.
+        seeds (`int`): runs around each best rate.
+        octaves (`float`): the largest drift that passes.
+        jobs (`int`): trainings at a time.
+
+    Raises:
+        AssertionError: with the drift of every size, if one is too large or lies at an end of the grid.
+    """
+    curves = sweep(train, sizes=sizes, lrs=lrs, seeds=seeds, output=output, study={"sizes": list(sizes)}, jobs=jobs)
+    optima = find_optima(curves)
+    drifts = ", ".join(f"{optimum.size}: {optimum.drift:+.2f}" for optimum in optima)
+    assert not any(optimum.at_edge for optimum in optima), (
+        f"A best rate is at an end of the grid ({drifts}); widen it."
+    )
+    assert all(abs(optimum.drift) <= octaves for optimum in optima), f"The best rate drifts, in octaves: {drifts}."

@@ -1,0 +1,127 @@
+"""The two checks on real training: small, but the real model, optimizer and files."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_warmscale.mup import MupConfig, MupForCausalLM, mup_param_groups
+from hf_warmscale.tuning import ProxyTask, assert_coordinates, at_size, coordinate_check, lr_transfer, train_proxy
+from hf_warmscale.tuning.activations import LOGITS, activation_changes, comparable_name
+
+ZERO = {"zero_init_query": True, "zero_init_readout": True}
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> ProxyTask:
+    """Tokens with a structure that a model learns: each follows from the one before, but for some noise."""
+    generator = np.random.default_rng(0)
+    successor = generator.permutation(64)
+    tokens = [0]
+    for jump in generator.random(20_000) < 0.2:
+        tokens.append(int(generator.integers(64)) if jump else int(successor[tokens[-1]]))
+    for split, part in {"train": tokens[2000:], "validation": tokens[:2000]}.items():
+        np.save(tmp_path / f"{split}.npy", np.array(part, dtype=np.uint16))
+    return ProxyTask(str(tmp_path), steps=6, batch_size=4, sequence_length=32, warmup_steps=1, validation_batches=2)
+
+
+def config(**mup: Any) -> MupConfig:
+    return MupConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        mup={"base_hidden_size": 32, "base_num_hidden_layers": 2, **mup},
+    )
+
+
+def test_batches_are_a_function_of_seed_and_index(task: ProxyTask) -> None:
+    first, again, other = (list(islice(task.batches("train", seed), 3)) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], first[1])
+    assert first[0].shape == (4, 32)
+
+
+def test_a_run_is_deterministic_and_learns(task: ProxyTask) -> None:
+    losses = [train_proxy(task, config(), lr=2**-6, seed=0) for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert losses[0] < float(np.log(64))
+    assert train_proxy(task, config(), lr=1e30, seed=0) == float("inf")
+
+
+def test_sizes_keep_their_proportions() -> None:
+    wide = at_size(config(), "width", 96)
+    assert (wide.intermediate_size, wide.num_attention_heads, wide.head_dim) == (192, 12, 8)
+    assert at_size(config(), "depth", 5).num_hidden_layers == 5
+    with pytest.raises(ValueError, match=r"hidden size 36 would need num_attention_heads = 4\.5"):
+        at_size(config(), "width", 36)
+
+
+def test_names_compare_over_depths() -> None:
+    names = [comparable_name(f"model.layers.{index}.mlp", "model.layers", 4) for index in range(4)]
+    assert names == ["model.layers.first.mlp", None, None, "model.layers.last.mlp"]
+    assert comparable_name("model.norm", "model.layers", 4) == "model.norm"
+
+
+def test_changes_are_those_of_the_activations(task: ProxyTask) -> None:
+    """A step of size zero changes nothing; a step changes the logits by what a direct comparison gives."""
+    torch.manual_seed(0)
+    model = MupForCausalLM(config())
+    batch, probe = islice(task.batches("train", 0), 2)
+    (still,) = activation_changes(model, torch.optim.SGD(model.parameters(), lr=0.0), [batch], probe)
+    assert set(still.values()) == {0.0}
+    before = model(probe).logits.detach()
+    (moved,) = activation_changes(model, torch.optim.SGD(model.parameters(), lr=0.1), [batch], probe)
+    direct = float((model(probe).logits.detach() - before).square().mean().sqrt())
+    assert moved[LOGITS] == pytest.approx(direct, rel=1e-6)
+    assert moved["model.rotary_emb"] == 0
+    assert "lm_head" not in moved  # the logits are its output, divided by m_N
+
+
+def test_standard_parametrization_fails_where_mup_does_not(task: ProxyTask, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = coordinate_check(
+        config(**ZERO), task, axis="width", sizes=[32, 96], lr=2**-6, output=out, seeds=2, steps=6
+    )
+    mup, standard = (sum(abs(slope) for slope in result.slopes.values()) / len(result.slopes) for result in results)
+    assert standard > 2.5 * mup
+    assert not results[1].passed
+    stored = json.loads((out / "coordinates.json").read_text())
+    assert [result["label"] for result in stored] == ["completep", "standard"]
+    assert (out / "coordinates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_coordinates_of_own_models(task: ProxyTask) -> None:
+    """The helper tells muP from one forgotten rule: hidden matrices at the base rate."""
+
+    def build(width: int, seed: int, *, forget: bool) -> tuple[MupForCausalLM, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = MupForCausalLM(at_size(config(**ZERO), "width", width))
+        groups = mup_param_groups(model, lr=2**-6)
+        for group in groups if forget else []:
+            group["lr"] = 2**-6
+        return model, torch.optim.AdamW(groups)
+
+    sizes = [32, 128]
+    assert_coordinates(lambda *at: build(*at, forget=False), task, sizes=sizes, seeds=2, steps=5, tolerance=0.5)
+    with pytest.raises(AssertionError, match="depends on the width"):
+        assert_coordinates(lambda *at: build(*at, forget=True), task, sizes=sizes, seeds=2, steps=5, tolerance=0.5)
+
+
+def test_transfer_writes_its_curves_and_picture(task: ProxyTask, tmp_path: Path) -> None:
+    lrs = [2.0**exponent for exponent in (-8, -6, -4)]
+    out = tmp_path / "out"
+    results = lr_transfer(config(), task, axis="depth", sizes=[2, 4], lrs=lrs, output=out, seeds=1)
+    assert [result.rule for result in results] == ["completep", "standard"]
+    # At the base shape the two parametrizations are the same model.
+    assert results[0].curves[2] == results[1].curves[2]
+    assert results[0].curves[4] != results[1].curves[4]
+    assert len(json.loads((out / "transfer.json").read_text())[0]["points"]) == 6
+    assert (out / "transfer.png").read_bytes().startswith(b"\x89PNG")

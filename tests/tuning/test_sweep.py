@@ -1,0 +1,78 @@
+"""A sweep trains what it says, once, and goes on where it was stopped."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hf_warmscale.tuning import Point, assert_lr_transfers, sweep
+
+LRS = [2.0**exponent for exponent in range(-9, -3)]
+
+
+def toy_loss(point: Point, drift: float = 0.0) -> float:
+    """A parabola whose lowest point moves by `drift` octaves a doubling; the highest rate diverges."""
+    if point.lr > 2**-4.5:
+        return math.nan
+    best = -6.5 + drift * math.log2(point.size / 16)
+    return (math.log2(point.lr) - best) ** 2 + 0.01 * point.seed
+
+
+def run(output: Path, train: object = toy_loss, jobs: int = 1, **study: object) -> object:
+    return sweep(train, sizes=[16, 32], lrs=LRS, seeds=3, output=output, study=study, jobs=jobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_grid_once_and_all_seeds_around_the_best(tmp_path: Path, jobs: int) -> None:
+    run(tmp_path, jobs=jobs)
+    stored = [json.loads(path.read_text()) for path in (tmp_path / "runs").iterdir()]
+    for size in (16, 32):
+        seeds = {lr: sorted(run["seed"] for run in stored if (run["size"], run["lr"]) == (size, lr)) for lr in LRS}
+        assert [len(each) for each in seeds.values()] == [1, 3, 3, 3, 1, 1]
+    assert {run["loss"] for run in stored if run["lr"] == LRS[-1]} == {None}
+
+
+def test_what_is_stored_is_not_repeated(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    trained: list[Point] = []
+
+    def stopping(point: Point) -> float:
+        if len(trained) == 7:
+            raise Stopped
+        trained.append(point)
+        return toy_loss(point)
+
+    with pytest.raises(Stopped):
+        run(tmp_path, stopping)
+
+    again: list[Point] = []
+
+    def counting(point: Point) -> float:
+        again.append(point)
+        return toy_loss(point)
+
+    resumed = run(tmp_path, counting)
+    assert not set(trained) & set(again)
+    assert resumed == run(tmp_path / "fresh")
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_folder_is_for_one_study(tmp_path: Path) -> None:
+    run(tmp_path, steps=500)
+    with pytest.raises(ValueError, match="holds the runs of another study"):
+        run(tmp_path, steps=400)
+
+
+def test_rates_must_ascend(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least three, different and ascending"):
+        sweep(toy_loss, sizes=[16], lrs=[2.0, 1.0, 4.0], seeds=1, output=tmp_path, study={})
+
+
+def test_assertion_for_own_models(tmp_path: Path) -> None:
+    assert_lr_transfers(toy_loss, sizes=[16, 64], lrs=LRS, output=tmp_path / "steady")
+    with pytest.raises(AssertionError, match=r"drifts, in octaves: 16: \+0\.00, 64: -1\.20"):
+        assert_lr_transfers(partial(toy_loss, drift=-0.6), sizes=[16, 64], lrs=LRS, output=tmp_path / "drifting")
