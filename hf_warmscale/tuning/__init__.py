@@ -7,7 +7,6 @@ from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
 from hf_warmscale.tuning.runs import Point
 from hf_warmscale.tuning.sweep import sweep
 from hf_warmscale.tuning.testing import assert_coordinates, assert_lr_transfers
-from hf_warmscale.tuning.tokens import write_tokens
 from hf_warmscale.tuning.transfer import TransferResult, lr_transfer
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "lr_transfer",
     "sweep",
     "train_proxy",
-    "write_tokens",
 ]
