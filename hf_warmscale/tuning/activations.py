@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_warmscale.tuning.ladder import Axis
+
 LOGITS = "logits"
 
 
@@ -17,6 +19,8 @@ def activation_changes(
     optimizer: torch.optim.Optimizer,
     batches: Sequence[torch.Tensor],
     probe: torch.Tensor,
+    *,
+    axis: Axis = "width",
 ) -> list[dict[str, float]]:
     """Train one step on each batch and return, after each, the RMS of the change of every activation since the start.
 
@@ -25,47 +29,51 @@ def activation_changes(
         optimizer (`torch.optim.Optimizer`): on its parameters.
         batches (`Sequence[torch.Tensor]`): token ids, `[batch, tokens]` each.
         probe (`torch.Tensor`): the token ids on which the activations are looked at, `[batch, tokens]`.
+        axis (`"width"` or `"depth"`): what the changes will be compared over.
 
     Returns:
-        `list[dict[str, float]]`: for each step, by module path; paths inside the stack of blocks keep only the first
-        and the last block, as `first` and `last`, so that depths compare.
+        `list[dict[str, float]]`: for each step, by module path; over depths, by `comparable_name`.
     """
-    start = activations(model, probe)
+    start = activations(model, probe, axis)
     changes = []
     for batch in batches:
         optimizer.zero_grad()
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
-        now = activations(model, probe)
+        now = activations(model, probe, axis)
         changes.append({name: float((now[name] - start[name]).square().mean().sqrt()) for name in start})
     return changes
 
 
 @torch.no_grad()
-def activations(model: PreTrainedModel, probe: torch.Tensor) -> dict[str, torch.Tensor]:
+def activations(model: PreTrainedModel, probe: torch.Tensor, axis: Axis = "width") -> dict[str, torch.Tensor]:
     """Return the outputs of the blocks and of every module inside them on the probe, and the logits."""
     seen: dict[str, torch.Tensor] = {}
-    with _watching(model, seen.__setitem__):
+    with _watching(model, axis, seen.__setitem__):
         seen[LOGITS] = model(input_ids=probe, use_cache=False).logits.float()
     return seen
 
 
 def comparable_name(name: str, layer_path: str, layers: int) -> str | None:
-    """Return a module path with `first` or `last` for the index of the block; `None` for the blocks in between."""
+    """Return a module path by where its block stands, the `middle` or the `last` one; `None` for other blocks.
+
+    Depths compare at the same share of the depth. The stream after a fixed number of blocks does not: each block adds
+    1/m_L of what it did at the base, so its change shrinks by rule.
+    """
     match = re.match(rf"{re.escape(layer_path)}\.(\d+)(.*)", name)
     if match is None:
         return name
-    position = {layers - 1: "last", 0: "first"}.get(int(match[1]))
+    position = {layers // 2 - 1: "middle", layers - 1: "last"}.get(int(match[1]))
     return None if position is None else f"{layer_path}.{position}{match[2]}"
 
 
 @contextmanager
-def _watching(model: PreTrainedModel, record: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def _watching(model: PreTrainedModel, axis: Axis, record: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     layer_path, layers = _stack(model)
     readout = model.get_output_embeddings()
     handles = []
     for path, module in model.named_modules():
-        name = comparable_name(path, layer_path, layers)
+        name = comparable_name(path, layer_path, layers) if axis == "depth" else path
         looked_at = not list(module.children()) or path.rpartition(".")[0] == layer_path
         if looked_at and name is not None and module is not readout:
             handles.append(module.register_forward_hook(_recorder(name, record)))

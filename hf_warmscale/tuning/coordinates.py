@@ -151,7 +151,7 @@ def coordinate_check(
         points = [Point(size, lr, seed) for size in sizes for seed in range(seeds)]
         with workers(jobs) as pool:
             missing = [point for point in points if not (runs / point.file_name).exists()]
-            run_points(partial(measure_point, task, configs, steps), missing, runs, pool)
+            run_points(partial(measure_point, task, configs, axis, steps), missing, runs, pool)
         stored = {(run["size"], run["lr"], run["seed"]): run["changes"] for run in read_runs(runs)}
         by_size = {size: [stored[size, lr, seed] for seed in range(seeds)] for size in sizes}
         results.append(fit_slopes(by_size, label=rule, axis=axis, tolerance=tolerance))
@@ -161,22 +161,22 @@ def coordinate_check(
 
 
 def measure_point(
-    task: ProxyTask, configs: Mapping[int, MupConfig], steps: int, point: Point
+    task: ProxyTask, configs: Mapping[int, MupConfig], axis: Axis, steps: int, point: Point
 ) -> dict[str, dict[str, list[float]]]:
     """Train one model for a few steps and return how far each activation moved."""
     torch.manual_seed(point.seed)
     model = MupForCausalLM(configs[point.size])
     groups = mup_param_groups(model, lr=point.lr, weight_decay=task.weight_decay, eps=task.eps)
-    return {"changes": measure(model, torch.optim.AdamW(groups, betas=task.betas), task, steps, point.seed)}
+    return {"changes": measure(model, torch.optim.AdamW(groups, betas=task.betas), task, axis, steps, point.seed)}
 
 
 def measure(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, task: ProxyTask, steps: int, seed: int
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, task: ProxyTask, axis: Axis, steps: int, seed: int
 ) -> dict[str, list[float]]:
     """Train a model for a few steps of a task and return, for each activation, its change after every step."""
     (probe,) = islice(task.batches("train", PROBE_SEED), 1)
     batches = list(islice(task.batches("train", seed), steps))
-    changes = activation_changes(model, optimizer, batches, probe)
+    changes = activation_changes(model, optimizer, batches, probe, axis=axis)
     if not all(math.isfinite(value) for step in changes for value in step.values()):
         raise ValueError(
             f"A model of {model.num_parameters()} parameters diverged within {steps} steps; lower the rate."
@@ -214,5 +214,5 @@ def check_models(
         seeds (`int`): runs of each size; the median counts.
         tolerance (`float`): the largest |slope| that passes.
     """
-    runs = {size: [measure(*build(size, seed), task, steps, seed) for seed in range(seeds)] for size in sizes}
+    runs = {size: [measure(*build(size, seed), task, axis, steps, seed) for seed in range(seeds)] for size in sizes}
     return fit_slopes(runs, label="own", axis=axis, tolerance=tolerance)

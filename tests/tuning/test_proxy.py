@@ -65,8 +65,9 @@ def test_sizes_keep_their_proportions() -> None:
 
 
 def test_names_compare_over_depths() -> None:
+    """Half of the depth and all of it."""
     names = [comparable_name(f"model.layers.{index}.mlp", "model.layers", 4) for index in range(4)]
-    assert names == ["model.layers.first.mlp", None, None, "model.layers.last.mlp"]
+    assert names == [None, "model.layers.middle.mlp", None, "model.layers.last.mlp"]
     assert comparable_name("model.norm", "model.layers", 4) == "model.norm"
 
 
