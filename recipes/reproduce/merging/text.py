@@ -1,0 +1,55 @@
+"""Training tokens without the held-out documents, and the held-out documents."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "mup"))
+from tokens import END_OF_TEXT, prepare_tokens  # noqa: E402  # the tokenizer of the muP study
+
+
+def prepare_training(study: dict[str, Any], corpora: Path, tokens: Path, cache: Path) -> Path:
+    """Write `train.npy` and `validation.npy` of the domains in training to `cache`, unless they are there."""
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (cache / "train.npy").exists():
+        tokenizer = Tokenizer.from_file(str(prepare_tokens(corpora, tokens) / "tokenizer.json"))
+        end = [tokenizer.token_to_id(END_OF_TEXT)]
+        splits = {"validation": read(study, corpora, "validation"), "train": kept_for_training(study, corpora)}
+        for split, documents in splits.items():
+            ids = [np.array(encoding.ids + end, dtype=np.uint16) for encoding in tokenizer.encode_batch(documents)]
+            np.save(cache / f"{split}.npy", np.concatenate(ids))
+    return cache
+
+
+def load_tokenizer(tokens: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the models."""
+    ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    return PreTrainedTokenizerFast(tokenizer_file=str(tokens / "tokenizer.json"), **ends)
+
+
+def kept_for_training(study: dict[str, Any], corpora: Path) -> list[str]:
+    """Return the training documents without those that are held out."""
+    every = study["held_out"]["every"]
+    return [text for index, text in enumerate(read(study, corpora, "train")) if index % every]
+
+
+def held_out(study: dict[str, Any], corpora: Path, kind: str = "in") -> list[str]:
+    """Return the beginning of every held-out document, each once; of the domains in training or out of it."""
+    documents = read(study, corpora, "validation", kind)
+    documents += read(study, corpora, "train", kind)[:: study["held_out"]["every"]]
+    return list(dict.fromkeys(text[: study["held_out"]["characters"]] for text in documents))
+
+
+def read(study: dict[str, Any], corpora: Path, split: str, kind: str = "in") -> list[str]:
+    """Return the documents of a split, one domain after the other."""
+    texts = []
+    for domain in study["domains"][kind]:
+        with gzip.open(corpora / f"{domain}.{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            texts += [json.loads(line)["text"] for line in lines]
+    return texts
