@@ -118,10 +118,11 @@ def budgets(study: dict[str, Any], run: Run, model: MupForCausalLM, training: Tr
     """Return the steps at which a run's cooldowns end."""
     parameters = model.num_parameters()
     tokens = [ratio * parameters for ratio in run.tokens_per_parameter]
-    if run.compute_of is not None:
+    if run.compute_of:
         shape = {**study["model"], **wider(study, 2)}
         wide = MupForCausalLM(MupConfig(**shape, mup={"base_hidden_size": shape["hidden_size"]})).num_parameters()
-        tokens = [study["base"]["tokens_per_parameter"] * parameters + run.compute_of * wide * wide / parameters]
+        own = study["base"]["tokens_per_parameter"] * parameters
+        tokens = [own + ratio * wide * wide / parameters for ratio in run.compute_of]
     return [max(round(count / training.tokens_per_step), 2) for count in tokens]
 
 
@@ -146,6 +147,7 @@ def shrink_budget(study: dict[str, Any]) -> None:
     study["base"]["tokens_per_parameter"] = 0.002
     study["width_2x"].update(tokens_per_parameter=0.0005)
     study["width_2x"]["longer"]["tokens_per_parameter"] = [0.0005, 0.001]
+    study["control"]["compute_of_tokens_per_parameter"] = [0.0005, 0.001]
     study["width_4x"]["tokens_per_parameter"] = 0.0002
     study["depth_2x"]["tokens_per_parameter"] = 0.001
 

@@ -19,8 +19,8 @@ class Run:
         lr_factor (`float`): on the inherited learning rate.
         log2_lr (`int` or `None`): the learning rate, where it is not inherited.
         tokens_per_parameter (`tuple[float, ...]`): a cooldown ends at each of these.
-        compute_of (`int` or `None`): instead, the base's own tokens and the compute of a 2x run of so many
-            tokens per parameter.
+        compute_of (`tuple[float, ...]`): instead, the base's own tokens and those that its shape gets for the compute
+            of a 2x run of so many tokens per parameter.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Run:
     tokens_per_parameter: tuple[float, ...]
     lr_factor: float = 1.0
     log2_lr: int | None = None
-    compute_of: float | None = None
+    compute_of: tuple[float, ...] = ()
 
 
 def list_runs(study: dict[str, Any]) -> Iterator[Run]:
@@ -41,24 +41,21 @@ def list_runs(study: dict[str, Any]) -> Iterator[Run]:
         yield Run(
             f"base/lr{log2_lr}-seed{first}", "scratch", {}, first, (base["tokens_per_parameter"],), log2_lr=log2_lr
         )
-    yield from _width_2x(study, first)
-    yield Run(
-        f"control/longer-seed{first}", "scratch", {}, first, (), compute_of=study["width_2x"]["tokens_per_parameter"]
-    )
-    yield from _single(study, "depth_2x", {"num_hidden_layers": 2 * study["model"]["num_hidden_layers"]}, first)
     for seed in others:
         yield Run(f"base/seed{seed}", "scratch", {}, seed, (base["tokens_per_parameter"],))
         yield from _width_2x(study, seed)
-    for factor in study["width_2x"]["scratch_lr_factors"]:
-        tokens = (study["width_2x"]["tokens_per_parameter"],)
-        yield Run(
-            f"width_2x/scratch-lr{factor}-seed{first}", "scratch", wider(study, 2), first, tokens, lr_factor=factor
-        )
+    yield from _single(study, "depth_2x", {"num_hidden_layers": 2 * study["model"]["num_hidden_layers"]}, first)
+    yield from _width_2x(study, first)
+    control = tuple(study["control"]["compute_of_tokens_per_parameter"])
+    yield Run(f"control/longer-seed{first}", "scratch", {}, first, (), compute_of=control)
     yield from _single(study, "width_4x", wider(study, 4), first)
 
 
 def _width_2x(study: dict[str, Any], seed: int) -> Iterator[Run]:
     part = study["width_2x"]
+    for factor in part["scratch_lr_factors"]:
+        name = f"width_2x/scratch-lr{factor}-seed{seed}"
+        yield Run(name, "scratch", wider(study, 2), seed, (part["tokens_per_parameter"],), lr_factor=factor)
     for arm in part["arms"]:
         longer = seed == study["seeds"][0] and arm in part["longer"]["arms"]
         tokens = part["longer"]["tokens_per_parameter"] if longer else [part["tokens_per_parameter"]]
@@ -93,7 +90,8 @@ def inherited_lr(study: dict[str, Any], results: Path) -> int:
         result = json.loads((results / f"base/lr{log2_lr}-seed{first}.json").read_text())
         return float(result["cooled"][-1]["validation_loss"])
 
-    return min(study["base"]["log2_lrs"], key=loss)
+    rates: list[int] = study["base"]["log2_lrs"]
+    return min(rates, key=loss)
 
 
 def base_name(study: dict[str, Any], run: Run, results: Path) -> str:
