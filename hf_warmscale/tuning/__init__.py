@@ -3,7 +3,7 @@
 from hf_warmscale.tuning.coordinates import CoordinateResult, check_models, coordinate_check
 from hf_warmscale.tuning.ladder import Axis, at_size, ladder
 from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
-from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
+from hf_warmscale.tuning.proxy import ProxyTask, train_model, train_proxy
 from hf_warmscale.tuning.runs import Point
 from hf_warmscale.tuning.sweep import sweep
 from hf_warmscale.tuning.testing import assert_coordinates, assert_lr_transfers
@@ -26,5 +26,6 @@ __all__ = [
     "ladder",
     "lr_transfer",
     "sweep",
+    "train_model",
     "train_proxy",
 ]

@@ -67,7 +67,19 @@ def train_proxy(task: ProxyTask, config: MupConfig, *, lr: float, seed: int) -> 
         seed (`int`): of the initial weights and of the order of the data.
     """
     torch.manual_seed(seed)
-    model = MupForCausalLM(config).train()
+    return train_model(task, MupForCausalLM(config), lr=lr, seed=seed)
+
+
+def train_model(task: ProxyTask, model: MupForCausalLM, *, lr: float, seed: int) -> float:
+    """Train a model in place, from the weights that it has, and return its validation loss as `train_proxy` does.
+
+    Args:
+        task (`ProxyTask`): the data and the optimizer.
+        model (`MupForCausalLM`): what to train.
+        lr (`float`): the peak learning rate at the base shape.
+        seed (`int`): of the order of the data.
+    """
+    model.train()
     groups = mup_param_groups(
         model, lr=lr, weight_decay=task.weight_decay, eps=task.eps, weight_decay_rule=task.weight_decay_rule
     )

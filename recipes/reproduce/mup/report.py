@@ -9,6 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from growth import growth_rows
+
 from hf_warmscale.checkpoints import write_text
 from hf_warmscale.report import markdown_table
 from hf_warmscale.tuning import CoordinateResult, TransferResult, find_optima
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results")
     output = parser.parse_args().output
     sections = [transfer_section(path.parent) for path in sorted(output.glob("transfer-*/transfer.json"))]
+    sections += [growth_section(path.parent) for path in output.glob("growth/growth.json")]
     sections += [coordinate_section(path.parent) for path in sorted(output.glob("coordinates-*/coordinates.json"))]
     write_text(output / "results.md", "\n".join(sections))
     print((output / "results.md").read_text())
@@ -35,6 +38,14 @@ def transfer_section(folder: Path) -> str:
     draw_transfer(folder / "transfer.png", results)
     rows = [row for result in results for row in result.rows()]
     return f"## {folder.name}\n\n{markdown_table(rows)}"
+
+
+def growth_section(folder: Path) -> str:
+    """Fit the best learning rate of every grown size again, and set it beside the inherited one."""
+    content = json.loads((folder / "growth.json").read_text())
+    result = read_transfer(content)
+    draw_transfer(folder / "growth.png", [result])
+    return f"## {folder.name}\n\n{markdown_table(growth_rows(content['inherited_lr'], result))}"
 
 
 def coordinate_section(folder: Path) -> str:

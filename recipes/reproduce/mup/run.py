@@ -4,8 +4,8 @@
     python recipes/reproduce/mup/report.py
 
 `--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python;
-`--cache` gets the token ids; `--only` names studies (`transfer-width`, `coordinates-depth`, ...); `--smoke` runs them
-with almost no budget and needs an `--output` of its own.
+`--cache` gets the token ids and the models to grow; `--only` names studies (`transfer-width`, `growth`,
+`coordinates-depth`, ...); `--smoke` runs them with almost no budget and needs its own `--output` and `--cache`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
+from growth import own_base, run_growth
 from tokens import prepare_tokens
 
 from hf_warmscale.mup import MupConfig
@@ -44,6 +45,8 @@ def main() -> None:
     for name, part in study["transfer"].items():
         if arguments.only is None or f"transfer-{name}" in arguments.only:
             run_transfer(study, part, tokens, arguments.output / f"transfer-{name}", arguments.jobs)
+    if arguments.only is None or "growth" in arguments.only:
+        run_growth(study, tokens, arguments.output / "growth", arguments.cache, arguments.jobs)
     for name, part in study["coordinates"]["studies"].items():
         if arguments.only is None or f"coordinates-{name}" in arguments.only:
             run_coordinates(study, part, tokens, arguments.output / f"coordinates-{name}", arguments.jobs)
@@ -73,11 +76,9 @@ def run_coordinates(study: dict[str, Any], part: dict[str, Any], tokens: Path, o
     """Check how the change of each activation scales with width or depth under every rule."""
     base = {**study["model"], "tie_word_embeddings": part["tie_word_embeddings"]}
     width = study["coordinates"]["base_hidden_size"]
-    entry = {"base_hidden_size": base["hidden_size"], "base_num_hidden_layers": base["num_hidden_layers"]}
-    wide = at_size(MupConfig(**base, mup=entry), "width", width)
     zero = {"zero_init_query": True, "zero_init_readout": not part["tie_word_embeddings"]}
     results = coordinate_check(
-        wide.with_mup(**base_of(wide), **zero),
+        own_base(base, width).with_mup(**zero),
         ProxyTask(str(tokens), **study["task"]),
         axis=part["axis"],
         sizes=part["sizes"],
@@ -91,12 +92,6 @@ def run_coordinates(study: dict[str, Any], part: dict[str, Any], tokens: Path, o
     for result in results:
         verdict = "pass" if result.passed else f"{len(result.failures)} of {len(result.slopes)} activations fail"
         print(f"{output.name} {result.label}: {verdict}", flush=True)
-
-
-def base_of(config: MupConfig) -> dict[str, int]:
-    """Return the entries that make a config its own base."""
-    widths = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
-    return {f"base_{name}": getattr(config, name) for name in widths}
 
 
 def best_rate(transfer: Path, width: int) -> float:
@@ -114,6 +109,7 @@ def shrink(study: dict[str, Any]) -> None:
     study.update(log2_lrs=[-9, -8, -7], seeds=2)
     for part in study["transfer"].values():
         part["sizes"] = part["sizes"][:2]
+    study["growth"].update(octaves=[-1, 0, 1])
     for part in study["coordinates"]["studies"].values():
         part["sizes"] = part["sizes"][:2]
 
