@@ -53,7 +53,7 @@ def sweep(
 
 
 def next_points(curves: Mapping[int, Curve], *, sizes: Sequence[int], lrs: Sequence[float], seeds: int) -> list[Point]:
-    """Return what is left to train, the largest first: the whole grid once, then all seeds around each best rate."""
+    """Return what is left to train: the whole grid once, then all seeds around each best rate; the cheapest first."""
     grid = [Point(size, lr, 0) for size in sizes for lr in lrs]
     missing = [point for point in grid if 0 not in curves[point.size].get(point.lr, {})]
     if not missing:
@@ -61,7 +61,7 @@ def next_points(curves: Mapping[int, Curve], *, sizes: Sequence[int], lrs: Seque
             Point(size, lr, seed) for size in sizes for lr in _around(curves[size], lrs) for seed in range(seeds)
         ]
         missing = [point for point in around if point.seed not in curves[point.size][point.lr]]
-    return sorted(missing, key=lambda point: (-point.size, point.seed, point.lr))
+    return sorted(missing, key=lambda point: (point.size, point.seed, point.lr))
 
 
 def _around(curve: Curve, lrs: Sequence[float]) -> Sequence[float]:
