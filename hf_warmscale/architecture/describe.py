@@ -139,7 +139,7 @@ def _template(tiny: str, layers: int) -> Template:
             "set the sizes that have no axis (ranks, further vocabularies) smaller."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reseed every GPU too
         model = randomize(build(smallest))
     layer_path = _layer_path(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])

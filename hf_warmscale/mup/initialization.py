@@ -49,9 +49,8 @@ def init_mup(
     if has_mup_entry(model.config):
         raise ValueError("The model has a mup entry in its config and is initialised by it; build it anew instead.")
     parametrization = parametrization or Parametrization()
-    with torch.random.fork_rng(devices=[]):  # describing draws tiny models
-        described = describe(model.config)
-        placements = folded_placements(described, describe(base_config), parametrization)
+    described = describe(model.config)
+    placements = folded_placements(described, describe(base_config), parametrization)
     zero = _zero_names(described, parametrization)
     sigma = std if std is not None else model.config.to_dict().get("initializer_range")
     if sigma is None:

@@ -170,6 +170,15 @@ def test_base_shape_starts_as_the_family_itself(family: str) -> None:
     }
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_describing_draws_nothing_from_the_global_random_state(family: str) -> None:
+    """So that an init is the same whether the family was described before or not."""
+    config = sized(family, 32, 2, initializer_range=0.0123)  # a value of its own, which no cache holds
+    before = torch.get_rng_state()
+    describe(config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_init_of_gemma_compensates_its_own_embedding_scale_and_norm_offset() -> None:
     """Four times the width: the family multiplies the embedding by 2 more, and stores gains as g - 1."""
     model = init_mup(build(sized("gemma2", 128, 4)), base_config=sized("gemma2", 32, 2))
