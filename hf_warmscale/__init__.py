@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from hf_warmscale.hub import push_to_hub
     from hf_warmscale.merging import merge_checkpoints, search_merge
     from hf_warmscale.mup import MupConfig, MupForCausalLM, fold_multipliers, mup_param_groups, mup_table
-    from hf_warmscale.resize import grow_checkpoint, grow_from_pretrained
+    from hf_warmscale.resize import grow_checkpoint, grow_from_pretrained, grow_optimizer_state
     from hf_warmscale.training import (
         ContinualTrainer,
         ContinualTrainingArguments,
@@ -37,6 +37,7 @@ __all__ = [
     "get_schedule",
     "grow_checkpoint",
     "grow_from_pretrained",
+    "grow_optimizer_state",
     "merge_checkpoints",
     "mup_param_groups",
     "mup_table",
@@ -57,6 +58,7 @@ _HOME = {
     "get_schedule": "training",
     "grow_checkpoint": "resize",
     "grow_from_pretrained": "resize",
+    "grow_optimizer_state": "resize",
     "merge_checkpoints": "merging",
     "mup_param_groups": "mup",
     "mup_table": "mup",

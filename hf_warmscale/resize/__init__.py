@@ -1,6 +1,7 @@
 """Grow and shrink models: an index map for each axis, one engine, a few lines for each operator."""
 
 from hf_warmscale.resize.grow import grow_checkpoint, grow_from_pretrained
+from hf_warmscale.resize.optimizer_state import grow_optimizer_state
 from hf_warmscale.resize.receipt import GrowthReceipt
 
-__all__ = ["GrowthReceipt", "grow_checkpoint", "grow_from_pretrained"]
+__all__ = ["GrowthReceipt", "grow_checkpoint", "grow_from_pretrained", "grow_optimizer_state"]

@@ -57,6 +57,16 @@ class Plan:
         Raises:
             ValueError: if the source has nothing that it could be made of.
         """
+        target, copy = self.target.parameters[name], self.copy(name)
+        silent = self.is_new(target) and target.writes(Axis.HIDDEN) and target.module not in self.target.norms
+        return replace(copy, scale=0.0, noise=None) if silent else copy
+
+    def is_new(self, target: ParameterMap) -> bool:
+        """Tell whether a parameter of the target is of an inserted block, which writes nothing at first."""
+        return target.layer in self.layers.silent
+
+    def copy(self, name: str) -> Transfer:
+        """Return the same, but of an inserted block as if it were to write at once."""
         target = self.target.parameters[name]
         source = self._source_of(target)
         norm = self.source.norms.get(source.module)
@@ -77,8 +87,7 @@ class Plan:
                 f"{name} would have the shape {list(transfer.shape)} where the target needs "
                 f"{list(target.shape(self.target.sizes))}; its blocks differ in structure."
             )
-        silent = target.layer in self.layers.silent and target.writes(Axis.HIDDEN) and norm is None
-        return replace(transfer, scale=0.0, noise=None) if silent else transfer
+        return transfer
 
     def _source_of(self, target: ParameterMap) -> ParameterMap:
         name = target.name
