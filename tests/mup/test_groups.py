@@ -71,7 +71,8 @@ def test_adapters_move_by_what_they_read() -> None:
 def arguments(folder: Path, kind: type[Any] = TrainingArguments, **changes: Any) -> Any:
     fields = {"per_device_train_batch_size": 2, "max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
     rates = {"learning_rate": 1e-2, "weight_decay": 0.1, "adam_epsilon": 1e-8, "adam_beta2": 0.95}
-    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "max_grad_norm": 0.0}
+    # trl's configs turn bf16 autocast on by default, which moves a loss by 3e-4.
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "max_grad_norm": 0.0, "bf16": False}
     return kind(output_dir=str(folder), lr_scheduler_type="linear", **{**fields, **rates, **quiet, **changes})
 
 
@@ -108,7 +109,7 @@ def test_an_unmodified_trainer_trains_in_mup(tmp_path: Path, trainer_class: type
     )
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert [entry["loss"] for entry in logged] == pytest.approx(bare_losses(4), abs=2e-4)
+    assert [entry["loss"] for entry in logged] == pytest.approx(bare_losses(4), abs=1e-6)
     assert logged[0]["learning_rate"] == 1e-2
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     expected = [(group["params"], group["weight_decay"]) for group in described_groups(model, names)]
