@@ -7,9 +7,9 @@ that builds no model, with the usual sizes set. No weights are needed; about fif
 `--refused`, only what was refused before is tried again.
 """
 
+import argparse
 import json
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -42,8 +42,15 @@ USUAL = {
 }
 
 
-class OutOfTimeError(ValueError):
-    """One type took longer than it may."""
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "stablelm",
+    "cohere", "opt", "gpt_neox", "gpt2", "mixtral",
+)  # fmt: skip
+"""Shown axis by axis."""
+
+
+class OutOfTimeError(BaseException):
+    """One type took longer than it may; nothing between takes it for a refusal."""
 
 
 @contextmanager
@@ -64,12 +71,13 @@ def describe_type(model_type: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model type": model_type}
     try:
         config = CONFIG_MAPPING[model_type]()
-    except Exception as error:  # some configs have no default
-        return row | {"result": "no default config", "reason": f"{type(error).__name__}: {error}"[:300]}
+    except Exception as error:  # whatever the family's own code raises
+        reason = f"its config has no default: {type(error).__name__}: {error}"
+        return row | {"result": "refused", "reason": reason[:300], "CPU seconds": 0.0}
     try:
         with cpu_limit(CPU_SECONDS):
             model_map = describe_somehow(config)
-    except ValueError as error:
+    except (ValueError, OutOfTimeError) as error:
         row |= {"result": "refused", "reason": str(error)[:300]}
     except Exception as error:
         row |= {"result": "crashed", "reason": f"{type(error).__name__}: {error}"[:300]}
@@ -90,11 +98,22 @@ def describe_somehow(config: PreTrainedConfig) -> ModelMap:
     except ValueError as error:
         if "no causal LM can be built" not in str(error):
             raise
-    return describe(resized_config(config, {axis: size for axis, size in USUAL.items() if settable(config, axis)}))
+        sizes = {axis: size for axis, size in USUAL.items() if settable(config, axis)}
+        try:
+            usual = resized_config(config, sizes)
+        except Exception:  # the family's own code refuses these sizes: what is said is why the default was refused
+            raise error from None
+        return describe(usual)
 
 
 def settable(config: PreTrainedConfig, axis: Axis) -> bool:
     return axis is Axis.HEAD_DIM or find_field(config, axis) is not None
+
+
+def errors_of(row: dict[str, Any]) -> dict[str, str]:
+    return {"model type": row["model type"]} | {
+        axis.value: f"{row['errors'][axis.value]:.0e}" if axis.value in row["errors"] else "" for axis in Axis
+    }
 
 
 def refusal(row: dict[str, Any]) -> dict[str, str]:
@@ -104,7 +123,10 @@ def refusal(row: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    before = json.loads((HERE / "describe_all.json").read_text()) if "--refused" in sys.argv[1:] else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--refused", action="store_true", help="only try again what was refused before")
+    refused_only = parser.parse_args().refused
+    before = json.loads((HERE / "describe_all.json").read_text()) if refused_only else []
     known = {row["model type"]: row for row in before if row["result"] == "proved"}
     rows = [known.get(name) or describe_type(name) for name in tqdm(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)]
     write_json(HERE / "describe_all.json", json.loads(json.dumps(rows)))
@@ -118,7 +140,9 @@ def main() -> None:
         f"{len([row for row in others if row['result'] == 'crashed'])} crash. "
         "Every parameter is classified; the error is the largest change of a logit, relative to the largest logit, "
         "when one axis is permuted wherever the map names it, in float64 on a tiny copy of the architecture.\n\n"
-        "    python recipes/reproduce/architecture/describe_all.py\n\n## Proved\n\n"
+        "    python recipes/reproduce/architecture/describe_all.py\n\n## Axis by axis\n\n"
+        + markdown_table([errors_of(row) for row in proved if row["model type"] in FAMILIES])
+        + "\n## Proved\n\n"
         + markdown_table([{column: row[column] for column in columns} for row in proved])
         + "\n## Refused\n\n"
         + markdown_table([refusal(row) for row in others]),
