@@ -23,7 +23,7 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage | None) -> BaseSt
     if storage is None:
         return InMemoryStorage()
     if isinstance(storage, BaseStorage):
-        return storage
+        return get_storage(storage)
     if "://" in os.fspath(storage):
         return get_storage(os.fspath(storage))
     return open_journal(Path(storage))

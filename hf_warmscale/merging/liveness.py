@@ -7,8 +7,6 @@ import psutil
 
 ABANDONED_AFTER = timedelta(hours=1)
 """A trial of another machine, whose processes cannot be seen from here, is given up after this time."""
-SIGNED_AFTER = timedelta(seconds=5)
-"""A trial that no worker has signed after this time never will be."""
 
 
 def this_worker() -> str:
@@ -17,16 +15,14 @@ def this_worker() -> str:
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"
 
 
-def is_alive(worker: str | None, started: datetime | None) -> bool:
+def is_alive(worker: str, started: datetime | None) -> bool:
     """Tell whether a worker can still finish a trial that it started.
 
     Args:
-        worker (`str` or `None`): what `this_worker` returned there; `None` if the trial was not signed yet.
+        worker (`str`): what `this_worker` returned there.
         started (`datetime` or `None`): when the trial started, local time.
     """
     age = datetime.now() - started if started else timedelta.max
-    if worker is None:
-        return age < SIGNED_AFTER
     host, process, created = worker.rsplit("/", 2)
     if host != socket.gethostname():
         return age < ABANDONED_AFTER

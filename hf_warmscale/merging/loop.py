@@ -89,12 +89,14 @@ class SearchLoop:
             bar.update(len(finished) - bar.n)
             enough = len(finished) >= n_trials or self.trials.converged(tolerance, PATIENCE)
             if not enough and len(finished) + len(running) < n_trials:
-                return self._ask(finished, running)
-            if not running:
+                if (plan := self._ask(finished, running)) is not None:
+                    return plan
+            elif not running:
                 return None
-            time.sleep(POLL_SECONDS)
+            else:
+                time.sleep(POLL_SECONDS)
 
-    def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial]) -> Plan:
+    def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial]) -> Plan | None:
         objectives = self._evaluator.objectives
         start = next_start(
             self._space,
@@ -104,6 +106,8 @@ class SearchLoop:
             running=[members_of(trial.user_attrs[START]) for trial in running if START in trial.user_attrs],
         )
         self._trial = self.trials.ask(None if start is None else (start_label(start[0]), start[1]))
+        if self._trial is None:
+            return None
         incumbent = None if START in self._trial.user_attrs else self._incumbent(finished)
         return Plan(self._trial.number, self._trial.params, incumbent)
 

@@ -1,33 +1,34 @@
 """The trials of one search in an Optuna study: asked for, told, swept after a crash, the same after every resume."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hf_warmscale.merging.evaluator import STOPPED, VIOLATIONS, Outcome
 from hf_warmscale.merging.liveness import is_alive, this_worker
 from hf_warmscale.merging.posterior import Posterior
+from hf_warmscale.merging.proposals import propose
+from hf_warmscale.merging.quiet import quiet_optuna
 from hf_warmscale.merging.spaces import Point, Space
 
 CONFIGURATION = "configuration"
 WORKER = "worker"
 START = "start"
 IMPROVEMENT = "expected_improvement"
+LOST = "lost"
 
 
 class Trials:
     """A study and what this package keeps in it.
 
-    A proposal depends on the seed, on the number of finished and of running trials and on the finished trials, and
-    on nothing in the process: after a kill, one worker asks for the same points as if it had not been killed.
+    A proposal depends on the seed and on the finished and the running trials, and on nothing in the process. A trial
+    begins as one entry of the storage, with its point and its worker, so that a kill leaves it whole or not at all:
+    after it, one worker asks for the same points as if it had not been killed.
 
     Args:
         storage (`BaseStorage`): where the trials are kept.
@@ -52,10 +53,11 @@ class Trials:
         configuration: Mapping[str, str],
     ) -> None:
         directions = [StudyDirection.MINIMIZE] * num_objectives
-        with _quiet():
+        with quiet_optuna():
             self.study = optuna.create_study(
                 storage=storage, study_name=name, directions=directions, load_if_exists=True
             )
+        self._storage = storage
         self._space = space
         self._seed = seed
         self._distributions: dict[str, BaseDistribution] = {
@@ -72,32 +74,35 @@ class Trials:
         return self._in(TrialState.RUNNING)
 
     def sweep(self) -> None:
-        """Fail the trials whose process was killed, and queue their points again."""
+        """Fail the trials whose process was killed; their points are tried again."""
         for trial in self.running():
-            if is_alive(trial.user_attrs.get(WORKER), trial.datetime_start):
-                continue
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params.keys() == self._distributions.keys():
-                self._enqueue(trial.params, trial.user_attrs.get(START))
+            if not is_alive(trial.user_attrs[WORKER], trial.datetime_start):
+                self._live(trial).set_user_attr(LOST, True)
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def ask(self, start: tuple[str, Point] | None) -> optuna.Trial:
-        """Return a new trial: a point that was queued, else the start that is given, else the sampler's proposal.
+    def ask(self, start: tuple[str, Point] | None) -> optuna.Trial | None:
+        """Begin a trial at `start`, else at a point that was lost with its process, else where the sampler proposes.
 
         Args:
             start (`tuple[str, Point]`, *optional*): a label and the point to try next.
+
+        Returns:
+            `Trial` or `None`: nothing if another worker began a trial at this point in the same moment; ask again.
         """
         finished, running = self.finished(), self.running()
-        if start is not None and not self._in(TrialState.WAITING):
-            self._enqueue(start[1], start[0])
-        state = np.random.SeedSequence([self._seed, len(finished), len(running)]).generate_state(1)
-        self.study.sampler = optuna.samplers.GPSampler(
-            seed=int(state[0]), n_startup_trials=1, warn_independent_sampling=False
-        )
-        with _quiet():
-            trial = self.study.ask(fixed_distributions=self._distributions)
-        trial.set_user_attr(WORKER, this_worker())
-        if START not in trial.user_attrs and len(self.study.directions) == 1 and len(finished) > 1:
-            trial.set_user_attr(IMPROVEMENT, self._expected_improvement(trial.params, finished))
+        attributes: dict[str, Any] = {WORKER: this_worker()}
+        if start is not None:
+            attributes[START], point = start
+        else:
+            point = self._lost() or propose(
+                finished, running, self._distributions, self.study.directions, seed=self._seed
+            )
+            if len(self.study.directions) == 1 and len(finished) > 1:
+                attributes[IMPROVEMENT] = self._expected_improvement(point, finished)
+        trial = self._begin(point, attributes)
+        if any(other.number < trial.number and other.params == trial.params for other in self.running()):
+            self.fail(trial)
+            return None
         return trial
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
@@ -152,8 +157,26 @@ class Trials:
     def _in(self, state: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(state,))
 
-    def _enqueue(self, point: Point, label: str | None) -> None:
-        self.study.enqueue_trial(dict(point), user_attrs={START: label} if label else None)
+    def _begin(self, point: Point, attributes: dict[str, Any]) -> optuna.Trial:
+        template = create_trial(
+            state=TrialState.RUNNING, params=dict(point), distributions=self._distributions, user_attrs=attributes
+        )
+        study = self._storage.get_study_id_from_name(self.study.study_name)
+        return optuna.Trial(self.study, self._storage.create_new_trial(study, template_trial=template))
+
+    def _live(self, trial: FrozenTrial) -> optuna.Trial:
+        study = self._storage.get_study_id_from_name(self.study.study_name)
+        number = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+        return optuna.Trial(self.study, number)
+
+    def _lost(self) -> Point | None:
+        """The first proposal that was lost with its process and that no later trial has tried."""
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            is_proposal = LOST in trial.user_attrs and START not in trial.user_attrs
+            if is_proposal and all(later.params != trial.params for later in trials[trial.number + 1 :]):
+                return trial.params
+        return None
 
     def _unit(self, params: Mapping[str, float]) -> list[float]:
         return [side.unit(params[name]) for name, side in self._space.ranges.items()]
@@ -184,15 +207,3 @@ def is_complete(trial: FrozenTrial) -> bool:
 def is_feasible(trial: FrozenTrial) -> bool:
     """Tell whether a finished trial keeps all limits."""
     return all(violation <= 0 for violation in trial.user_attrs.get(VIOLATIONS, {}).values())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the line that Optuna logs for every study and trial."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -3,14 +3,16 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from hf_warmscale.merging import search_merge
@@ -18,7 +20,9 @@ from hf_warmscale.merging.journal import open_journal
 from tests.merging.trained import documents
 
 N_TRIALS = 7
-FORK = multiprocessing.get_context("fork")
+KILLS = 10
+CLEAN = multiprocessing.get_context("forkserver")  # a fork of this process would inherit locks of its threads
+CLEAN.set_forkserver_preload(["hf_warmscale.merging", "hf_warmscale.merging.search", "tests.merging.trained"])
 
 
 def search(checkpoints: list[Path], storage: Path | None) -> None:
@@ -35,27 +39,48 @@ def finished(journal: Path) -> list[tuple[dict[str, float], float]]:
     return [(trial.params, trial.values[0]) for trial in trials]
 
 
-def entries(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+def search_until_entry(checkpoints: list[Path], journal: Path, count: int) -> None:
+    """Search, and be killed right after the `count`-th entry that this process writes to the journal."""
+    append, written = JournalFileBackend.append_logs, 0
+
+    def append_and_die(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        nonlocal written
+        append(self, logs)
+        written += len(logs)
+        if written >= count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    JournalFileBackend.append_logs = append_and_die  # type: ignore[method-assign]
+    search(checkpoints, journal)
 
 
-def run_until_entry(checkpoints: list[Path], journal: Path, count: int) -> bool:
-    """Search in a process and kill it when the journal has so many more entries; tell whether it ended before."""
-    process = FORK.Process(target=search, args=(checkpoints, journal))
-    target = entries(journal) + count
-    process.start()
-    while process.is_alive() and entries(journal) < target:
-        time.sleep(0.002)
-    assert process.pid is not None
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    return process.exitcode == 0
+def test_a_search_killed_again_and_again_tries_the_same_points(trajectory: list[Path], tmp_path: Path) -> None:
+    """SIGKILL after ever other entries of the journal, and on at once: no finished trial is lost, none is another."""
+    search(trajectory[-2:], tmp_path / "whole.log")
+    whole, journal, kills = finished(tmp_path / "whole.log"), tmp_path / "killed.log", 0
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the kills: {seed}")
+    entries = random.Random(seed)
+    done: list[tuple[dict[str, float], float]] = []
+    while kills < KILLS or len(done) < len(whole):
+        process = CLEAN.Process(target=search_until_entry, args=(trajectory[-2:], journal, entries.randint(1, 14)))
+        process.start()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        before, done = done, finished(journal) if journal.exists() else []
+        assert done[: len(before)] == before
+        assert done == whole[: len(done)]
+        if process.exitcode == 0:
+            break
+    print(f"{kills} kills")
+    search(trajectory[-2:], journal)
+    assert finished(journal) == whole
+    assert kills >= KILLS
 
 
 def test_two_processes_share_a_study(trajectory: list[Path], tmp_path: Path) -> None:
     journal = tmp_path / "shared.log"
-    processes = [FORK.Process(target=search, args=(trajectory[-2:], journal)) for _ in range(2)]
+    processes = [CLEAN.Process(target=search, args=(trajectory[-2:], journal)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -14,7 +14,7 @@ from hf_warmscale.evaluation import DocumentNLL
 from hf_warmscale.merging.evaluator import Outcome
 from hf_warmscale.merging.journal import open_journal
 from hf_warmscale.merging.liveness import is_alive, this_worker
-from hf_warmscale.merging.spaces import PairSpace, SimplexSpace, Space
+from hf_warmscale.merging.spaces import PairSpace, Point, SimplexSpace, Space
 from hf_warmscale.merging.starts import fixed_starts, start_label
 from hf_warmscale.merging.trials import Trials
 from hf_warmscale.merging.weights import subset_weights
@@ -51,8 +51,14 @@ def advance(trials: Trials, count: int) -> None:
     for _ in range(count):
         done = len(trials.finished())
         start = (str(done), {"lambda": starts[done]}) if done in starts else None
-        trial = trials.ask(start)
+        trial = begin(trials, start)
         trials.tell(trial, outcome(bowl(trial.params["lambda"])))
+
+
+def begin(trials: Trials, start: tuple[str, Point] | None = None) -> optuna.Trial:
+    trial = trials.ask(start)
+    assert trial is not None
+    return trial
 
 
 def history(trials: Trials) -> list[tuple[float, float]]:
@@ -76,18 +82,19 @@ def test_another_seed_asks_for_other_points() -> None:
     assert history(one)[2:] != history(two)[2:]
 
 
-def test_a_killed_trial_is_failed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = InMemoryStorage()
-    trials = new_trials(storage)
+def kill(trial: optuna.Trial) -> None:
+    """As if the worker of a trial had been killed: no process has this id."""
+    trial.set_user_attr("worker", this_worker().replace("/", "/9999999", 1))
+
+
+def test_a_killed_trial_is_failed_and_tried_again() -> None:
+    trials = new_trials()
     advance(trials, 3)
-    lost = trials.ask(None)
-    lost.set_user_attr("worker", this_worker().replace("/", "/9999999", 1))  # no process has this id
+    lost = begin(trials)
+    kill(lost)
     trials.sweep()
-    assert [trial.state for trial in trials.study.trials] == [TrialState.COMPLETE] * 3 + [
-        TrialState.FAIL,
-        TrialState.WAITING,
-    ]
-    again = trials.ask(None)
+    assert [trial.state for trial in trials.study.trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL]
+    again = begin(trials)
     assert again.params == lost.params
     trials.tell(again, outcome(bowl(again.params["lambda"])))
     whole = new_trials()
@@ -95,17 +102,29 @@ def test_a_killed_trial_is_failed_and_tried_again(monkeypatch: pytest.MonkeyPatc
     assert history(trials) == history(whole)
 
 
-def test_a_start_that_was_killed_keeps_its_label() -> None:
+def test_a_lost_proposal_is_tried_again_after_others_have_finished() -> None:
+    """What a dead worker of several was busy with."""
     trials = new_trials()
-    lost = trials.ask(("1", {"lambda": 1.0}))
-    lost.set_user_attr("worker", this_worker().replace("/", "/9999999", 1))
+    advance(trials, 3)
+    lost, other = begin(trials), begin(trials)
+    assert other.params != lost.params
+    kill(lost)
+    trials.tell(other, outcome(bowl(other.params["lambda"])))
     trials.sweep()
-    assert trials.ask(("0", {"lambda": 0.0})).user_attrs["start"] == "1"
+    assert begin(trials).params == lost.params
+    assert begin(trials).params != lost.params
+
+
+def test_of_two_workers_at_one_point_the_later_gives_way() -> None:
+    trials = new_trials()
+    first = begin(trials, ("1", {"lambda": 1.0}))
+    assert trials.ask(("1", {"lambda": 1.0})) is None
+    assert [trial.number for trial in trials.running()] == [first.number]
 
 
 def test_a_trial_of_a_living_worker_is_left_alone() -> None:
     trials = new_trials()
-    trials.ask(("1", {"lambda": 1.0}))
+    begin(trials, ("1", {"lambda": 1.0}))
     trials.sweep()
     assert len(trials.running()) == 1
 
@@ -121,7 +140,7 @@ def test_workers_that_ask_at_once_get_different_points(tmp_path: Path) -> None:
     storage = open_journal(tmp_path / "journal.log")
     trials = new_trials(storage)
     advance(trials, 3)
-    points = [new_trials(storage).ask(None).params["lambda"] for _ in range(3)]
+    points = [begin(new_trials(storage)).params["lambda"] for _ in range(3)]
     assert len({round(point, 6) for point in points}) == 3
 
 
@@ -139,7 +158,7 @@ def test_limits_steer_the_search() -> None:
     """The best of the bowl is out of bounds: what is proposed ends up at the bound."""
     trials = new_trials()
     for start in (1.0, 0.0, *[None] * 8):
-        trial = trials.ask(None if start is None else (str(start), {"lambda": start}))
+        trial = begin(trials, None if start is None else (str(start), {"lambda": start}))
         weight = trial.params["lambda"]
         trials.tell(trial, outcome(bowl(weight), {"old": 0.8 - weight}))
     feasible = [weight for weight, _ in history(trials) if weight >= 0.8]
@@ -150,7 +169,7 @@ def test_the_posterior_mean_sees_through_noise() -> None:
     trials = new_trials()
     noise = np.random.default_rng(0)
     for step in range(12):
-        trial = trials.ask((str(step), {"lambda": step / 11}))
+        trial = begin(trials, (str(step), {"lambda": step / 11}))
         trials.tell(trial, outcome(bowl(step / 11) + 0.002 * noise.normal()))
     means = trials.posterior_means(trials.finished())
     truth = [bowl(step / 11) for step in range(12)]
@@ -195,10 +214,10 @@ def test_a_simplex_is_searched_better_than_at_random() -> None:
     for members in fixed_starts(3):
         point = space.point(subset_weights(3, members))
         assert point is not None
-        trial = trials.ask((start_label(members), point))
+        trial = begin(trials, (start_label(members), point))
         trials.tell(trial, outcome(loss(space.weights(trial.params))))
     while len(trials.finished()) < 20 and not trials.converged(1e-4, 3):
-        trial = trials.ask(None)
+        trial = begin(trials)
         trials.tell(trial, outcome(loss(space.weights(trial.params))))
     best = min(trial.values[0] for trial in trials.finished())
     assert best < min(loss(weights) for weights in grid) + 1e-3
