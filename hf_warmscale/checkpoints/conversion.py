@@ -26,9 +26,17 @@ from hf_warmscale.checkpoints.tensors import TensorSpec
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the causal LM of a config on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    """Return the causal LM of a config on the meta device: names and shapes, no memory.
+
+    Raises:
+        ValueError: if no causal LM can be built of the config.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a family's own code may raise anything on a config that does not fit together
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        raise ValueError(f"No causal LM can be built of this {config.model_type} config: {reason}.") from error
     return model
 
 

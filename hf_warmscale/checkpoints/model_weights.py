@@ -1,5 +1,7 @@
 """A checkpoint under the names of the model that loads it."""
 
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,18 +14,26 @@ from hf_warmscale.checkpoints.reader import Checkpoint
 from hf_warmscale.checkpoints.tensors import TensorSpec
 from hf_warmscale.checkpoints.writer import CheckpointWriter
 
+FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+"""What a weight may be stored in; 8 bits and integers are quantized, and nothing without their scales."""
+
+BUFFERS_OF_OLD_FILES = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""Computed by every model of today and stored by some of yesterday; more are named by the families themselves."""
+
 
 class ModelWeights:
     """Read a checkpoint by the names of `state_dict()`, one tensor at a time, as `from_pretrained` would name them.
 
-    Of tied names only the source is there (`model.embed_tokens.weight`, not `lm_head.weight`).
+    Of tied names only the source is there (`model.embed_tokens.weight`, not `lm_head.weight`). Stored tensors that the
+    model has no place for are left out, with a warning that names one.
 
     Args:
         checkpoint (`Checkpoint`): the opened checkpoint.
 
     Raises:
-        ValueError: if a tensor of the model is missing or of another shape than the config says, the checkpoint is
-            quantized, or it stores two different tensors under names that its config ties.
+        ValueError: if a tensor of the model is missing, of another shape than the config says, or stored as integers
+            or in 8 bits, the checkpoint is quantized, or it stores two different tensors under names that its config
+            ties.
 
     Example:
         >>> weights = ModelWeights(open_checkpoint("mistralai/Mixtral-8x7B-v0.1"))
@@ -41,6 +51,7 @@ class ModelWeights:
         for group in loading_groups(checkpoint.specs, self.model):
             for name, spec in group.result_specs(checkpoint.specs, self.model).items():
                 self._groups[name], stored[name] = group, spec
+        self._warn_of_leftovers()
         self._drop_tied(stored)
         self._last: tuple[Group, dict[str, torch.Tensor]] | None = None
         self.specs: Mapping[str, TensorSpec] = self._checked(stored)
@@ -71,6 +82,22 @@ class ModelWeights:
         for name in self.specs:
             yield name, self.tensor(name)
 
+    def _warn_of_leftovers(self) -> None:
+        """Warn of what `from_pretrained` would call unexpected."""
+        used = {source for group in self._groups.values() for source in group.sources}
+        ignored = [*BUFFERS_OF_OLD_FILES, *(self.model._keys_to_ignore_on_load_unexpected or ())]
+        left = [
+            name
+            for name in self.checkpoint.specs
+            if name not in used and not any(re.search(pattern, name) for pattern in ignored)
+        ]
+        if left:
+            warnings.warn(
+                f"{len(left)} tensors of {self.checkpoint.source.name} have no place in the model of its config.json "
+                f"and are left out, {left[0]} among them.",
+                stacklevel=2,
+            )
+
     def _drop_tied(self, stored: dict[str, TensorSpec]) -> None:
         for tied, source in self.model.all_tied_weights_keys.items():
             if tied not in stored:
@@ -88,15 +115,20 @@ class ModelWeights:
         return self.checkpoint.tensor(next(iter(self._groups[name].sources)))
 
     def _checked(self, stored: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-        """Return the specs in the model's order, all shapes compared with the config."""
-        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        """Return the specs in the model's order, all shapes and kinds of number compared with the model."""
+        expected = {name: TensorSpec.of(tensor) for name, tensor in self.model.state_dict().items()}
         for name in expected.keys() - self.model.all_tied_weights_keys.keys() - stored.keys():
             raise ValueError(f"The checkpoint {self.checkpoint.source.name} lacks the tensor {name}.")
         for name, spec in stored.items():
-            if spec.shape != expected[name]:
+            if spec.shape != expected[name].shape:
                 raise ValueError(
                     f"The tensor {name} of {self.checkpoint.source.name} has the shape {list(spec.shape)},"
-                    f" its config.json says {list(expected[name])}."
+                    f" its config.json says {list(expected[name].shape)}."
+                )
+            if expected[name].dtype.is_floating_point and spec.dtype not in FLOATS:
+                raise ValueError(
+                    f"The tensor {name} of {self.checkpoint.source.name} is stored as {spec}, which is no dtype to "
+                    "compute in; use a checkpoint in float32, bfloat16, float16 or float64."
                 )
         return {name: stored[name] for name in expected if name in stored}
 

@@ -102,10 +102,10 @@ class Checkpoint:
         if not (self.folder / "config.json").is_file():
             raise FileNotFoundError(f"{self.folder} has no config.json; it is no model folder.")
         try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(self.folder)
-        except (ValueError, OSError, StrictDataclassError) as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".:")
-            raise ValueError(f"The config.json of {self.folder} cannot be used: {reason}.") from error
+            # Without a word from us transformers asks, and a "y" on a terminal runs the folder's code.
+            config: PreTrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except Exception as error:  # a family's own config class may raise anything on values it was not made for
+            raise ValueError(f"The config.json of {self.folder} cannot be used: {_first_sentence(error)}") from error
         return config
 
     @cached_property
@@ -150,6 +150,13 @@ class Checkpoint:
         read.
         """
         return combine_digests((name, spec, self.digest(name)) for name, spec in self.specs.items())
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return what an error of transformers says: its cause where a validator gives it one, and no advice."""
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    return f"{text.partition('. ')[0].rstrip(' .:')}."
 
 
 def _open_shards(folder: Path, allow_pickle: bool) -> list[Shard]:

@@ -163,10 +163,10 @@ def read_index(path: Path) -> dict[str, str]:
     """
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files: dict[str, str] = dict(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of a sharded checkpoint; copy or download it again.") from error
     for file in files.values():
-        if Path(file).name != file:
-            raise ValueError(f"{path} names {file}, which is not a file of its folder.")
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+            raise ValueError(f"{path} names {file!r}, which is not a file of its folder.")
     return files

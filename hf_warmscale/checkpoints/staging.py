@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,16 @@ def refuse_existing(output: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: if `output` is a file, a mount point, or a folder that is not empty.
+        OSError: if it cannot be looked at, or is a link to itself.
     """
     output = Path(output)
-    if output.is_file():
+    try:
+        is_folder = stat.S_ISDIR(output.stat().st_mode)  # an OSError of its own where links go in a circle
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not is_folder:
         raise ValueError(f"The output {output} is a file; name a new or an empty folder.")
-    if output.is_dir() and any(output.iterdir()):
+    if any(output.iterdir()):
         raise ValueError(f"The output folder {output} is not empty; name a new or an empty folder.")
     if output.is_mount():
         raise ValueError(f"The output folder {output} is a mount point; name a new folder inside it.")
@@ -52,8 +58,8 @@ def staged_directory(output: str | os.PathLike[str]) -> Iterator[Path]:
         >>> with staged_directory("merged") as folder:
         ...     model.save_pretrained(folder)
     """
-    output = Path(output).resolve()
     refuse_existing(output)
+    output = Path(output).resolve()
     with _locked(output, wait=0.0):
         refuse_existing(output)  # another process may have completed it before the lock was free
         staging = output.with_name(f".{output.name}{STAGING_SUFFIX}")

@@ -69,6 +69,24 @@ def test_a_checkpoint_of_the_inner_model(tmp_path: Path) -> None:
     assert weights.specs.keys() == expected.keys()
 
 
+def test_what_the_model_has_no_place_for_is_said(tmp_path: Path) -> None:
+    """A config of fewer layers drops the others: transformers says so, and so does this."""
+    folder = tiny_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.warns(UserWarning, match=r"9 tensors of .* no place in the model .*, model\.layers\.1\..* among them"):
+        weights = ModelWeights(open_checkpoint(folder))
+    assert not [name for name in weights.specs if "layers.1" in name]
+
+
+def test_buffers_that_old_files_hold_are_not_worth_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    old = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(2) for layer in range(2)}
+    save_file({**load_file(folder / FILE), **old}, folder / FILE)
+    ModelWeights(open_checkpoint(folder))
+    assert not [warning for warning in recwarn if "no place" in str(warning.message)]
+
+
 class TestTied:
     def test_both_names_stored_and_equal(self, tmp_path: Path) -> None:
         weights = ModelWeights(open_checkpoint(self._with_head(tmp_path, scale=1.0)))
@@ -108,6 +126,24 @@ class TestRefusals:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, field: value}))
         with pytest.raises(ValueError, match=rf"has the shape \[.*\], its config\.json says \[.*{value}"):
+            ModelWeights(open_checkpoint(folder))
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.float8_e4m3fn])
+    def test_a_weight_that_is_no_float(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        folder = tiny_folder(tmp_path / "model")
+        tensors = load_file(folder / FILE)
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+        save_file(tensors, folder / FILE)
+        with pytest.raises(
+            ValueError, match=rf"model\.norm\.weight .* is stored as {str(dtype)[6:]}\[16\], which is no"
+        ):
+            ModelWeights(open_checkpoint(folder))
+
+    def test_a_config_that_fits_no_model(self, tmp_path: Path) -> None:
+        folder = tiny_folder(tmp_path / "model")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_size": -16}))
+        with pytest.raises(ValueError, match="No causal LM can be built of this llama config: .*negative dimension"):
             ModelWeights(open_checkpoint(folder))
 
     def test_a_quantized_checkpoint(self, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint is known before it is read, is read to the bit, and is refused in one sentence when it is damaged."""
 
+import io
 import json
 import os
 import pickle
@@ -160,6 +161,14 @@ def _outside(folder: Path) -> None:
     _edit_index(folder, "model.extra.weight", "../elsewhere.safetensors")
 
 
+def _names_its_folder(folder: Path) -> None:
+    _edit_index(folder, "model.extra.weight", "")
+
+
+def _nested(folder: Path) -> None:
+    (folder / INDEX).write_text("[" * 100_000)
+
+
 def _twice(folder: Path) -> None:
     first, second = (next(folder.glob(f"model-0000{number}-*")) for number in (1, 2))
     save_file({**load_file(second), **load_file(first)}, second)
@@ -178,6 +187,8 @@ SHARDED_DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] 
     "truncated shard": (_truncated_shard, ValueError, "model-00002-of-.* is truncated or corrupt"),
     "promised": (_promised, ValueError, "places the tensor model.extra.weight in model-00001-of"),
     "outside": (_outside, ValueError, "not a file of its folder"),
+    "folder": (_names_its_folder, ValueError, "names '', which is not a file of its folder"),
+    "nested": (_nested, ValueError, "is no index"),
     "twice": (_twice, ValueError, "is in model-00001-of.* and in model-00002-of"),
     "broken index": (_broken_index, ValueError, "is no index"),
     "index without map": (_index_without_map, ValueError, "is no index"),
@@ -230,13 +241,41 @@ class TestSource:
         with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
             _ = open_checkpoint(folder).config
 
-    @pytest.mark.parametrize("content", ['{"model_type": "no_such_family"}', "{", "{}"])
+    @pytest.mark.parametrize("content", ['{"model_type": "no_such_family"}', "{", "{}", "[" * 100_000])
     def test_an_unknown_config(self, tmp_path: Path, content: str) -> None:
         folder = tiny_folder(tmp_path / "model")
         (folder / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"config\.json") as refusal:
             _ = open_checkpoint(folder).config
         assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"hidden_size": "16"}, "expected int, got str"),
+            ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+            ({"num_attention_heads": 0}, "modulo by zero"),
+            ({"dtype": "float33"}, "float33"),
+        ],
+    )
+    def test_a_config_that_cannot_be_used(self, tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+        folder = tiny_folder(tmp_path / "model")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ValueError, match=rf"config\.json .* cannot be used: .*{reason}") as refusal:
+            _ = open_checkpoint(folder).config
+        assert "\n" not in str(refusal.value)
+
+    def test_code_in_a_folder_never_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not even if a "y" waits on the terminal, where transformers would ask."""
+        folder = tiny_folder(tmp_path / "model")
+        names = {"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"}
+        (folder / "config.json").write_text(json.dumps({"model_type": "harmful", "auto_map": names}))
+        (folder / "configuration.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'harm')!r})\n")
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+        with pytest.raises(ValueError, match=r"config\.json .* cannot be used: .* contains custom code"):
+            _ = open_checkpoint(folder).config
+        assert not (tmp_path / "harm").exists()
 
 
 class TestPickles:

@@ -67,6 +67,16 @@ def test_what_exists_is_refused_and_kept(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "nothing")
 
 
+def test_what_is_no_folder_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(ValueError, match="pipe is a file"):
+        write(tmp_path / "pipe")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        write(tmp_path / "circle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "pipe"]
+
+
 def test_a_dangling_leftover_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".output.partial").mkdir()
     (tmp_path / ".output.partial" / "old").write_text("half of it")
