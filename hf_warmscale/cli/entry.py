@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from hf_warmscale import __version__
+from hf_warmscale.cli.average import AVERAGE
 from hf_warmscale.cli.completion import COMPLETION
 from hf_warmscale.cli.data import DATA
 from hf_warmscale.cli.env import ENV
@@ -25,7 +26,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 DEBUG_VARIABLE = "WARMSCALE_DEBUG"
 
-VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, TRAIN, MERGE, MUP, DATA, PUSH, ENV, COMPLETION)
+VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, TRAIN, AVERAGE, MERGE, MUP, DATA, PUSH, ENV, COMPLETION)
 
 
 def make_parser() -> Parser:

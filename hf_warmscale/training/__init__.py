@@ -1,6 +1,8 @@
 """Continual pretraining: schedules, mixtures with replay, stages, and the trainer that runs them."""
 
 from hf_warmscale.training.arguments import ContinualArguments, ContinualTrainingArguments
+from hf_warmscale.training.averaging import AverageCheckpoints, average_run, average_weights
+from hf_warmscale.training.branching import anneal_stage, constant_checkpoints
 from hf_warmscale.training.lr_scheduler import StageLR, plot_schedule
 from hf_warmscale.training.mixture import ReplayMixture, SeenRows
 from hf_warmscale.training.schedules import Schedule, get_schedule
@@ -8,6 +10,7 @@ from hf_warmscale.training.stage import Progress, Stage, StageRecord, seen_rows
 from hf_warmscale.training.trainer import ContinualMixin, ContinualTrainer
 
 __all__ = [
+    "AverageCheckpoints",
     "ContinualArguments",
     "ContinualMixin",
     "ContinualTrainer",
@@ -19,6 +22,10 @@ __all__ = [
     "Stage",
     "StageLR",
     "StageRecord",
+    "anneal_stage",
+    "average_run",
+    "average_weights",
+    "constant_checkpoints",
     "get_schedule",
     "plot_schedule",
     "seen_rows",

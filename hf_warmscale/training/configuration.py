@@ -6,13 +6,16 @@ from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import yaml
 from transformers import HfArgumentParser
 
 from hf_warmscale.training.arguments import ContinualTrainingArguments
+from hf_warmscale.training.branching import anneal_stage
 from hf_warmscale.training.launch import prepare_processes
+from hf_warmscale.training.mixture import ReplayMixture
+from hf_warmscale.training.rates import Shape
 from hf_warmscale.training.refusals import refuse_unknown
 from hf_warmscale.training.stage import Stage
 
@@ -63,6 +66,19 @@ class StageArguments:
             "help": "Sources by name, as JSON: {path, weight}, and if wanted seen_by (a checkpoint: only rows that "
             "its run saw), name (of the source in that run) and max_passes."
         },
+    )
+    anneal_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint in the constant phase of the stage that this file describes: load it, moments "
+            "included, and anneal it instead; give another output_dir."
+        },
+    )
+    anneal_until: float | None = field(
+        default=None, metadata={"help": "Tokens of trunk and anneal together at which the anneal ends."}
+    )
+    anneal_shape: str | None = field(
+        default=None, metadata={"help": "Of the anneal: linear, 1-sqrt, cosine or exponential."}
     )
     mixture_seed: int = field(default=0, metadata={"help": "Of the orders of rows."})
     evaluation: dict[str, str] | str | None = field(
@@ -157,15 +173,39 @@ def plan_stage(arguments: StageArguments, training: ContinualTrainingArguments, 
     """
     max_steps = training.max_steps if training.max_steps > 0 else None
     training.max_steps = -1
-    tokens = arguments.max_tokens
+    max_tokens = None if arguments.max_tokens is None else int(arguments.max_tokens)
+    if arguments.anneal_from is not None:
+        return _plan_anneal(arguments, max_steps, max_tokens, **data)
+    for name in ("anneal_until", "anneal_shape"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"{name} is of an anneal; name the checkpoint with anneal_from.")
     return Stage(
         arguments.stage,
         as_mapping("schedule", arguments.schedule) if _looks_like_json(arguments.schedule) else arguments.schedule,
         max_steps=max_steps,
-        max_tokens=None if tokens is None else int(tokens),
+        max_tokens=max_tokens,
         optimizer="keep" if arguments.optimizer_state == "keep" else "reset",
         parent=arguments.parent,
         **data,
+    )
+
+
+def _plan_anneal(
+    arguments: StageArguments, max_steps: int | None, max_tokens: int | None, mixture: ReplayMixture | None = None
+) -> Stage:
+    """Make the branch; `anneal_until` takes the place of the trunk's length."""
+    assert arguments.anneal_from is not None
+    until, shape = arguments.anneal_until, arguments.anneal_shape
+    if shape is not None:
+        refuse_unknown("anneal_shape", shape, get_args(Shape))
+    return anneal_stage(
+        arguments.anneal_from,
+        mixture,
+        max_steps=max_steps if until is None else None,
+        max_tokens=max_tokens if until is None else None,
+        until_tokens=None if until is None else int(until),
+        shape=cast(Shape | None, shape),
+        name=f"{arguments.stage}-anneal",
     )
 
 

@@ -1,6 +1,7 @@
 """Count tokens and loss of a stage by source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,13 +30,14 @@ class SourceMeter:
         self.counts = torch.zeros(2, len(names), dtype=torch.int64, device=device)
         self.losses = torch.zeros(2, len(names), dtype=torch.float64, device=device)
 
-    def add(self, sources: Tensor, inputs: dict[str, Any], logits: Tensor | None) -> None:
+    def add(self, sources: Tensor, inputs: dict[str, Any], outputs: Mapping[str, Any] | None) -> None:
         """Count one micro-batch.
 
         Args:
             sources (`[rows]` or `[1, tokens]`): the number of the source of each row or token.
             inputs (`dict`): the batch, with `input_ids` and `labels` of `[rows, tokens]`.
-            logits (`[rows, tokens, vocabulary]`, *optional*): of the same positions; without them no loss is measured.
+            outputs (`Mapping`, *optional*): of the model, with `logits` of `[rows, tokens, vocabulary]`, or with the
+                `log_probs` of the targets alone (trl's fused head); without them no loss is measured.
         """
         labels = inputs["labels"]
         by_position = per_position(sources, labels.shape)
@@ -44,8 +46,8 @@ class SourceMeter:
         counted = target_sources[targets != IGNORED]
         self.counts[0] += torch.bincount(by_position[present], minlength=len(self.names))
         self.counts[1] += torch.bincount(counted, minlength=len(self.names))
-        if logits is not None:
-            nll = token_nll(logits.detach()[:, :-1], targets)
+        nll = None if outputs is None else target_nll(outputs, targets)
+        if nll is not None:
             self.losses[0].index_add_(0, target_sources.reshape(-1), nll.reshape(-1).double())
             self.losses[1] += torch.bincount(counted, minlength=len(self.names))
 
@@ -62,6 +64,31 @@ class SourceMeter:
         sums, tokens = _sum_over_ranks(gather, self.losses).tolist()
         self.losses.zero_()
         return {name: total / count for name, total, count in zip(self.names, sums, tokens, strict=True) if count}
+
+
+def target_nll(outputs: Mapping[str, Any], targets: Tensor) -> Tensor | None:
+    """Return the loss of every target, `[rows, tokens - 1]`, or `None` if the model gave neither form of it."""
+    log_probs, logits = outputs.get("log_probs"), outputs.get("logits")
+    if log_probs is not None:
+        found: Tensor = -log_probs.detach()
+        return found
+    return None if logits is None else token_nll(logits.detach()[:, :-1], targets)
+
+
+@contextmanager
+def captured(model: nn.Module) -> Iterator[list[Mapping[str, Any]]]:
+    """Collect what a model returns inside the block, for a loss function that keeps it to itself."""
+    seen: list[Mapping[str, Any]] = []
+
+    def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:
+        if isinstance(outputs, Mapping):
+            seen.append(outputs)
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

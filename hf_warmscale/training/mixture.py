@@ -52,6 +52,7 @@ class ReplayMixture(Dataset[Row]):
         seed (`int`): of the orders of rows.
         max_passes (`float` or `Mapping[str, float]`, *optional*): how many times a stage may go through a source, or
             through each; unlimited by default.
+        first_sample (`int`): where in its endless sequence the mixture begins; see `after`.
 
     Raises:
         ValueError: for an empty source, unknown names, or weights that are negative or do not sum to 1.
@@ -76,6 +77,7 @@ class ReplayMixture(Dataset[Row]):
         seed: int = 0,
         *,
         max_passes: float | Mapping[str, float] | None = None,
+        first_sample: int = 0,
     ) -> None:
         if not sources:
             raise ValueError("The mixture has no source; give at least one dataset.")
@@ -92,6 +94,7 @@ class ReplayMixture(Dataset[Row]):
         table = np.asarray([[shares[name] for name in self.names] for shares in self.weights.values()])
         self._apportionment = Apportionment(list(self.weights), table)
         self._keys = [key_of(seed, name) for name in self.names]
+        self.first_sample = first_sample
         self._block: tuple[int, tuple[Integers, Integers]] | None = None
 
     @property
@@ -118,7 +121,7 @@ class ReplayMixture(Dataset[Row]):
         """Return the number of the source, in the order of `names`, and the row within it."""
         if sample < 0:
             raise IndexError(f"Sample {sample} of a mixture does not exist; samples count from 0.")
-        number, place = divmod(sample, BLOCK)
+        number, place = divmod(self.first_sample + sample, BLOCK)
         if self._block is None or self._block[0] != number:
             self._block = number, self._locate(np.arange(number * BLOCK, (number + 1) * BLOCK))
         sources, rows = self._block[1]
@@ -126,7 +129,7 @@ class ReplayMixture(Dataset[Row]):
 
     def locate_range(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return sources and rows of the samples from `start` to `stop`, in the smallest integers that hold them."""
-        count = stop - start
+        count, start = stop - start, self.first_sample + start
         sources = np.empty(count, dtype=np.min_scalar_type(len(self.names)))
         rows = np.empty(count, dtype=np.min_scalar_type(max(self.sizes)))
         for begin in range(0, count, CHUNK):
@@ -136,11 +139,23 @@ class ReplayMixture(Dataset[Row]):
 
     def counts(self, num_samples: int) -> dict[str, int]:
         """Return how many of the first `num_samples` samples come from each source."""
-        return dict(zip(self.names, self._apportionment.counts(num_samples), strict=True))
+        upto, before = map(self._apportionment.counts, (self.first_sample + num_samples, self.first_sample))
+        return {name: a - b for name, a, b in zip(self.names, upto, before, strict=True)}
 
     def expected_counts(self, num_samples: int) -> dict[str, float]:
         """Return the weights summed over the first `num_samples` samples."""
-        return dict(zip(self.names, self._apportionment.expected(num_samples), strict=True))
+        upto, before = map(self._apportionment.expected, (self.first_sample + num_samples, self.first_sample))
+        return {name: a - b for name, a, b in zip(self.names, upto, before, strict=True)}
+
+    def after(self, num_samples: int) -> "ReplayMixture":
+        """Return the same sequence from sample `num_samples` on: rows that a run of that length has not drawn."""
+        return ReplayMixture(
+            self.sources,
+            self.weights,
+            self.seed,
+            max_passes=self.max_passes,
+            first_sample=self.first_sample + num_samples,
+        )
 
     def check_passes(self, num_samples: int) -> None:
         """Refuse a stage of `num_samples` samples that goes through a source more often than allowed.
@@ -158,6 +173,7 @@ class ReplayMixture(Dataset[Row]):
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the sequence as plain JSON, below 1 kB for a handful of sources."""
+        skipped = dict(zip(self.names, self._apportionment.counts(self.first_sample), strict=True))
         return {
             "seed": self.seed,
             "sources": {
@@ -165,6 +181,7 @@ class ReplayMixture(Dataset[Row]):
                 for (name, rows), size in zip(self.sources.items(), self.sizes, strict=True)
             },
             "weights": {str(start): shares for start, shares in self.weights.items()},
+            **({"first_sample": self.first_sample, "skipped_rows": skipped} if self.first_sample else {}),
         }
 
     def like(self, description: Mapping[str, Any]) -> "ReplayMixture":
@@ -181,6 +198,7 @@ class ReplayMixture(Dataset[Row]):
             {int(start): shares for start, shares in description["weights"].items()},
             seed=description["seed"],
             max_passes=self.max_passes,
+            first_sample=description.get("first_sample", 0),
         )
 
     def _locate(self, samples: Integers) -> tuple[Integers, Integers]:
@@ -237,10 +255,11 @@ class SeenRows(Dataset[Row]):
         name (`str`): its name in the earlier stage.
         seed (`int`): of the earlier mixture.
         count (`int`): how many samples the earlier stage drew from it.
+        start (`int`): how many the earlier mixture had skipped, see `ReplayMixture.after`.
     """
 
-    def __init__(self, rows: Rows, *, name: str, seed: int, count: int) -> None:
-        self.rows, self.key, self.count = rows, key_of(seed, name), min(count, len(rows))
+    def __init__(self, rows: Rows, *, name: str, seed: int, count: int, start: int = 0) -> None:
+        self.rows, self.key, self.start, self.count = rows, key_of(seed, name), start, min(count, len(rows))
 
     def __len__(self) -> int:
         return self.count
@@ -252,7 +271,8 @@ class SeenRows(Dataset[Row]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Return several rows at once."""
-        return fetch(self.rows, permuted(np.asarray(indices, dtype=np.int64), len(self.rows), self.key).tolist())
+        ordinals = self.start + np.asarray(indices, dtype=np.int64)
+        return fetch(self.rows, permuted(ordinals, len(self.rows), self.key).tolist())
 
 
 def fetch(rows: Rows, indices: list[int]) -> list[Row]:

@@ -68,6 +68,8 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
 def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     """Load model, tokenizer and data of a configuration."""
     model_arguments, stage_arguments = configuration.model, configuration.stage
+    if stage_arguments.anneal_from is not None:
+        model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
     tokenizer = load_tokenizer(model_arguments)
     mixture = load_mixture(stage_arguments, tokenizer)
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):

@@ -152,6 +152,18 @@ class Schedule:
             return duration * self._total()
         return float(duration)
 
+    def constant_phase(self) -> tuple[float, float] | None:
+        """Return the numbers of steps t between which the rate is constant, or `None` if it never is."""
+        if self.name == "rewarm_cosine":
+            return None
+        warmup = self.steps("warmup")
+        if self.name == "constant":
+            return warmup, math.inf
+        if self.name == "wsd":
+            return warmup, self._total() - self.steps("cooldown")
+        start = warmup + self.steps("cooldown")
+        return start, start + self.steps("constant")
+
     def _phase(self, phase: str) -> Duration:
         duration: Duration | None = getattr(self, phase)
         if duration is not None:

@@ -221,7 +221,8 @@ def _seen(stages: list[dict[str, Any]], name: str, rows: Rows, stage: str | None
         count = entry["progress"]["rows"].get(name, 0)
         if count and stage in (None, entry["name"]):
             refuse_other_rows(name, rows, entry["mixture"]["sources"][name])
-            return SeenRows(rows, name=name, seed=entry["mixture"]["seed"], count=count)
+            start = entry["mixture"].get("skipped_rows", {}).get(name, 0)
+            return SeenRows(rows, name=name, seed=entry["mixture"]["seed"], count=count, start=start)
     known = sorted({source for entry in stages for source, count in entry["progress"]["rows"].items() if count})
     where = f"The stage {stage!r}" if stage else "The run"
     raise ValueError(f"{where} never saw the source {name!r}; replay one of {', '.join(known) or 'none'}.")

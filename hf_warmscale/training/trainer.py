@@ -18,11 +18,13 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 from hf_warmscale.training.arguments import ContinualArguments
 from hf_warmscale.training.launch import check_engine, refuse_engine_blocks
 from hf_warmscale.training.lr_scheduler import StageLR
+from hf_warmscale.training.metering import captured
 from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Rows
 from hf_warmscale.training.parameter_groups import mup_groups
 from hf_warmscale.training.saving import publish, staging_of, sweep
 from hf_warmscale.training.stage import Stage, StageRecord
 from hf_warmscale.training.stage_data import SourceCollator, collate_packed, is_packed, refuse_contamination
+from hf_warmscale.training.stage_report import write_stage_report
 from hf_warmscale.training.stage_run import StageRun, summarise
 
 STAGE_DECIDES = ("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
@@ -56,6 +58,7 @@ class ContinualMixin(Trainer):
         self.stage_run: StageRun | None = None
         self._writes_staged = False
         self._created_optimizer = False
+        self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
             args = _own_arguments(stage, args)
             if data_collator is None and stage.mixture is not None and is_packed(stage.mixture):
@@ -79,7 +82,16 @@ class ContinualMixin(Trainer):
         if self.args.should_save:
             sweep(self._run_folder())
         continued = self._begin(self.stage, checkpoint)
-        return super().train(checkpoint if continued else None, *rest, **kwargs)
+        output = super().train(checkpoint if continued else None, *rest, **kwargs)
+        self._report()
+        return output
+
+    def _report(self) -> None:
+        """Write the report of the stage."""
+        assert self.stage_run is not None
+        self.stage_run.advance(self.state.global_step, self.accelerator.gather)
+        if self.is_world_process_zero():
+            write_stage_report(self._run_folder(), self.stage_run.record, self.state.log_history)
 
     # ---- Beginning a stage ----
 
@@ -223,10 +235,11 @@ class ContinualMixin(Trainer):
         if self.state.global_step == self._initial_global_step:
             refuse_contamination(inputs)
         batch = dict(inputs)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with captured(model) as seen:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         by_source = len(self.stage_run.mixture.names) > 1 and self._loss_shifts_labels
-        self.stage_run.meter.add(sources, batch, outputs.get("logits") if by_source else None)
-        return (loss, outputs) if return_outputs else loss
+        self.stage_run.meter.add(sources, batch, seen[0] if by_source and seen else None)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; beside a training loss also what `StageRun.training_metrics` returns."""
@@ -275,6 +288,20 @@ class ContinualMixin(Trainer):
         finally:
             self._writes_staged = False
 
+    @contextmanager
+    def _own_cache_setting(self) -> Iterator[None]:
+        """Save the model as it came: `Trainer` turns `use_cache` off to train, and generation is slow without it."""
+        if not self._keeps_cache:
+            yield
+            return
+        config = cast(PreTrainedModel, self.model).config
+        while_training = config.use_cache
+        config.use_cache = True
+        try:
+            yield
+        finally:
+            config.use_cache = while_training
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
@@ -282,7 +309,7 @@ class ContinualMixin(Trainer):
         best = self.state.best_model_checkpoint
         if self.stage_run is not None:
             self.stage_run.advance(self.state.global_step, self.accelerator.gather)
-        with self._staged():
+        with self._staged(), self._own_cache_setting():
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = best

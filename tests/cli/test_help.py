@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from hf_warmscale.cli import grow, merge
+from hf_warmscale.cli import average, grow, merge
 from hf_warmscale.cli.entry import VERBS
 from hf_warmscale.cli.verb import Verb
 from tests.cli.shell import COMMAND
@@ -48,11 +48,13 @@ def test_choices_are_those_of_the_functions() -> None:
     from hf_warmscale.merging.streamed import Method
     from hf_warmscale.resize.layer_map import DepthOperator
     from hf_warmscale.resize.operators import WidthName
+    from hf_warmscale.training.averaging import AVERAGES
 
     assert set(grow.WIDTHS) == set(get_args(WidthName))
     assert set(grow.DEPTHS) == set(get_args(DepthOperator))
     assert set(merge.METHODS) == set(get_args(Method))
     assert set(merge.SPACES) == set(get_args(SpaceName))
+    assert average.AVERAGES == AVERAGES
 
 
 def test_every_field_of_a_recipe_has_a_help_text() -> None:

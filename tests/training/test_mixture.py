@@ -214,3 +214,19 @@ def test_empty_and_dry_sources_are_refused() -> None:
         capped.check_passes(120)
     with pytest.raises(IndexError):
         capped[-1]
+
+
+def test_a_sequence_goes_on_after_any_sample() -> None:
+    """What an anneal draws is what its trunk would draw next, and replay of it is what it drew."""
+    sources = {"new": Numbers(100), "old": Numbers(30)}
+    whole = ReplayMixture(sources, {0: [0.9, 0.1], 70: [0.5, 0.5]}, seed=3)
+    rest = whole.after(45).after(5)
+    assert [rest.locate(index) for index in range(60)] == [whole.locate(50 + index) for index in range(60)]
+    assert rest.counts(60) == {name: whole.counts(110)[name] - whole.counts(50)[name] for name in sources}
+    assert rest.like(json.loads(json.dumps(rest.describe()))).locate(7) == rest.locate(7)
+    skipped = rest.describe()["skipped_rows"]["old"]
+    seen = SeenRows(sources["old"], name="old", seed=3, count=rest.counts(60)["old"], start=skipped)
+    drawn = [rest[index] for index in range(60)]
+    assert [seen[index]["input_ids"] for index in range(len(seen))] == [
+        row["input_ids"] for row in drawn if row["source"] == "old"
+    ]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_warmscale.training.packing import load_packed, pack
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "mup"))
-from tokens import END_OF_TEXT, prepare_tokens  # noqa: E402  # the tokenizer of the muP study
+from tokens import END_OF_TEXT, prepare_tokens  # the tokenizer of the muP study
 
 SOURCES = ("english", "german", "python", "english_short")
 """`english` holds the long documents of its corpus, `english_short` the short ones: half of the text each."""

@@ -1,0 +1,41 @@
+"""`warmscale average`: the constant phase of a run into one model, instead of a decay."""
+
+from argparse import Namespace
+
+from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.show import show
+from hf_warmscale.cli.verb import Verb
+
+AVERAGES = ("swa", "lawa", "ema", "wsm-linear", "wsm-1-sqrt", "wsm-cosine", "wsm-exponential")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the run and how its checkpoints are weighed."""
+    parser.add_argument("average_of", metavar="RUN", help="the output_dir of warmscale train")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
+    parser.add_argument("--average", choices=AVERAGES, default="lawa", metavar="A", help=", ".join(AVERAGES))
+    parser.add_argument("--last", type=positive_int, metavar="N", help="only the latest N checkpoints")
+
+
+def run(arguments: Namespace) -> None:
+    """Average, then show the weights."""
+    from hf_warmscale.training.averaging import average_run
+
+    receipt = average_run(arguments.average_of, arguments.output, average=arguments.average, last=arguments.last)
+    rows = [
+        {"checkpoint": given.source, "step": given.step, "weight": weight}
+        for given, weight in zip(receipt.inputs, receipt.weights, strict=True)
+    ]
+    show(
+        rows, title=f"Averaged with {arguments.average}", written=[arguments.output], then="warmscale push DIR REPO_ID"
+    )
+
+
+AVERAGE = Verb(
+    name="average",
+    summary="average the constant phase of a run, in place of a decay",
+    description="Average the checkpoints that a run saved at a constant rate: all (swa), the latest five (lawa), an "
+    "exponential moving average (ema), or the merge that stands for a decay of a shape (wsm-...).",
+    add_arguments=add_arguments,
+    run=run,
+)

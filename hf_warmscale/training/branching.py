@@ -1,0 +1,109 @@
+"""Anneal branches: a decay that leaves a trunk at a constant rate, into a folder of its own."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hf_warmscale.training.mixture import ReplayMixture
+from hf_warmscale.training.rates import Shape
+from hf_warmscale.training.schedules import Schedule
+from hf_warmscale.training.stage import Stage, StageRecord
+
+
+def anneal_stage(
+    checkpoint: str | os.PathLike[str],
+    mixture: ReplayMixture | None = None,
+    *,
+    max_steps: int | None = None,
+    max_tokens: int | None = None,
+    until_tokens: int | None = None,
+    shape: Shape | None = None,
+    min_lr: float | None = None,
+    name: str | None = None,
+) -> Stage:
+    """Return the stage that anneals a checkpoint of a constant phase, with its moments, from its rate to a floor.
+
+    The trunk is only read: train the stage in another `output_dir`, and the trunk goes on where it was.
+
+    Args:
+        checkpoint (`str` or `PathLike`): of the trunk; load the model from it too.
+        mixture (`ReplayMixture`, *optional*): what to anneal on. The mixture of the trunk goes on at the checkpoint's
+            place, so that the branch sees the rows that the trunk sees next; any other one begins at its start.
+        max_steps, max_tokens (`int`, *optional*): length of the branch.
+        until_tokens (`int`, *optional*): instead, the tokens of trunk and branch together at which it ends, with the
+            first step that reaches them.
+        shape (`str`, *optional*): the fall, one of `Shape`; by default the exponential anneal of the infinite
+            schedules if the trunk has one (2403.08763), else `"1-sqrt"` (2405.18392).
+        min_lr (`float`, *optional*): where the branch ends; by default the floor of the trunk's schedule.
+        name (`str`, *optional*): of the stage; by default that of the trunk and `-anneal`.
+
+    Raises:
+        ValueError: if the checkpoint is not of a constant phase, or has the tokens asked for already.
+
+    Example:
+
+    ```python
+    >>> trunk = "runs/trunk/checkpoint-8000"
+    >>> stage = anneal_stage(trunk, mixture, until_tokens=1_000_000_000)
+    >>> ContinualTrainer(AutoModelForCausalLM.from_pretrained(trunk), args, stage=stage).train()
+    ```
+    """
+    record = StageRecord.load(checkpoint)
+    trunk = Schedule(**record.schedule)
+    if not in_constant_phase(record):
+        raise ValueError(
+            f"The rate of {checkpoint} is not constant (step {record.progress.step} of {trunk.name}); anneal from a "
+            "checkpoint of a constant phase."
+        )
+    if mixture is not None and mixture.describe() == record.mixture:
+        mixture = mixture.after(record.progress.samples)
+    return Stage(
+        name or f"{record.name}-anneal",
+        _anneal(trunk, trunk(record.progress.step - 1), shape, trunk.floor if min_lr is None else min_lr),
+        mixture,
+        max_steps=max_steps,
+        max_tokens=max_tokens if until_tokens is None else _missing_tokens(record, until_tokens, checkpoint),
+        optimizer="keep",
+        parent=checkpoint,
+    )
+
+
+def in_constant_phase(record: StageRecord) -> bool:
+    """Tell whether the last step of a checkpoint was made at the constant rate of its schedule."""
+    schedule = Schedule(**record.schedule)
+    phase = schedule.constant_phase()
+    last = record.progress.step - 1 + schedule.step_offset
+    return phase is not None and record.progress.step > 0 and phase[0] <= last <= phase[1]
+
+
+def constant_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
+    """Return the checkpoints of a run that were saved in the constant phase of its schedule, the oldest first.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if a checkpoint was not written by a stage.
+    """
+    if not Path(run).is_dir():
+        raise FileNotFoundError(f"There is no run {run}; check the path.")
+    folders = [path for path in Path(run).glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
+    folders.sort(key=lambda path: int(path.name.partition("-")[2]))
+    return [path for path in folders if in_constant_phase(StageRecord.load(path))]
+
+
+def _anneal(trunk: Schedule, rate: float, shape: Shape | None, floor: float) -> Schedule:
+    """Return the schedule of the branch: nothing but its last phase."""
+    if shape is None and trunk.name.startswith("infinite"):
+        anneal = Schedule("infinite_cosine", constant_lr=rate, warmup=0, cooldown=0, constant=0)
+    else:
+        anneal = Schedule("wsd", warmup=0, cooldown=1.0, cooldown_shape=shape or "1-sqrt")
+    return replace(anneal, learning_rate=rate, min_lr=floor, step_offset=trunk.step_offset)
+
+
+def _missing_tokens(record: StageRecord, until_tokens: int, checkpoint: str | os.PathLike[str]) -> int:
+    missing = until_tokens - record.total_tokens()
+    if missing <= 0:
+        raise ValueError(
+            f"{checkpoint} has seen {record.total_tokens()} tokens, and the anneal is to end at {until_tokens}; "
+            "ask for more, or anneal from an earlier checkpoint."
+        )
+    return missing

@@ -1,0 +1,113 @@
+"""What a stage did, at its end: `report.md`, `report.json` and `report.png` in its run folder."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_warmscale.checkpoints import write_json, write_text
+from hf_warmscale.report import figure, markdown_table
+from hf_warmscale.training.stage import StageRecord
+
+History = Sequence[Mapping[str, Any]]
+
+
+def write_stage_report(folder: str | os.PathLike[str], record: StageRecord, history: History) -> None:
+    """Write the report of a stage.
+
+    Args:
+        folder (`str` or `PathLike`): of the run.
+        record (`StageRecord`): at the end of the stage.
+        history (`Sequence[Mapping]`): what the trainer logged.
+    """
+    folder, report = Path(folder), stage_report(record, history)
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", as_markdown(report))
+    draw_stage(folder / "report.png", record.name, history)
+
+
+def stage_report(record: StageRecord, history: History) -> dict[str, Any]:
+    """Return the report as plain data; losses are in nats per token."""
+    progress = record.progress
+    last = {key: value for entry in history for key, value in entry.items()}
+    return {
+        "stage": record.name,
+        "schedule": record.schedule,
+        "steps": progress.step,
+        "tokens": progress.num_tokens(),
+        "tokens_of_all_stages": record.total_tokens(),
+        "tokens_per_second": progress.num_tokens() / progress.seconds if progress.seconds else None,
+        "ancestors": [entry["name"] for entry in record.lineage],
+        "domains": [
+            {
+                "domain": name,
+                "start": start,
+                "end": last[f"eval_{name}_loss"],
+                "change": last[f"eval_{name}_loss"] - start,
+                "bits_per_byte": last.get(f"eval_{name}_bits_per_byte"),
+            }
+            for name, start in record.start_losses.items()
+            if f"eval_{name}_loss" in last
+        ],
+        "sources": [
+            {
+                "source": name,
+                "rows": rows,
+                "tokens": progress.tokens.get(name, 0),
+                "loss_tokens": progress.loss_tokens.get(name, 0),
+                "loss": last.get(f"loss/{name}", last.get("loss") if len(progress.rows) == 1 else None),
+            }
+            for name, rows in progress.rows.items()
+        ],
+        "learning_rates": {key.removeprefix("lr/"): value for key, value in last.items() if key.startswith("lr/")},
+    }
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Return the report for people."""
+    facts = ("steps", "tokens", "tokens_of_all_stages", "tokens_per_second")
+    parts = [
+        f"# Stage {report['stage']}",
+        f"{report['schedule']['name']}, peak {report['schedule']['learning_rate']:g}"
+        + (f", after {', '.join(report['ancestors'])}" if report["ancestors"] else "")
+        + ".",
+        markdown_table([{name.replace("_", " "): report[name] for name in facts}]),
+    ]
+    if report["domains"]:
+        note = "Validation loss in nats per token. A positive change is forgetting."
+        parts += ["## Domains", note, markdown_table(report["domains"])]
+    parts += ["## Sources", "The loss is the last one that was logged.", markdown_table(report["sources"])]
+    parts += ["![Losses and learning rate](report.png)"]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def draw_stage(path: Path, name: str, history: History) -> None:
+    """Draw validation loss by domain, training loss by source and the learning rate of every group."""
+    panels = {
+        "validation loss": curves(history, "eval_", "_loss"),
+        "training loss": curves(history, "loss/") or {"": points(history, "loss")},
+        "learning rate": curves(history, "lr/"),
+    }
+    with figure(path, size=(12.0, 3.6)) as drawing:
+        for axes, (title, lines) in zip(drawing.subplots(1, len(panels)), panels.items(), strict=True):
+            for label, line in lines.items():
+                axes.plot(*zip(*line, strict=True), label=label, linewidth=1.2, marker="." if len(line) < 30 else "")
+            axes.set(xlabel="step", title=title)
+            if 1 < len(lines) < 10:
+                axes.legend(fontsize=8)
+        drawing.suptitle(f"Stage {name}")
+
+
+def curves(history: History, prefix: str, suffix: str = "") -> dict[str, list[tuple[int, float]]]:
+    """Return the curve of every logged name between a prefix and a suffix; aggregates have nothing between them."""
+    names = {key for entry in history for key in entry if key.startswith(prefix) and key.endswith(suffix)}
+    inner = {name: name.removeprefix(prefix).removesuffix(suffix) for name in sorted(names)}
+    skipped = ("", "weighted")
+    return {
+        short: points(history, name) for name, short in inner.items() if short not in skipped and name != "eval_loss"
+    }
+
+
+def points(history: History, name: str) -> list[tuple[int, float]]:
+    """Return step and value of everything logged under a name."""
+    return [(entry["step"], entry[name]) for entry in history if name in entry]
