@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture import Axis, ModelMap, resized_config
+from hf_warmscale.architecture import Axis, ModelMap, find_field, resized_config
 from hf_warmscale.mup import MupConfig
 from hf_warmscale.resize.layer_map import LayerMap
 from hf_warmscale.resize.plan import Compensation
@@ -94,6 +94,7 @@ def target_config(
     if Axis.HEAD_DIM in sizes and Axis.HEAD_DIM not in source.derived:
         settable[Axis.HEAD_DIM] = sizes[Axis.HEAD_DIM]
     try:
+        settable |= _kv_heads_without_weights(config, source, sizes)
         target = _resized_mup(config, settable) if is_mup(config) else resized_config(config, settable)
         lists = {name: [getattr(config, name)[layer] for layer in layers.source] for name in source.layer_fields}
         dtypes = {} if dtype is None else {"dtype": dtype}
@@ -101,6 +102,14 @@ def target_config(
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = error.__cause__ or error
         raise ValueError(f"A {config.model_type} config refuses these sizes: {reason}") from error
+
+
+def _kv_heads_without_weights(config: PreTrainedConfig, source: ModelMap, sizes: Sizes) -> dict[Axis, int]:
+    """Return key-value heads that no weight has but the attention counts: latent attention has as many as heads."""
+    field = find_field(config, Axis.KV_HEADS)
+    if Axis.KV_HEADS in sizes or field is None or getattr(config, field) != source.sizes.get(Axis.HEADS):
+        return {}
+    return {Axis.KV_HEADS: sizes[Axis.HEADS]}
 
 
 def is_mup(config: PreTrainedConfig) -> bool:

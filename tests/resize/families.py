@@ -14,6 +14,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -44,6 +45,7 @@ HEADED: dict[str, Any] = {**GROUPED, "head_dim": 8}
 FAMILIES: Mapping[str, Callable[[bool], PreTrainedConfig]] = {
     "llama": lambda tied: LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied),
     "mistral": lambda tied: MistralConfig(**HEADED, tie_word_embeddings=tied),
+    "mixtral": lambda tied: MixtralConfig(**HEADED, num_local_experts=4, tie_word_embeddings=tied),
     "qwen2": lambda tied: Qwen2Config(**GROUPED, tie_word_embeddings=tied),
     "qwen3": lambda tied: Qwen3Config(**HEADED, tie_word_embeddings=tied),
     "gemma2": lambda tied: Gemma2Config(**HEADED, tie_word_embeddings=tied),

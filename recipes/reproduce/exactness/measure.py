@@ -1,0 +1,97 @@
+"""Measure what a growth moves: logits in float64 and float32, KL in bfloat16, before and after a save and reload.
+
+A source is a small random model in which every parameter was moved by N(0, 0.1): a fresh init hides gains of 1 and
+biases of 0. "Patched" means that norms and softmax compute in float64 too; transformers casts them to float32.
+"""
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from hf_warmscale import grow_from_pretrained
+from hf_warmscale.architecture import StayInFloat64
+
+BARS = {"fp64 patched": 1e-11, "fp64": 5e-6, "fp32": 2e-4}
+"""The largest |difference of a logit| that counts as exact."""
+
+FIRST_ORDINARY_TOKEN = 4
+
+
+def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """Return a model of `config` in which every parameter was moved by N(0, 0.1)."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(dtype)
+    return model.eval()
+
+
+def measure(source: PreTrainedModel, growth: Mapping[str, Any]) -> dict[str, float]:
+    """Return the largest difference of a logit under each of the bars, after a reload too, and the KL in bfloat16.
+
+    Args:
+        source (`PreTrainedModel`): in float64.
+        growth (`Mapping[str, Any]`): arguments of `grow_from_pretrained`.
+    """
+    tokens = _tokens(source)
+    grown, reloaded = _grow_and_reload(source, growth)
+    row: dict[str, float] = {"claimed exact": grown.config.to_dict()["growth"]["exact"]}
+    for name, model in {"": grown, ", reloaded": reloaded}.items():
+        row[f"fp64{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
+        with StayInFloat64():
+            row[f"fp64 patched{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
+    for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "KL bf16")):
+        small = copy.deepcopy(source).to(dtype)
+        for name, model in zip(("", ", reloaded"), _grow_and_reload(small, growth), strict=True):
+            before, after = _logits(small, tokens), _logits(model, tokens)
+            row[label + name] = _difference(before, after) if dtype == torch.float32 else _divergence(before, after)
+    return row
+
+
+def is_exact(row: Mapping[str, float]) -> bool:
+    """Tell whether a row is within all bars, before and after the reload."""
+    return all(row[name + when] <= bar for name, bar in BARS.items() for when in ("", ", reloaded"))
+
+
+def _grow_and_reload(source: PreTrainedModel, growth: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        grown = grow_from_pretrained(source, **growth, verify=False)
+        grown.save_pretrained(folder)
+        reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=source.dtype)
+    for model in (grown, reloaded):
+        model.set_attn_implementation("eager")
+        model.set_experts_implementation("eager")
+    return grown.eval(), reloaded.eval()
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    random = torch.Generator().manual_seed(3)
+    return torch.randint(FIRST_ORDINARY_TOKEN, int(vocabulary), (2, 12), generator=random)
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits.double()
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
+    return float((before - after[..., : before.shape[-1]]).abs().max())
+
+
+def _divergence(before: Tensor, after: Tensor) -> float:
+    """Return KL(before || after), mean over positions, in nats."""
+    after = after[..., : before.shape[-1]]
+    divergence = nn.functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="none")
+    return max(float(divergence.sum(-1).mean()), 0.0)
