@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "mup"))
-from tokens import END_OF_TEXT, prepare_tokens  # noqa: E402  # the tokenizer of the muP study
+from tokens import END_OF_TEXT, prepare_tokens  # the tokenizer of the muP study
 
 
 def prepare_training(study: dict[str, Any], corpora: Path, tokens: Path, cache: Path) -> Path:
@@ -44,6 +44,18 @@ def held_out(study: dict[str, Any], corpora: Path, kind: str = "in") -> list[str
     documents = read(study, corpora, "validation", kind)
     documents += read(study, corpora, "train", kind)[:: study["held_out"]["every"]]
     return list(dict.fromkeys(text[: study["held_out"]["characters"]] for text in documents))
+
+
+def splits(study: dict[str, Any], corpora: Path, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Return the documents to select on and to confirm on, which the seed decides, and those of the test."""
+    sizes = study["held_out"]
+    documents = held_out(study, corpora)
+    order = np.random.default_rng(0).permutation(len(documents))
+    test, pool = order[: sizes["test"]], order[sizes["test"] :]
+    pool = np.random.default_rng(seed).permutation(pool)
+    select, confirm = pool[: sizes["select"]], pool[sizes["select"] :][: sizes["confirm"]]
+    chosen = [[documents[index] for index in part] for part in (select, confirm, test)]
+    return chosen[0], chosen[1], chosen[2]
 
 
 def read(study: dict[str, Any], corpora: Path, split: str, kind: str = "in") -> list[str]:

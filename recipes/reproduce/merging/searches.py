@@ -1,0 +1,300 @@
+"""Search the trajectories of `train.py`; what was searched is stored and not repeated.
+
+    python recipes/reproduce/merging/searches.py --corpora CORPORA --work WORK [--only matrix choice ...]
+    python recipes/reproduce/merging/report.py
+
+Trajectories that are not trained yet are left out; run the command again later.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import yaml
+from text import held_out, load_tokenizer, splits
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from hf_warmscale.checkpoints import open_checkpoint, write_json
+from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, paired_bootstrap
+from hf_warmscale.merging import (
+    CheckpointCombiner,
+    MergeResult,
+    PairSpace,
+    SimplexSpace,
+    TrajectorySpace,
+    lawa_weights,
+    search_merge,
+    uniform_weights,
+)
+from hf_warmscale.merging.weights import greedy_soup, subset_weights, vertex
+
+HERE = Path(__file__).parent
+Study = dict[str, Any]
+
+
+class Bench:
+    """The study, the documents and the checkpoints of one trajectory."""
+
+    def __init__(self, study: Study, corpora: Path, work: Path, seed: int) -> None:
+        self.study, self.corpora, self.work, self.seed = study, corpora, work, seed
+        self.tokenizer = load_tokenizer(work / "tokens")
+
+    def checkpoint(self, number: int, branch: str = "constant") -> Path:
+        """Return the folder of a checkpoint, counted from 1."""
+        return self.work / f"seed-{self.seed}" / branch / f"checkpoint-{number * self.study['save_every']}"
+
+    def window(self, size: int) -> list[Path]:
+        """Return the latest checkpoints of the trajectory."""
+        last = self.study["steps"] // self.study["save_every"]
+        return [self.checkpoint(number) for number in range(last - size + 1, last + 1)]
+
+    def documents(self, texts: Sequence[str]) -> EvaluationSet:
+        """Prepare documents; the models take 256 positions."""
+        limit = self.study["model"]["max_position_embeddings"]
+        return EvaluationSet.from_documents(texts, self.tokenizer, max_length=limit)
+
+    def scorer(self, folders: Sequence[Path], documents: EvaluationSet) -> Callable[[Sequence[float]], DocumentNLL]:
+        """Return what scores a merge of `folders` by its weights."""
+        model = AutoModelForCausalLM.from_pretrained(folders[-1])
+        combiner = CheckpointCombiner(model, [open_checkpoint(folder) for folder in folders])
+
+        def score(weights: Sequence[float]) -> DocumentNLL:
+            combiner.combine(weights)
+            return documents.nll(model)
+
+        return score
+
+    def search(self, folders: Sequence[Path], space: Any, trials: int, seed: int) -> MergeResult:
+        """Search on the splits of a seed."""
+        select, confirm, _ = splits(self.study, self.corpora, seed)
+        return search_merge(folders, select=select, confirm=confirm, space=space, n_trials=trials, seed=seed)
+
+
+def main() -> None:
+    """Parse the arguments and search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "landscapes"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    study = yaml.safe_load((HERE / "study.yaml").read_text())
+    for part in arguments.only:
+        for seed in study["seeds"]:
+            if (arguments.output / "trajectories" / f"seed-{seed}.json").exists():
+                bench = Bench(study, arguments.corpora, arguments.work, seed)
+                PARTS[part](bench, partial(store, arguments.output / part))
+
+
+def store(folder: Path, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run what is not stored yet."""
+    target = folder / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        write_json(target, run())
+        print(target, flush=True)
+    content: dict[str, Any] = yaml.safe_load(target.read_text())
+    return content
+
+
+def matrix(bench: Bench, keep: Callable[..., Any]) -> None:
+    """Measure all pairs of checkpoints in the middle."""
+    numbers = bench.study["matrix"]["checkpoints"]
+
+    def run() -> dict[str, Any]:
+        documents = bench.documents(splits(bench.study, bench.corpora, bench.seed)[0])
+        score = bench.scorer([bench.checkpoint(number) for number in numbers], documents)
+        halves = np.eye(len(numbers))
+        losses = [
+            [score((a + b) / 2).mean if i <= j else None for j, b in enumerate(halves)] for i, a in enumerate(halves)
+        ]
+        return {"seed": bench.seed, "checkpoints": numbers, "losses": losses}
+
+    keep(f"seed-{bench.seed}", run)
+
+
+def methods(bench: Bench, keep: Callable[..., Any]) -> None:
+    """Compare every way to merge a trajectory with its last checkpoint and with its annealed branch."""
+    keep(f"seed-{bench.seed}", lambda: compare_methods(bench))
+
+
+def compare_methods(bench: Bench) -> dict[str, Any]:
+    """Search each space, then score all on documents that no search has seen."""
+    plan, seed = bench.study["searches"], bench.seed
+    window, few = bench.window(plan["window"]), bench.window(plan["simplex"])
+    merges: dict[str, tuple[list[Path], Sequence[float], int]] = {}
+    for numbers in plan["pairs"]:
+        folders = [bench.checkpoint(number) for number in numbers]
+        result = bench.search(folders, "pair", plan["trials"]["pair"], seed)
+        merges[f"pair {numbers[0]}+{numbers[1]}"] = (folders, pair_of(result), result.num_trials)
+        merges[f"checkpoint {numbers[1]}"] = (folders[1:], (1.0,), 0)
+    result = bench.search(window, "trajectory", plan["trials"]["trajectory"], seed)
+    merges["trajectory"] = (window, winner(result, len(window)), result.num_trials)
+    merges["greedy soup"] = (window, *greedy(bench, window))
+    result = bench.search(few, "simplex", plan["trials"]["simplex"], seed)
+    merges["simplex"] = (few, winner(result, len(few)), result.num_trials)
+    merges["uniform"] = (window, uniform_weights(len(window)), 0)
+    merges["LAWA"] = (bench.window(plan["lawa"]), lawa_weights(plan["lawa"]), 0)
+    merges["annealed"] = ([bench.checkpoint(bench.study["steps"] // bench.study["save_every"], "annealed")], (1.0,), 0)
+    tests = {
+        "in": bench.documents(splits(bench.study, bench.corpora, seed)[2]),
+        "out": bench.documents(held_out(bench.study, bench.corpora, "out")),
+    }
+    scores = {
+        name: {domain: bench.scorer(folders, documents)(weights) for domain, documents in tests.items()}
+        for name, (folders, weights, _) in merges.items()
+    }
+    last = f"checkpoint {bench.study['steps'] // bench.study['save_every']}"
+    return {
+        "seed": seed,
+        "rows": [
+            {
+                "method": name,
+                "trials": trials,
+                "weights": [float(weight) for weight in weights],
+                **{domain: scores[name][domain].mean for domain in tests},
+                **{
+                    f"{domain} against {other}": paired_bootstrap(
+                        scores[name][domain], scores[against][domain]
+                    ).to_dict()
+                    for domain in tests
+                    for other, against in (("last", last), ("annealed", "annealed"))
+                },
+            }
+            for name, (_, weights, trials) in merges.items()
+        ],
+    }
+
+
+def pair_of(result: MergeResult) -> tuple[float, float]:
+    """Return the winner of a pair, accepted or not."""
+    later = float(result.winner["lambda"])
+    return 1 - later, later
+
+
+def winner(result: MergeResult, count: int) -> Sequence[float]:
+    """Return the weights of the winner, accepted or not."""
+    space = TrajectorySpace(count) if "window" in result.winner else SimplexSpace(count)
+    return space.weights(result.winner)
+
+
+def greedy(bench: Bench, folders: list[Path]) -> tuple[Sequence[float], int]:
+    """Return the greedy soup on the select split, and how many models it scored."""
+    score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, bench.seed)[0]))
+    count = len(folders)
+    singles = [score(vertex(count, index)).mean for index in range(count)]
+    known = {frozenset([index]): loss for index, loss in enumerate(singles)}
+    while True:
+        members, done = greedy_soup(singles, known)
+        if done:
+            return subset_weights(count, members), len(known)
+        known[members] = score(subset_weights(count, members)).mean
+
+
+def choice(bench: Bench, keep: Callable[..., Any]) -> None:
+    """Search pairs and judge the verdict by a grid on the test documents."""
+    plan = bench.study["choice"]
+    for branch in ("constant", "annealed"):
+        for earlier, later in plan[branch]:
+            folders = [bench.checkpoint(earlier, branch), bench.checkpoint(later, branch)]
+            name = f"seed-{bench.seed}-{branch}-{earlier}-{later}"
+            keep(name, lambda name=name, folders=folders: judge(bench, name, folders))  # type: ignore[misc]
+
+
+def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
+    """Search one pair on splits of its own."""
+    plan = bench.study["choice"]
+    seed = int.from_bytes(name.encode(), "big") % 2**31
+    result = bench.search(folders, PairSpace(), plan["trials"], seed)
+    score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, seed)[2]))
+    truth = {weight: score((1 - weight, weight)).mean for weight in plan["grid"]}
+    single = min(truth[1.0], score((1.0, 0.0)).mean)
+    return {
+        "pair": name,
+        "accepted": result.accepted,
+        "verdict": result.verdict,
+        "trials": result.num_trials,
+        "interval": result.interval.to_dict(),
+        "true_gain": single - min(single, *truth.values()),
+        "truth": {str(weight): loss for weight, loss in truth.items()},
+    }
+
+
+def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
+    """Search the triple of a trajectory whose optimum is farthest from every starting point."""
+    plan = bench.study["landscapes"]
+    texts = splits(bench.study, bench.corpora, bench.seed)[0][: plan["documents"]]
+    documents = bench.documents(texts)
+
+    def objective(folders: list[Path]) -> Callable[[Sequence[float]], float]:
+        score = bench.scorer(folders, documents)
+        return lambda weights: score(weights).mean
+
+    def grid_of(numbers: Sequence[int]) -> dict[str, Any]:
+        loss = objective([bench.checkpoint(number) for number in numbers])
+        return {"numbers": list(numbers), "grid": [[*weights, loss(weights)] for weights in simplex_grid()]}
+
+    path = HERE / "results" / "matrix" / f"seed-{bench.seed}.json"
+    if not path.exists():
+        return
+    numbers = hardest_triple(yaml.safe_load(path.read_text()))
+    grid = keep(f"seed-{bench.seed}-grid", lambda: grid_of(numbers))["grid"]
+    folders = [bench.checkpoint(number) for number in numbers]
+    starts = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
+    loss = objective(folders)
+    best_start = keep(f"seed-{bench.seed}-starts", lambda: {"best": min(loss(weights) for weights in starts)})["best"]
+    if best_start - min(row[3] for row in grid) < plan["margin"]:
+        return
+    confirm = splits(bench.study, bench.corpora, bench.seed)[1]
+    for seed in plan["seeds"]:
+
+        def run(seed: int = seed) -> dict[str, Any]:
+            result = search_merge(
+                folders, select=texts, confirm=confirm, space="simplex", n_trials=plan["trials"], seed=seed
+            )
+            assert result.study is not None
+            values = [trial.values[0] for trial in result.study.trials if trial.values]
+            draws = np.random.default_rng(seed).dirichlet([1, 1, 1], plan["trials"] - 5)
+            return {"seed": seed, "values": values, "random": [best_start, *(loss(weights) for weights in draws)]}
+
+        keep(f"seed-{bench.seed}-search-{seed}", run)
+
+
+def simplex_grid() -> list[tuple[float, float, float]]:
+    """Return 66 points."""
+    return [(a / 10, b / 10, (10 - a - b) / 10) for a in range(11) for b in range(11 - a)]
+
+
+def hardest_triple(measured: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the triple that promises the largest margin, if the loss is quadratic between the measured midpoints."""
+    losses, numbers = measured["losses"], measured["checkpoints"]
+    margins = {}
+    for i in range(len(numbers)):
+        for j in range(i):
+            for k in range(j):
+                alone = [losses[k][k], losses[j][j], losses[i][i]]
+                middles = {(0, 1): losses[k][j], (0, 2): losses[k][i], (1, 2): losses[j][i]}
+
+                def loss(w: Sequence[float], alone: Any = alone, middles: Any = middles) -> float:
+                    bends = (4 * w[a] * w[b] * (m - (alone[a] + alone[b]) / 2) for (a, b), m in middles.items())
+                    return float(np.dot(w, alone) + sum(bends))
+
+                starts = [*alone, *middles.values(), loss((1 / 3, 1 / 3, 1 / 3))]
+                margins[numbers[k], numbers[j], numbers[i]] = min(starts) - min(map(loss, simplex_grid()))
+    return max(margins, key=lambda triple: margins[triple])
+
+
+PARTS = {"matrix": matrix, "methods": methods, "choice": choice, "landscapes": landscapes}
+
+if __name__ == "__main__":
+    main()
