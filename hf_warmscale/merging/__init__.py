@@ -2,6 +2,7 @@
 
 from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput
+from hf_warmscale.merging.lm_eval_task import lm_eval_loss
 from hf_warmscale.merging.mergeability import Mergeability
 from hf_warmscale.merging.public_benchmarks import refuse_public_benchmark
 from hf_warmscale.merging.result import MergeResult
@@ -40,6 +41,7 @@ __all__ = [
     "decay_weights",
     "ema_weights",
     "lawa_weights",
+    "lm_eval_loss",
     "merge_checkpoints",
     "pair_weights",
     "power_weights",

@@ -19,8 +19,8 @@ from hf_warmscale.merging import search_merge
 from hf_warmscale.merging.journal import open_journal
 from tests.merging.trained import documents
 
-N_TRIALS = 7
-KILLS = 10
+N_TRIALS = 11
+KILLS = 10  # a child that is killed within 13 entries finishes one trial at most
 CLEAN = multiprocessing.get_context("forkserver")  # a fork of this process would inherit locks of its threads
 CLEAN.set_forkserver_preload(["hf_warmscale.merging", "hf_warmscale.merging.search", "tests.merging.trained"])
 
@@ -63,7 +63,7 @@ def test_a_search_killed_again_and_again_tries_the_same_points(trajectory: list[
     entries = random.Random(seed)
     done: list[tuple[dict[str, float], float]] = []
     while kills < KILLS or len(done) < len(whole):
-        process = CLEAN.Process(target=search_until_entry, args=(trajectory[-2:], journal, entries.randint(1, 14)))
+        process = CLEAN.Process(target=search_until_entry, args=(trajectory[-2:], journal, entries.randint(1, 13)))
         process.start()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
