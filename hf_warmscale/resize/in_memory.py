@@ -36,7 +36,7 @@ def grow_model(
     }
     receipt = make_receipt(growth, transfers, model.config.name_or_path or type(model).__name__, content_hash(weights))
     grown = load_weights(type(model), with_entry(growth.config, receipt), tensors, request.dtype or model.dtype)
-    match_buffers(grown, model)
+    match_source(grown, model)
     grown.generation_config = copy.deepcopy(model.generation_config)
     if verify:
         tokens = probe_tokens(model)
@@ -59,8 +59,13 @@ def load_weights(
     return model
 
 
-def match_buffers(model: PreTrainedModel, source: PreTrainedModel) -> None:
-    """Give the buffers the dtypes that they have in the source: its rotary frequencies may have been cast with it."""
+def match_source(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Run attention and experts with the source's implementations, and give the buffers the dtypes they have there.
+
+    A model that was cast as a whole has cast rotary frequencies too.
+    """
+    model.set_attn_implementation(source.config._attn_implementation)
+    model.set_experts_implementation(source.config._experts_implementation)
     buffers = dict(model.named_buffers())
     for name, buffer in source.named_buffers():
         if name in buffers and buffer.is_floating_point():
