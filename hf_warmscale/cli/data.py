@@ -1,4 +1,4 @@
-"""`warmscale data pack`: text to rows of tokens, once, before training."""
+"""`warmscale data`: text to rows of tokens, and more tokens for the text of a new domain; before training."""
 
 from argparse import Namespace
 
@@ -66,4 +66,53 @@ PACK = Verb(
     after_interrupt="nothing was written; what is tokenized is cached, so run the same command again.",
 )
 
-DATA = Verb(name="data", summary="prepare text for training", verbs=(PACK,))
+
+def add_extend_arguments(parser: Parser) -> None:
+    """Add the text of the new domain, the model and the number of tokens."""
+    parser.add_argument("source", metavar="SOURCE", help="text of the new domain: a file, a folder, a dataset")
+    parser.add_argument("output", metavar="OUTPUT", help="a new folder for model and tokenizer")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="a folder or a Hub id, with its tokenizer")
+    parser.add_argument("--new-tokens", required=True, type=positive_int, metavar="N", help="tokens to add at most")
+    parser.add_argument("--subset", metavar="NAME", help="the configuration of a named dataset")
+    parser.add_argument("--split", default="train", metavar="NAME", help="of a named dataset; train by default")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="where the text is; text by default")
+
+
+def run_extend(arguments: Namespace) -> None:
+    """Extend tokenizer and embeddings, then show how much shorter the text became."""
+    from transformers import AutoModelForCausalLM
+
+    from hf_warmscale.checkpoints import refuse_existing, save_model
+    from hf_warmscale.cli.pretrained import load_config, load_tokenizer
+    from hf_warmscale.training.documents import load_documents
+    from hf_warmscale.training.vocabulary import extend_tokenizer, grow_vocabulary
+
+    refuse_existing(arguments.output)
+    load_config(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
+    column = arguments.text_column
+    documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
+    texts = documents[column]
+    extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
+    text_bytes = sum(len(text.encode()) for text in texts)
+    rows = [
+        {"tokenizer": name, "tokens": len(given), "tokens of the text": count, "bytes a token": text_bytes / count}
+        for name, given in (("old", tokenizer), ("new", extended))
+        for count in [sum(map(len, given(texts)["input_ids"]))]
+    ]
+    grown = grow_vocabulary(model, tokenizer, extended)
+    save_model(grown, arguments.output, tokenizer=extended, receipts={"vocabulary.json": {"tokenizers": rows}})
+    show(rows, written=[arguments.output], then=f"warmscale data pack SOURCE OUTPUT --tokenizer {arguments.output}")
+
+
+EXTEND = Verb(
+    name="extend",
+    summary="give a model more tokens for a new domain",
+    description="Go on with the training of a model's BPE tokenizer on text of a new domain, and give the new tokens "
+    "the mean embedding of the old ones that they are made of. Compare losses in bits per byte afterwards.",
+    add_arguments=add_extend_arguments,
+    run=run_extend,
+)
+
+DATA = Verb(name="data", summary="prepare text for training", verbs=(PACK, EXTEND))

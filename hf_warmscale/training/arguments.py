@@ -32,6 +32,14 @@ class ContinualArguments:
         metadata={"help": "Weights of the evaluation domains in eval_weighted_loss, as JSON; they must sum to 1."},
     )
 
+    eval_tokens_per_byte: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens in a byte of text by evaluation domain, as JSON; adds eval_<domain>_bits_per_byte, which "
+            "compares across tokenizers. A YAML file fills it in from its packed data."
+        },
+    )
+
     def __post_init__(self) -> None:
         refuse_unknown("on_mismatch", self.on_mismatch, MISMATCH)
         parent_post_init = getattr(super(), "__post_init__", None)
@@ -49,4 +57,4 @@ class ContinualTrainingArguments(ContinualArguments, TrainingArguments):
     `warmup_steps` at their defaults. `learning_rate` is the peak of a schedule that names none.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "eval_weights"]  # noqa: RUF012
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "eval_weights", "eval_tokens_per_byte"]  # noqa: RUF012

@@ -50,6 +50,11 @@ class PackManifest:
     tokenizer: str
     vocab_size: int
 
+    @property
+    def tokens_per_byte(self) -> float:
+        """Tokens in a byte of text: what turns a loss per token into one per byte."""
+        return (self.tokens + self.dropped_tokens) / self.text_bytes
+
 
 def pack(
     source: str | os.PathLike[str],

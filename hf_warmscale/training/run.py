@@ -29,7 +29,7 @@ from hf_warmscale.training.configuration import (
 )
 from hf_warmscale.training.lr_scheduler import plot_schedule
 from hf_warmscale.training.mixture import ReplayMixture, Rows
-from hf_warmscale.training.packing import load_packed
+from hf_warmscale.training.packing import load_packed, read_manifest
 from hf_warmscale.training.refusals import refuse_unknown
 from hf_warmscale.training.schedules import Schedule
 from hf_warmscale.training.stage import STAGE_FILE, seen_rows
@@ -75,12 +75,17 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
         stage_arguments.parent = model_arguments.model_name_or_path
     stage = plan_stage(stage_arguments, configuration.training, mixture=mixture)
+    evaluation = load_evaluation(stage_arguments, tokenizer)
+    if evaluation is not None and configuration.training.eval_tokens_per_byte is None:
+        paths = as_mapping("evaluation", stage_arguments.evaluation)
+        densities = {name: read_manifest(path).tokens_per_byte for name, path in paths.items()}
+        configuration.training.eval_tokens_per_byte = densities
     set_seed(configuration.training.seed)
     return ContinualTrainer(
         load_model(model_arguments),
         configuration.training,
         stage=stage,
-        eval_dataset=load_evaluation(stage_arguments, tokenizer),
+        eval_dataset=evaluation,
         processing_class=tokenizer,
     )
 

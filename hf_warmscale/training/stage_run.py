@@ -1,6 +1,7 @@
 """A stage in progress: its resolved schedule and mixture, its record, and what it reports."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -157,3 +158,13 @@ def summarise(losses: Mapping[str, float], weights: Mapping[str, float] | None) 
             raise ValueError(f"eval_weights name {sorted(unknown)}; the evaluation domains are {sorted(losses)}.")
         summary["weighted_loss"] = sum(weight * losses[name] for name, weight in weights.items())
     return summary
+
+
+def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
+    """Return a loss in bits per UTF-8 byte, which models with different tokenizers share.
+
+    Args:
+        loss (`float`): in nats per token.
+        tokens_per_byte (`float`): of the text, see `PackManifest.tokens_per_byte`.
+    """
+    return loss * tokens_per_byte / math.log(2)

@@ -25,7 +25,7 @@ from hf_warmscale.training.saving import publish, staging_of, sweep
 from hf_warmscale.training.stage import Stage, StageRecord
 from hf_warmscale.training.stage_data import SourceCollator, collate_packed, is_packed, refuse_contamination
 from hf_warmscale.training.stage_report import write_stage_report
-from hf_warmscale.training.stage_run import StageRun, summarise
+from hf_warmscale.training.stage_run import StageRun, bits_per_byte, summarise
 
 STAGE_DECIDES = ("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 
@@ -256,6 +256,7 @@ class ContinualMixin(Trainer):
     ) -> dict[str, float]:
         """Evaluate; of several domains also give the mean, the weighted mean and the forgetting.
 
+        With `eval_tokens_per_byte`, there is `eval_<domain>_bits_per_byte` too.
         `eval_loss` is the mean over the domains, `eval_weighted_loss` the mean under `eval_weights`, and
         `eval_<domain>_forgetting` the change of a loss since the start of the stage. Each can be
         `metric_for_best_model`.
@@ -265,8 +266,12 @@ class ContinualMixin(Trainer):
         if self.stage_run is None or not isinstance(domains, Mapping):
             return metrics
         losses = {name: metrics[f"{metric_key_prefix}_{name}_loss"] for name in domains}
-        weights = self._continual_arguments().eval_weights
+        arguments = self._continual_arguments()
+        weights, densities = arguments.eval_weights, arguments.eval_tokens_per_byte
         summary = summarise(losses, weights if isinstance(weights, dict) else None)
+        if isinstance(densities, dict):
+            shared = losses.keys() & densities.keys()
+            summary |= {f"{name}_bits_per_byte": bits_per_byte(losses[name], densities[name]) for name in shared}
         if self.is_in_train:
             changes = self.stage_run.forgetting(losses, self.state.global_step)
             summary |= {f"{name}_forgetting": change for name, change in changes.items()}
