@@ -51,14 +51,14 @@ def source_identity(source: str | os.PathLike[str]) -> str:
     So a card can tell them apart later: Hub ids become `base_model`, of folders only the name is told.
     """
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else os.fspath(source)
+    return str(path.resolve()) if path.exists() else os.fspath(source).partition("@")[0]
 
 
 def find_source(source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False) -> Source:
     """Return the folder of `source`; a Hub id is fetched into, or found in, the Hub cache.
 
     Args:
-        source (`str` or `PathLike`): a folder or a Hub id.
+        source (`str` or `PathLike`): a folder, a Hub id, or a Hub id with a revision, `id@revision`.
         revision (`str`, *optional*): a branch, a tag or a commit of the Hub id.
         allow_pickle (`bool`): fetch pickled weights where there are no others.
 
@@ -74,10 +74,13 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
         return Source(name, path)
     if path.exists():
         raise ValueError(f"{name} is a file; name the folder that holds it.")
-    if isinstance(source, os.PathLike) or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    repo_id, at, typed = name.partition("@")
+    if isinstance(source, os.PathLike) or path.is_absolute() or name.startswith((".", "~")) or repo_id.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {name}; name a checkpoint folder or a Hub id.")
-    folder = _fetch(name, revision, allow_pickle)
-    return Source(name, folder, repo_id=name, revision=folder.name)
+    if at and (revision is not None or not typed):
+        raise ValueError(f"{name} needs one revision after its @; write id@revision, or name it apart.")
+    folder = _fetch(repo_id, typed or revision, allow_pickle)
+    return Source(name, folder, repo_id=repo_id, revision=folder.name)
 
 
 def _fetch(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:

@@ -93,8 +93,11 @@ def training_step(checkpoint: Checkpoint) -> int | None:
     state = checkpoint.folder / "trainer_state.json"
     if state.is_file():
         return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
-    number = re.search(r"(\d+)$", checkpoint.source.revision or checkpoint.folder.name)
-    return int(number[1]) if number and checkpoint.source.repo_id is None else None
+    name = checkpoint.folder.name
+    if checkpoint.source.repo_id is not None:  # the commit says nothing; the revision that was typed may ("step1000")
+        name = checkpoint.source.name.partition("@")[2]
+    number = re.search(r"(\d+)$", name)
+    return int(number[1]) if number else None
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:

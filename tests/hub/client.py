@@ -64,7 +64,7 @@ def load(repo_id: str, output: str) -> str:
     return str(tokenizer("Growth keeps").input_ids)
 
 
-def describe(repo_id: str, revision: str = "main") -> str:
+def describe(repo_id: str, revision: str | None = None) -> str:
     """Open a checkpoint; return its hash, name and commit."""
     from hf_warmscale.checkpoints import open_checkpoint
 

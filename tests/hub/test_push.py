@@ -114,10 +114,21 @@ def test_a_card_of_ones_own(tmp_path: Path, server: HubServer, client: HubClient
     (folder / "README.md").write_text(f"# Mine\nTrained in {tmp_path}/run.\n")
     message = client.call("push", folder, "me/own-card")
     assert message.startswith("ValueError") and "names the local path" in message
-    assert set(files_at(server, "me/own-card")) == {".gitattributes"}
+    assert "me/own-card" not in server.repositories
     (folder / "README.md").write_text("# Mine\n")
     client.call("push", folder, "me/own-card")
     assert files_at(server, "me/own-card")["README.md"] == b"# Mine\n"
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_receipt_makes_no_repository(
+    tmp_path: Path, server: HubServer, client: HubClient, content: str
+) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "growth_receipt.json").write_text(content)
+    message = client.call("push", folder, "me/damaged")
+    assert message.startswith("ValueError") and "growth_receipt.json is no JSON" in message
+    assert "me/damaged" not in server.repositories
 
 
 def test_the_reader_opens_a_hub_id(tmp_path: Path, server: HubServer, client: HubClient) -> None:
@@ -125,6 +136,9 @@ def test_the_reader_opens_a_hub_id(tmp_path: Path, server: HubServer, client: Hu
     client.call("push", folder, "me/read")
     head = server.repositories["me/read"].branches["main"]
     assert client.call("describe", "me/read") == f"{open_checkpoint(folder).content_hash()} me/read {head}"
+    assert client.call("describe", "me/read@main") == client.call("describe", "me/read")
+    assert client.call("describe", "me/read@v2") == "FileNotFoundError me/read has no revision v2 on the Hub."
+    assert client.call("describe", "me/read@main", "main").startswith("ValueError me/read@main needs one revision")
     assert client.call("describe", "me/read", "v2") == "FileNotFoundError me/read has no revision v2 on the Hub."
     unknown = client.call("describe", "me/unknown")
     assert unknown == "FileNotFoundError There is neither a folder nor a model me/unknown on the Hub."
@@ -142,7 +156,7 @@ def test_without_a_network(tmp_path: Path, server: HubServer, client: HubClient)
         pushed = client.call("push", folder, "me/cached")
     finally:
         server.start()
-    assert missing.startswith("FileNotFoundError me/missing at revision main is neither a folder nor in the Hub cache")
+    assert missing.startswith("FileNotFoundError me/missing is neither a folder nor in the Hub cache")
     assert len(missing.splitlines()) == 1
     assert pushed == "OSError The Hub cannot be reached (ConnectError); push again with a network."
 
