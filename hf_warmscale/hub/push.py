@@ -69,7 +69,7 @@ def push_to_hub(
     Raises:
         FileNotFoundError: if the folder is no model folder.
         ValueError: if there is no token, the repository holds something else, the weights are pickled or corrupt, or
-            the folder's own `README.md` names a path of this machine.
+            the folder's own `README.md` names a path of this machine; all but the second before a repository is made.
         OSError: if the Hub cannot be reached or refuses.
 
     Example:
@@ -81,6 +81,7 @@ def push_to_hub(
     token = token or get_token()
     if not token:
         raise ValueError("There is no Hub token; set HF_TOKEN or run `hf auth login`.")
+    _check_texts(folder, files, repo_id)
     api = HfApi(token=token)
     with _hub_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -133,6 +134,14 @@ def _files(folder: Path) -> list[str]:
     names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
     stale = {INDEX_FILE} if weights == [SINGLE_FILE] else set()
     return sorted({*weights, *names} - stale - {CARD, *WITHHELD})
+
+
+def _check_texts(folder: Path, files: list[str], repo_id: str) -> None:
+    """Refuse receipts and cards that cannot be sent before a repository is made for them."""
+    for file in files:
+        if file in CLEANED:
+            portable_json(folder / file)
+    _card(folder, repo_id)
 
 
 def _additions(folder: Path, files: list[str], repo_id: str) -> Iterator[CommitOperationAdd]:
