@@ -12,14 +12,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture.fields import find_field, per_layer_fields
-from hf_warmscale.architecture.labelling import choose_labels, kind_of, label_options
+from hf_warmscale.architecture.labelling import choose_labels, confirm_labels, kind_of, label_options
 from hf_warmscale.architecture.layouts import UnknownLayoutError, heads_differ
 from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
 from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sample_tokens, stream_readers, trace
 from hf_warmscale.architecture.probe import SizeLaw, probe
 from hf_warmscale.architecture.proof import randomize
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
-from hf_warmscale.architecture.tiny import TINY, axes_of, build, build_meta, named_state, tiny_config
+from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build, build_meta, named_state, tiny_config
 
 MAX_TINY_PARAMETERS = 30_000_000
 """The proof runs the tiny model some dozen times, in float64."""
@@ -55,7 +55,8 @@ def describe(config: PreTrainedConfig) -> ModelMap:
 
     Instantiates the architecture on the meta device, changes one size at a time and reads the axes from the shapes;
     what shapes leave open is settled on a tiny random float64 model, whose logits must not change when an axis is
-    permuted wherever the map names it. No weights are read, and the model of `config` is never allocated.
+    permuted wherever the map names it, and proved again at other sizes. No weights are read, and the model of `config`
+    is never allocated.
 
     Args:
         config (`PreTrainedConfig`): the config of any causal LM that transformers can build.
@@ -138,9 +139,7 @@ def _template(tiny: str, layers: int) -> Template:
             f"{config.model_type} still has {size:,} parameters at the smallest sizes, so nothing is proved about it; "
             "set the sizes that have no axis (ranks, further vocabularies) smaller."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reseed every GPU too
-        model = randomize(build(smallest))
+    model = _random_model(smallest)
     layer_path = _layer_path(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
     record = trace(model, tokens)
@@ -148,6 +147,12 @@ def _template(tiny: str, layers: int) -> Template:
     # With one token there is nothing to attend to, so that a bias of each head's own cannot show.
     proof_tokens = tokens[:, :1] if heads_differ(config) else tokens
     kinds, proof = choose_labels(model, options, shapes.sizes, layer_path, proof_tokens)
+    # Heads keep their size: a family that derives it may hold it in a field of its rotary embedding too.
+    elsewhere = shapes.law.complete(
+        {axis: size if axis is Axis.HEAD_DIM else OTHER[axis] for axis, size in shapes.sizes.items()}
+    )
+    other = _random_model(tiny_config(config, {**shapes.law.settings(elsewhere), Axis.LAYERS: layers}))
+    confirmed = confirm_labels(other, kinds, elsewhere, layer_path, proof_tokens)
     labels = {name: kinds[kind_of(name, layer_path)] for name in named_state(model)}
 
     def on_stream(path: str) -> bool:
@@ -161,8 +166,14 @@ def _template(tiny: str, layers: int) -> Template:
         norms={kind_of(f"{path}.", layer_path): norm for path, norm in norms.items()},
         axes=frozenset(shapes.sizes),
         embedding_scale=_scaling(model, tokens, f"{layer_path}.0", shapes.sizes[Axis.HIDDEN]),
-        proof=proof,
+        proof={axis: max(error, confirmed[axis]) for axis, error in proof.items()},
     )
+
+
+def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reseed every GPU too
+        return randomize(build(config))
 
 
 def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel) -> ModelMap:

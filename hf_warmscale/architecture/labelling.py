@@ -102,6 +102,34 @@ def choose_labels(
     return jury.labels(picks), {axis: jury.error(picks, axis) for axis in jury.axes}
 
 
+def confirm_labels(
+    model: PreTrainedModel, labels: Labels, sizes: Mapping[Axis, int], layer_path: str, tokens: torch.Tensor
+) -> dict[Axis, float]:
+    """Prove labels on a model of other sizes than those they were chosen on; return the errors.
+
+    At one size a constant of the family may be taken for an axis (CodeGen's four groups of heads for four heads).
+
+    Args:
+        model (`PreTrainedModel`): a tiny random model in float64.
+        labels (`Mapping[str, tuple[Dimension, ...]]`): by kind of parameter.
+        sizes (`Mapping[Axis, int]`): the sizes of the model.
+        layer_path (`str`): the path of the list of blocks.
+        tokens (`torch.Tensor`): token ids `[batch, tokens]`.
+
+    Raises:
+        UnknownLayoutError: if permuting an axis changes the logits.
+    """
+    jury = _Jury(model, [[labels]], sizes, layer_path, tokens)
+    errors = {axis: jury.error((0,), axis) for axis in jury.axes}
+    for axis, error in errors.items():
+        if error > TOLERANCE:
+            raise UnknownLayoutError(
+                f"{model.config.model_type}: its weights can be read at one size of {axis} and not at another, so an "
+                "inner order is missing in hf_warmscale/architecture/layouts.py."
+            )
+    return errors
+
+
 class _Jury:
     """Judges labellings of one model; a labelling is one pick for every kind of module."""
 

@@ -134,7 +134,8 @@ class ModelMap:
         layer_path (`str`): the path of the list of blocks (`"model.layers"`).
         layer_fields (`tuple[str, ...]`): the config fields that hold one entry for each layer.
         embedding_scale (`str` or `None`): `"sqrt"` if the model multiplies the embedding by sqrt(hidden), else `None`.
-        proof (`Mapping[Axis, float]`): max |change of a logit| when that axis is permuted, in float64.
+        proof (`Mapping[Axis, float]`): max |change of a logit| / max |logit| when that axis is permuted, in float64;
+            the larger error of models of two sizes.
     """
 
     model_type: str

@@ -145,7 +145,13 @@ def test_tied_names_point_to_the_parameter() -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "named"),
-    [("jetmoe", "kv_proj"), ("mamba", "num_attention_heads"), ("recurrent_gemma", "input_gate_weight")],
+    [
+        ("jetmoe", "kv_proj"),
+        ("mamba", "num_attention_heads"),
+        ("recurrent_gemma", "input_gate_weight"),
+        # Its heads lie in four groups, so that at four heads it looks like GPT-NeoX.
+        ("codegen", "one size of num_attention_heads and not at another"),
+    ],
 )
 def test_what_is_not_certain_is_refused_by_name(model_type: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
