@@ -32,7 +32,8 @@ def run_quickstart(output: str | os.PathLike[str], *, tokens: int | None = None,
         `dict`: what `report.json` holds.
 
     Raises:
-        ValueError: if `output` holds something else, or a run with other settings.
+        ValueError: if `output` holds something else, or a run with other settings, or the installed packages hold too
+            little text for the budget.
 
     Example:
 
@@ -43,7 +44,12 @@ def run_quickstart(output: str | os.PathLike[str], *, tokens: int | None = None,
     """
     settings = Settings(tokens=DEFAULT_TOKENS if tokens is None else tokens, seed=seed)
     folder = _claim(Path(output), settings)
-    data = prepare_data(folder / "data", settings)
+    try:
+        data = prepare_data(folder / "data", settings)
+    except ValueError:
+        if not (folder / "data").exists():  # too little text: the folder is free for a smaller budget
+            (folder / SETTINGS_FILE).unlink()
+        raise
     runs = train_all(folder / "runs", data, settings)
     merge = merge_constant_phase(folder / "merge", runs.continued, data, settings)
     chosen = choose_model(folder / "model", runs.continued, merge, data)
@@ -55,7 +61,7 @@ def _claim(folder: Path, settings: Settings) -> Path:
     """Mark the folder as a quickstart of these settings, or recognise it as one."""
     path = folder / SETTINGS_FILE
     if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = _read_settings(path)
         changed = [name for name, value in settings.to_dict().items() if saved.get(name) != value]
         if changed:
             raise ValueError(
@@ -67,3 +73,13 @@ def _claim(folder: Path, settings: Settings) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings.to_dict())
     return folder
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} is damaged, so the quickstart beside it cannot go on; name another output folder.")
+    return saved

@@ -8,6 +8,9 @@ DEFAULT_TOKENS = 2_000_000
 
 MIN_TOKENS = 40_000
 
+SEEDS = 2**32
+"""NumPy's generators take as many."""
+
 SMALL = 500_000
 """Below, a run is a trial of the machinery, and less is evaluated."""
 
@@ -52,6 +55,8 @@ class Settings:
             raise ValueError(
                 f"A budget of {self.tokens:,} tokens is too small to train on; use {MIN_TOKENS:,} or more."
             )
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"The seed is {self.seed}; it must lie between 0 and {SEEDS - 1}.")
 
     @property
     def tokens_per_step(self) -> int:

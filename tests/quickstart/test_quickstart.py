@@ -66,9 +66,31 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_damaged_settings_are_refused_untouched(tmp_path: Path, content: str) -> None:
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged, .*; name another output folder"):
+        run_quickstart(tmp_path, tokens=MIN_TOKENS)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
 def test_too_small_a_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="too small"):
         Settings(tokens=MIN_TOKENS - 1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"The seed is {seed}; it must lie between 0 and 4294967295"):
+        Settings(seed=seed)
+
+
+def test_too_large_a_budget_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that says which budget it is for would refuse the smaller one that the sentence asks for."""
+    monkeypatch.setattr("hf_warmscale.quickstart.text.DISTRIBUTIONS", ("accelerate",))
+    with pytest.raises(ValueError, match="use a smaller token budget"):
+        run_quickstart(tmp_path / "run", tokens=100_000_000)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_prose_and_code_are_taken_apart(tmp_path: Path) -> None:
