@@ -9,8 +9,8 @@
 """
 
 import argparse
-import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from growth import own_base, run_growth
+from growth import lowest, own_base, run_growth
 from tokens import prepare_tokens
 
 from hf_warmscale.mup import MupConfig
-from hf_warmscale.tuning import ProxyTask, at_size, coordinate_check, lr_transfer
+from hf_warmscale.tuning import ProxyTask, at_size, coordinate_check, lr_transfer, sweep
+from hf_warmscale.tuning.transfer import describe_study, train_point
 
 HERE = Path(__file__).parent
 
@@ -74,17 +75,18 @@ def run_transfer(study: dict[str, Any], part: dict[str, Any], tokens: Path, outp
 
 def run_coordinates(study: dict[str, Any], part: dict[str, Any], tokens: Path, output: Path, jobs: int) -> None:
     """Check how the change of each activation scales with width or depth under every rule."""
-    base = {**study["model"], "tie_word_embeddings": part["tie_word_embeddings"]}
-    width = study["coordinates"]["base_hidden_size"]
+    coordinates, task = study["coordinates"], ProxyTask(str(tokens), **study["task"])
+    model = {**study["model"], "initializer_range": coordinates["initializer_range"]}
     zero = {"zero_init_query": True, "zero_init_readout": not part["tie_word_embeddings"]}
+    tied = {**model, "tie_word_embeddings": part["tie_word_embeddings"]}
     results = coordinate_check(
-        own_base(base, width).with_mup(**zero),
-        ProxyTask(str(tokens), **study["task"]),
+        own_base(tied, coordinates["base_hidden_size"]).with_mup(**zero),
+        task,
         axis=part["axis"],
         sizes=part["sizes"],
-        lr=best_rate(output.parent / "transfer-width" / "transfer.json", width),
+        lr=base_rate(study, own_base(model, coordinates["base_hidden_size"]), task, output.parent, jobs),
         rules=study["rules"],
-        steps=study["coordinates"]["steps"],
+        steps=coordinates["steps"],
         seeds=study["seeds"],
         output=output,
         jobs=jobs,
@@ -94,13 +96,18 @@ def run_coordinates(study: dict[str, Any], part: dict[str, Any], tokens: Path, o
         print(f"{output.name} {result.label}: {verdict}", flush=True)
 
 
-def best_rate(transfer: Path, width: int) -> float:
-    """Return the best rate of a width in the standard parametrization: that of a base of this width, on the grid."""
-    if not transfer.exists():
-        raise SystemExit(f"{transfer} is not there yet; run the study transfer-width first.")
-    (standard,) = (result for result in json.loads(transfer.read_text()) if result["rule"] == "standard")
-    (optimum,) = (optimum for optimum in standard["optima"] if optimum["size"] == width)
-    return float(2.0 ** round(optimum["log2_lr"]))
+def base_rate(study: dict[str, Any], base: MupConfig, task: ProxyTask, output: Path, jobs: int) -> float:
+    """Return the best rate of the grid at the base of the coordinate checks, swept once for all of them."""
+    curves = sweep(
+        partial(train_point, task, {base.hidden_size: base}),
+        sizes=[base.hidden_size],
+        lrs=[2.0**exponent for exponent in study["coordinates"]["log2_lrs"]],
+        seeds=study["seeds"],
+        output=output / "coordinates-lr",
+        study=describe_study(task, base, "width"),
+        jobs=jobs,
+    )
+    return lowest(curves[base.hidden_size])
 
 
 def shrink(study: dict[str, Any]) -> None:
@@ -110,6 +117,7 @@ def shrink(study: dict[str, Any]) -> None:
     for part in study["transfer"].values():
         part["sizes"] = part["sizes"][:2]
     study["growth"].update(octaves=[-1, 0, 1])
+    study["coordinates"].update(log2_lrs=[-9, -8, -7])
     for part in study["coordinates"]["studies"].values():
         part["sizes"] = part["sizes"][:2]
 
