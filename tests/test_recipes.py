@@ -1,0 +1,92 @@
+"""Every recipe is read by the strict parser and trains for two steps with a small stand-in for its model and data."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hf_warmscale.cli.entry import make_parser
+from hf_warmscale.training.configuration import read_configuration
+from hf_warmscale.training.run import train
+from tests.cli.workspace import make_workspace
+from tests.test_package import ROOT
+
+RECIPES = sorted(
+    path.relative_to(ROOT / "recipes")
+    for path in (ROOT / "recipes").glob("*/*.yaml")
+    if path.parent.name not in ("accelerate_configs", "reproduce")
+)
+GUIDES = sorted((ROOT / "recipes").glob("*/README.md"))
+TYPED = [
+    pytest.param(command, id=f"{guide.parent.name}: {command[:60]}")
+    for guide in GUIDES
+    for command in re.findall(r"^    (?:.*-m hf_warmscale|warmscale) (.+)$", guide.read_text("utf-8"), re.MULTILINE)
+]
+ON_THIS_MACHINE = {
+    "bf16": False,
+    "max_steps": 2,
+    "save_steps": 1,
+    "eval_steps": 1,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with its tokenizer, and packed rows."""
+    return make_workspace(tmp_path_factory.mktemp("recipes"))
+
+
+def with_stand_ins(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Put the small model and rows in the places of the recipe's own; all other keys stay."""
+    small = {key: value for key, value in recipe.items() if key not in ("tokenizer_name_or_path", "max_tokens")}
+    if "model_config" in small:
+        small["model_config"] = {
+            **small["model_config"],
+            "vocab_size": 300,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+        }
+        small["model_config"] |= {"num_hidden_layers": 1, "mup": {"base_hidden_size": 32}}
+    else:
+        small["model_name_or_path"] = str(folder / "model")
+    packed = str(folder / "packed")
+    small["mixture"] = {
+        name: {"path": packed, "weight": source["weight"]} for name, source in recipe["mixture"].items()
+    }
+    small["evaluation"] = dict.fromkeys(recipe["evaluation"], packed)
+    return small | ON_THIS_MACHINE
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_recipe_is_read(recipe: Path, tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / recipe).read_text("utf-8")
+    assert "# Hardware: " in text and re.search(r"Expected \((?:measured|estimate)", text)
+    (tmp_path / "here.yaml").write_text(text.replace("bf16: true", "bf16: false"), encoding="utf-8")
+    read_configuration(tmp_path / "here.yaml")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_recipe_trains_two_steps(recipe: Path, stand_in: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((ROOT / "recipes" / recipe).read_text("utf-8"))
+    small = with_stand_ins(content, stand_in) | {"output_dir": str(tmp_path / "run")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
+    trainer = train(tmp_path / "small.yaml")
+    assert trainer.state.global_step == 2
+    assert (tmp_path / "run" / "checkpoint-2" / "stage.json").is_file()
+
+
+@pytest.mark.parametrize("command", TYPED)
+def test_command_of_a_recipe_is_understood(command: str) -> None:
+    assert make_parser().parse_args(shlex.split(command)).run is not None
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 8 and len(TYPED) >= 20
