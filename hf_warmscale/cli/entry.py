@@ -13,6 +13,7 @@ from hf_warmscale.cli.completion import COMPLETION
 from hf_warmscale.cli.data import DATA
 from hf_warmscale.cli.env import ENV
 from hf_warmscale.cli.grow import GROW
+from hf_warmscale.cli.interrupt import Interrupt
 from hf_warmscale.cli.merge import MERGE
 from hf_warmscale.cli.mup import MUP
 from hf_warmscale.cli.parser import Parser, UsageError
@@ -73,22 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: Namespace) -> int:
     """Run a parsed verb; see [`main`]."""
+    interrupt = Interrupt()
     try:
-        with warnings.catch_warnings():
+        with interrupt.noticed(), warnings.catch_warnings():
             warnings.showwarning = show_warning
             quieten()
             arguments.run(arguments)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\nInterrupted: {arguments.after_interrupt}", file=sys.stderr)
-        return INTERRUPTED
+        return stop(arguments)
     except BrokenPipeError:  # the reader of a pipe has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        if arguments.debug:
+    except Exception as error:
+        if interrupt.pressed:
+            return stop(arguments)
+        if arguments.debug or not isinstance(error, ValueError | OSError):
             raise
         return refuse(error)
     return 0
+
+
+def stop(arguments: Namespace) -> int:
+    """Say how to go on after Ctrl-C and return its exit code."""
+    print(f"\nInterrupted: {arguments.after_interrupt}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def refuse(error: ValueError | OSError) -> int:
