@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def kept_for_training(study: dict[str, Any], corpora: Path) -> list[str]:
 
 
 def held_out(study: dict[str, Any], corpora: Path, kind: str = "in") -> list[str]:
-    """Return the beginning of every held-out document, each once; of the domains in training or out of it."""
+    """Return a piece of every held-out document, each once; of the domains in training or out of it."""
     documents = read(study, corpora, "validation", kind)
     documents += read(study, corpora, "train", kind)[:: study["held_out"]["every"]]
-    return list(dict.fromkeys(text[: study["held_out"]["characters"]] for text in documents))
+    skip, size = study["held_out"]["skip"], study["held_out"]["characters"]
+    return [text for text in dict.fromkeys(each[skip : skip + size] for each in documents) if len(text) == size]
 
 
 def splits(study: dict[str, Any], corpora: Path, seed: int) -> tuple[list[str], list[str], list[str]]:
@@ -60,8 +62,11 @@ def splits(study: dict[str, Any], corpora: Path, seed: int) -> tuple[list[str], 
 
 def read(study: dict[str, Any], corpora: Path, split: str, kind: str = "in") -> list[str]:
     """Return the documents of a split, one domain after the other."""
-    texts = []
-    for domain in study["domains"][kind]:
-        with gzip.open(corpora / f"{domain}.{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            texts += [json.loads(line)["text"] for line in lines]
-    return texts
+    return [text for domain in study["domains"][kind] for text in read_file(corpora / f"{domain}.{split}.jsonl.gz")]
+
+
+@cache
+def read_file(path: Path) -> tuple[str, ...]:
+    """Return the documents of a file, read once."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return tuple(json.loads(line)["text"] for line in lines)
