@@ -64,8 +64,8 @@ class EvaluationSet:
         """Tokenise documents (without special tokens) and prepare them for scoring.
 
         Raises:
-            ValueError: if there is no document, if one is empty or not a text, if the tokenizer has neither a
-                beginning-of-text nor an end-of-text token, or if a length is not positive.
+            ValueError: if there is no document, if one is empty, not a text or not Unicode, if the tokenizer has
+                neither a beginning-of-text nor an end-of-text token, or if a length is not positive.
         """
         _check_documents(documents)
         for name, value in {"max_length": max_length, "batch_tokens": batch_tokens}.items():
@@ -248,6 +248,12 @@ def _check_documents(documents: Sequence[str]) -> None:
             raise ValueError(f"Document {index} is a {type(document).__name__}; pass texts.")
         if not document.strip():
             raise ValueError(f"Document {index} is empty; leave it out.")
+        try:
+            document.encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, UTF-8 and tokenizers cannot
+            raise ValueError(
+                f"Document {index} holds half a character at position {error.start}; repair it or leave it out."
+            ) from error
 
 
 def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -133,6 +133,7 @@ def test_the_start_token_is_eos_where_there_is_no_bos() -> None:
         (["abc", ""], "Document 1 is empty"),
         (["abc", "\n \t"], "Document 1 is empty"),
         (["abc", 3], "Document 1 is a int"),
+        (["abc\ud83d"], "Document 0 holds half a character at position 3"),
     ],
 )
 def test_bad_documents(documents: list[str], message: str) -> None:
@@ -169,3 +170,13 @@ def test_a_better_model_scores_better() -> None:
     model(input_ids=ids, labels=ids).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert document_nll(model, documents, tiny_tokenizer()).nll[0] < before.nll[0]
+
+
+def test_bits_per_byte_are_of_bytes_whatever_the_tokens() -> None:
+    """Twelve bits over three tokens and eight bytes."""
+    scores = DocumentNLL(
+        nll=np.array([8.0, 4.0]) * math.log(2), tokens=np.array([2, 1]), bytes=np.array([5, 3]), digests=("a", "b")
+    )
+    assert scores.bits_per_byte == pytest.approx(12 / 8)
+    assert scores.mean == pytest.approx(4 * math.log(2))
+    assert scores.perplexity == pytest.approx(2**4)

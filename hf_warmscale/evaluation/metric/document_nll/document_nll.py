@@ -29,6 +29,8 @@ Returns:
 
 
 class DocumentNLLMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no types
+    """Score documents with a causal LM; see [`hf_warmscale.document_nll`]."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
