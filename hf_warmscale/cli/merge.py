@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_warmscale.cli.parser import Parser, positive_int
@@ -29,6 +30,9 @@ def add_arguments(parser: Parser) -> None:
     )
     search.add_argument("--trials", type=positive_int, default=20, metavar="N", help="at most; 20 by default")
     search.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, or of dare; 0 by default")
+    search.add_argument(
+        "--allow-public-benchmarks", action="store_true", help="accept --eval-data with the name of a public benchmark"
+    )
     given = parser.add_argument_group("no search", "Merge with given weights, without any data.")
     given.add_argument("--method", choices=METHODS, metavar="M", help=f"{', '.join(METHODS)}; linear by default")
     given.add_argument("--weights", type=float, nargs="+", metavar="W", help="one a checkpoint; equal by default")
@@ -39,9 +43,13 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Search or merge, then show the weights."""
     if arguments.eval_data is None:
-        show_merge(arguments, merge(arguments))
+        receipt = merge(arguments)
+        write_card(arguments.output)
+        show_merge(arguments, receipt)
     else:
-        show_search(arguments, search(arguments))
+        result = search(arguments)
+        write_card(arguments.output)
+        show_search(arguments, result)
 
 
 def merge(arguments: Namespace) -> "MergeReceipt":
@@ -63,13 +71,14 @@ def merge(arguments: Namespace) -> "MergeReceipt":
 
 def search(arguments: Namespace) -> "MergeResult":
     """Search the weights on one half of the documents and judge them on the other."""
-    from hf_warmscale.merging import search_merge
+    from hf_warmscale.merging import refuse_public_benchmark, search_merge
     from hf_warmscale.merging.search import SpaceName
     from hf_warmscale.training.documents import load_documents
 
     for option in ("method", "weights", "base", "density"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
+    refuse_public_benchmark(Path(arguments.eval_data).name, allow=arguments.allow_public_benchmarks)
     select, confirm = halves(load_documents(arguments.eval_data)["text"])
     space: SpaceName = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
     return search_merge(
@@ -89,6 +98,13 @@ def halves(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return different[::2], different[1::2]
 
 
+def write_card(output: str) -> None:
+    """Write the model card beside the model; a push writes it anew under the repository's name."""
+    from hf_warmscale.hub import make_card
+
+    make_card(output).save(Path(output) / "README.md")
+
+
 def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
     """Show given weights."""
     pairs = zip(arguments.checkpoints, receipt.weights, strict=True)
@@ -98,6 +114,8 @@ def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
 
 def show_search(arguments: Namespace, result: "MergeResult") -> None:
     """Show what the held-out text says, whichever way it went."""
+    from hf_warmscale.merging.result import JOURNAL
+
     rows = [
         {
             "domain": row["domain"],
@@ -112,6 +130,7 @@ def show_search(arguments: Namespace, result: "MergeResult") -> None:
     ]
     show(rows, title="Nats per token on the documents that the search never saw")
     print(result.verdict)
+    print(f"Trials:  optuna-dashboard {Path(arguments.output) / JOURNAL}  (pip install optuna-dashboard)")
     show([], written=[arguments.output], then=next_command(arguments))
 
 

@@ -152,11 +152,11 @@ def _additions(folder: Path, files: list[str], repo_id: str) -> Iterator[CommitO
 
 
 def _card(folder: Path, repo_id: str) -> str:
-    """Return the folder's own card, or a new one."""
+    """Return the folder's own card; a new one if there is none, or one that `make_card` made and nobody edited."""
     path = folder / CARD
-    if not path.is_file():
+    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    if text is None or text.split() == str(make_card(folder)).split():
         return str(make_card(folder, repo_id=repo_id))
-    text = path.read_text(encoding="utf-8")
     for place in (folder.resolve().parent, Path.home(), Path.cwd(), Path(tempfile.gettempdir())):
         if place != Path(place.anchor) and re.search(rf"(?<![\w/.:-]){re.escape(str(place))}(?![\w-])", text):
             raise ValueError(f"{path} names the local path {place}; take it out before the push.")

@@ -59,5 +59,5 @@ def refuse_public_benchmark(name: str, *, allow: bool = False) -> None:
     if found and not allow:
         raise ValueError(
             f"{name!r} is the public benchmark {found[-1]}: weights tuned on its test set make its score worthless. "
-            "Tune on other held-out data, or pass allow_public_benchmarks=True if this is meant."
+            "Tune on other held-out data, or say allow_public_benchmarks if this is meant."
         )

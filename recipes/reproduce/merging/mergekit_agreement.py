@@ -3,9 +3,9 @@
     python -m venv MERGEKIT && MERGEKIT/bin/pip install mergekit==0.1.5
     python recipes/reproduce/merging/mergekit_agreement.py --python MERGEKIT/bin/python [--models SMOLLM2]
 
-Without `--models` the inputs are random tensors of odd shapes; with it all tensors of the models that `smollm2.py`
-wrote. Conventions are set alike: no normalisation but where the method has one, DARE rescales by the L1 norm and gets
-the masks that mergekit drew. Prints the largest difference in float32, absolute and against the largest weight.
+Without `--models` the inputs are random tensors of odd shapes; with it the first block and the last norm of the models
+that `smollm2.py` wrote. Conventions are set alike: no normalisation but where the method has one, DARE rescales by the
+L1 norm and gets the masks that mergekit drew. Prints the largest difference in float32, and the largest weight.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.merging.methods import drop_and_rescale, linear, model_stock, slerp, task_arithmetic, ties
 from hf_warmscale.report import markdown_table
 
@@ -117,9 +118,10 @@ def random_inputs() -> list[dict[str, Tensor]]:
 
 
 def model_inputs(models: Path) -> list[dict[str, Tensor]]:
-    """Return all tensors of the base and of its copies."""
-    folders = [models / "base", *sorted(models.glob("copy-*"))]
-    return [load_file(folder / "model.safetensors") for folder in folders]
+    """Return tensors of the base and of its copies."""
+    opened = [open_checkpoint(folder) for folder in (models / "base", *sorted(models.glob("copy-*")))]
+    names = [name for name in opened[0].specs if ".layers.0." in name or name == "model.norm.weight"]
+    return [{name: checkpoint.tensor(name).clone() for name in names} for checkpoint in opened]
 
 
 if __name__ == "__main__":

@@ -66,14 +66,17 @@ def compare_steps(python: Path, folders: Sequence[Path]) -> None:
         assert theirs.stdin is not None and theirs.stdout is not None
         theirs.stdout.readline()
         before = written()
+        wrote = 0
         for _ in range(ROUNDS):
+            before = written()
             ours = cpu(lambda: combiner.combine(WEIGHTS))
+            wrote += written() - before
             bare = cpu(lambda: bare_sum(out, resident))
             theirs.stdin.write("\n")
             theirs.stdin.flush()
             mergekit = float(theirs.stdout.readline())
             rows.append({"merge step": ours, "bare sum": bare, "mergekit in process": mergekit})
-        print(f"Bytes written in {ROUNDS} merge steps: {written() - before}\n")
+        print(f"Bytes written in {ROUNDS} merge steps: {wrote}\n")
         theirs.stdin.close()
     for row in rows:
         row |= {

@@ -231,7 +231,7 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
 
 
 def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
-    """Search the triple of a trajectory whose optimum is farthest from every starting point."""
+    """Search the triples whose optimum is farthest from every starting point, one a trajectory."""
     plan = bench.study["landscapes"]
     texts = splits(bench.study, bench.corpora, bench.seed)[0][: plan["documents"]]
     documents = bench.documents(texts)
@@ -244,10 +244,17 @@ def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
         loss = objective([bench.checkpoint(number) for number in numbers])
         return {"numbers": list(numbers), "grid": [[*weights, loss(weights)] for weights in simplex_grid()]}
 
-    path = HERE / "results" / "matrix" / f"seed-{bench.seed}.json"
-    if not path.exists():
+    margins = {
+        (measured["seed"], *triple): margin
+        for measured in (yaml.safe_load(path.read_text()) for path in (HERE / "results" / "matrix").glob("*.json"))
+        for triple, margin in promised_margins(measured).items()
+    }
+    hardest: dict[int, list[int]] = {}
+    for seed, *triple in sorted(margins, key=lambda key: -margins[key]):
+        hardest.setdefault(seed, triple)
+    if bench.seed not in list(hardest)[: plan["trajectories"]]:
         return
-    numbers = hardest_triple(yaml.safe_load(path.read_text()))
+    numbers = hardest[bench.seed]
     grid = keep(f"seed-{bench.seed}-grid", lambda: grid_of(numbers))["grid"]
     folders = [bench.checkpoint(number) for number in numbers]
     starts = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
@@ -275,8 +282,8 @@ def simplex_grid() -> list[tuple[float, float, float]]:
     return [(a / 10, b / 10, (10 - a - b) / 10) for a in range(11) for b in range(11 - a)]
 
 
-def hardest_triple(measured: dict[str, Any]) -> tuple[int, int, int]:
-    """Return the triple that promises the largest margin, if the loss is quadratic between the measured midpoints."""
+def promised_margins(measured: dict[str, Any]) -> dict[tuple[int, int, int], float]:
+    """Return what every triple promises, if the loss is quadratic between the measured midpoints."""
     losses, numbers = measured["losses"], measured["checkpoints"]
     margins = {}
     for i in range(len(numbers)):
@@ -291,7 +298,7 @@ def hardest_triple(measured: dict[str, Any]) -> tuple[int, int, int]:
 
                 starts = [*alone, *middles.values(), loss((1 / 3, 1 / 3, 1 / 3))]
                 margins[numbers[k], numbers[j], numbers[i]] = min(starts) - min(map(loss, simplex_grid()))
-    return max(margins, key=lambda triple: margins[triple])
+    return margins
 
 
 PARTS = {"matrix": matrix, "methods": methods, "choice": choice, "landscapes": landscapes}
