@@ -85,12 +85,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "landscapes"])
+    parser.add_argument("--seeds", type=int, nargs="*", help="trajectories; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     study = yaml.safe_load((HERE / "study.yaml").read_text())
     for part in arguments.only:
-        for seed in study["seeds"]:
+        for seed in arguments.seeds or study["seeds"]:
             if (arguments.output / "trajectories" / f"seed-{seed}.json").exists():
                 bench = Bench(study, arguments.corpora, arguments.work, seed)
                 PARTS[part](bench, partial(store, arguments.output / part))
@@ -217,7 +218,8 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
     seed = int.from_bytes(name.encode(), "big") % 2**31
     result = bench.search(folders, PairSpace(), plan["trials"], seed)
     score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, seed)[2]))
-    truth = {weight: score((1 - weight, weight)).mean for weight in plan["grid"]}
+    grid = plan["grid"] if distance(name) > 2 or "annealed" in name else plan["coarse_grid"]
+    truth = {weight: score((1 - weight, weight)).mean for weight in grid}
     single = min(truth[1.0], score((1.0, 0.0)).mean)
     return {
         "pair": name,
@@ -228,6 +230,12 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
         "true_gain": single - min(single, *truth.values()),
         "truth": {str(weight): loss for weight, loss in truth.items()},
     }
+
+
+def distance(name: str) -> int:
+    """Return how many checkpoints lie between the two of a pair, the later one included."""
+    earlier, later = name.split("-")[-2:]
+    return int(later) - int(earlier)
 
 
 def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
