@@ -12,6 +12,7 @@ from hf_warmscale.training.majority_kernels import (
 from hf_warmscale.training.mixture import ReplayMixture, SeenRows
 from hf_warmscale.training.schedules import Schedule, get_schedule
 from hf_warmscale.training.stage import Progress, Stage, StageRecord, seen_rows
+from hf_warmscale.training.streaming import StreamedRows
 from hf_warmscale.training.trainer import ContinualMixin, ContinualTrainer
 from hf_warmscale.training.vocabulary import extend_tokenizer, grow_vocabulary
 
@@ -28,6 +29,7 @@ __all__ = [
     "Stage",
     "StageLR",
     "StageRecord",
+    "StreamedRows",
     "anneal_stage",
     "apply_majority_kernels",
     "average_run",

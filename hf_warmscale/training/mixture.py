@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from hf_warmscale.training.apportionment import Apportionment
 from hf_warmscale.training.permutation import Integers, key_of, permuted
 from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.training.streaming import StreamedRows
 
 Row = dict[str, Any]
 Weights = Mapping[str, float] | Sequence[float]
@@ -40,7 +41,7 @@ class ReplayMixture(Dataset[Row]):
 
     - the source by nested rounding of cumulative weights, so that after any number of samples the count of a source is
       within one of its expectation (see `Apportionment`; for more than four sources see `deviation`);
-    - the row by a shuffled pass over the source, another order in every pass (see `permuted`).
+    - the row by a shuffled pass over the source, another order in every pass (see `permuted`); of a stream, the next.
 
     So there is no state but the index: a resumed run, another world size or another number of workers continue the
     same sequence. The total is fixed: what replay takes, the new data give (2403.08763, compute-equivalent replay).
@@ -205,7 +206,8 @@ class ReplayMixture(Dataset[Row]):
         sources, ordinals = self._apportionment.assign(samples)
         for number, (size, key) in enumerate(zip(self.sizes, self._keys, strict=True)):
             mine = np.flatnonzero(sources == number)
-            ordinals[mine] = permuted(ordinals[mine], size, key)
+            ordered = is_streamed(self._rows[number])
+            ordinals[mine] = ordinals[mine] % size if ordered else permuted(ordinals[mine], size, key)
         return sources, ordinals
 
     def _by_start(self, weights: Weights | Mapping[int, Weights]) -> dict[int, dict[str, float]]:
@@ -271,8 +273,9 @@ class SeenRows(Dataset[Row]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Return several rows at once."""
-        ordinals = self.start + np.asarray(indices, dtype=np.int64)
-        return fetch(self.rows, permuted(ordinals, len(self.rows), self.key).tolist())
+        ordinals, size = self.start + np.asarray(indices, dtype=np.int64), len(self.rows)
+        places = ordinals % size if is_streamed(self.rows) else permuted(ordinals, size, self.key)
+        return fetch(self.rows, places.tolist())
 
 
 def fetch(rows: Rows, indices: list[int]) -> list[Row]:
@@ -281,10 +284,20 @@ def fetch(rows: Rows, indices: list[int]) -> list[Row]:
     return [rows[index] for index in indices] if together is None else list(together(indices))
 
 
+def is_streamed(rows: Rows) -> bool:
+    """Tell whether rows are read in their own order, see `StreamedRows`; looking at the last one would read all."""
+    return isinstance(rows, StreamedRows)
+
+
+def ends(rows: Rows) -> tuple[int, ...]:
+    """Return the first row and, where it is cheap to read, the last."""
+    return (0,) if is_streamed(rows) else (0, len(rows) - 1)
+
+
 def fingerprint(rows: Rows) -> str:
     """Return a short hash of the number of rows and of the first and the last row."""
     digest = hashlib.blake2b(str(len(rows)).encode(), digest_size=8)
-    for index in (0, len(rows) - 1):
+    for index in ends(rows):
         digest.update(json.dumps(rows[index], sort_keys=True, default=_plain).encode())
     return digest.hexdigest()
 

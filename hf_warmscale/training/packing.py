@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, IterableDataset, List, Value, load_from_disk
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,7 @@ Tokens = NDArray[np.int32]
 
 MANIFEST = "pack.json"
 IGNORED = -100
+FEATURES = Features({column: List(Value("int32")) for column in PACKED_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def pack(
         rows = Dataset.from_generator(
             _generate,
             gen_kwargs={"tokenized": tokenized, "arrange": arrange, "length": sequence_length},
-            features=Features({column: List(Value("int32")) for column in PACKED_COLUMNS}),
+            features=FEATURES,
             cache_dir=scratch,
         )
         rows.save_to_disk(staging)
@@ -133,6 +135,29 @@ def pack(
         )
         write_json(staging / MANIFEST, asdict(manifest))
     return manifest
+
+
+def stream_packed(
+    documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, text_column: str = "text"
+) -> IterableDataset:
+    """Tokenize a stream of documents and lay it out in full rows, as `pack` does, while it is read.
+
+    Args:
+        documents (`IterableDataset`): with a text column.
+        tokenizer (`PreTrainedTokenizerBase`): must have an end-of-sequence token.
+        sequence_length (`int`): tokens in a row.
+        text_column (`str`): where the text is.
+
+    Raises:
+        ValueError: if the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
+    return IterableDataset.from_generator(
+        _generate_streamed,
+        gen_kwargs={"read": partial(_tokens_of, documents, tokenizer, text_column), "length": sequence_length},
+        features=FEATURES,
+    )
 
 
 def load_packed(folder: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
@@ -200,6 +225,12 @@ def whole_documents(documents: Iterable[Tokens], length: int) -> Iterator[tuple[
                 yield part, np.arange(len(part), dtype=np.int32)
 
 
+def pack_row(tokens: Tokens, positions: Tokens) -> dict[str, Tokens]:
+    """Return a row; the first token of a document is nobody's to predict."""
+    labels = np.where(positions == 0, IGNORED, tokens).astype(np.int32)
+    return {"input_ids": tokens, "position_ids": positions, "labels": labels}
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a short hash of how a tokenizer turns text into tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -212,11 +243,21 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _generate(tokenized: Dataset, arrange: Any, length: int) -> Iterator[dict[str, Tokens]]:
     for tokens, positions in arrange(_column(tokenized, "tokens"), length):
-        labels = np.where(positions == 0, IGNORED, tokens).astype(np.int32)
-        yield {"input_ids": tokens, "position_ids": positions, "labels": labels}
+        yield pack_row(tokens, positions)
 
 
 def _column(dataset: Dataset, name: str) -> Iterator[Tokens]:
     for batch in dataset.select_columns([name]).with_format("numpy").iter(batch_size=1_000):
         for values in batch[name]:
             yield np.asarray(values, dtype=np.int32)
+
+
+def _generate_streamed(read: Callable[[], Iterator[Tokens]], length: int) -> Iterator[dict[str, Tokens]]:
+    for tokens, positions in full_rows(read(), length):
+        yield pack_row(tokens, positions)
+
+
+def _tokens_of(documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, text_column: str) -> Iterator[Tokens]:
+    for row in documents:
+        for tokens in tokenize({text_column: [row[text_column]]}, tokenizer, text_column)["tokens"]:
+            yield np.asarray(tokens, dtype=np.int32)

@@ -120,7 +120,7 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
     if (name is None) == (arguments.model_config is None):
         raise ValueError("Give either model_name_or_path or model_config.")
     if name is not None:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     else:
         model = _new_model(as_mapping("model_config", arguments.model_config), dtype)
     return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
@@ -134,7 +134,7 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
         name = arguments.model_name_or_path if beside_model.is_file() else None
     if name is None:
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return tokenizer
 
 

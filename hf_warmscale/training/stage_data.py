@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Row, Rows
+from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Row, Rows, ends
 
 Collator = Callable[[list[Row]], dict[str, Any]]
 
@@ -82,7 +82,7 @@ class SourceCollator:
 
 def row_length(mixture: ReplayMixture) -> int | None:
     """Return the tokens of every row, or `None` if the first rows of the sources differ."""
-    lengths = {len(rows[index]["input_ids"]) for rows in mixture.sources.values() for index in (0, len(rows) - 1)}
+    lengths = {len(rows[index]["input_ids"]) for rows in mixture.sources.values() for index in ends(rows)}
     return lengths.pop() if len(lengths) == 1 else None
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
+from hf_warmscale.checkpoints import explained_full_disk
 from hf_warmscale.training.arguments import ContinualArguments
 from hf_warmscale.training.launch import check_engine, refuse_engine_blocks
 from hf_warmscale.training.lr_scheduler import StageLR
@@ -314,12 +315,13 @@ class ContinualMixin(Trainer):
         best = self.state.best_model_checkpoint
         if self.stage_run is not None:
             self.stage_run.advance(self.state.global_step, self.accelerator.gather)
-        with self._staged(), self._own_cache_setting():
+        with explained_full_disk(run / name), self._staged(), self._own_cache_setting():
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = best
         if self.args.should_save:
-            self._publish(run, name)
+            with explained_full_disk(run / name):
+                self._publish(run, name)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
@@ -354,7 +356,7 @@ class ContinualTrainer(ContinualMixin, Trainer):
     stage = Stage("german", "rewarm_cosine", mixture, max_tokens=10_000_000, parent=parent)
     args = ContinualTrainingArguments(output_dir="runs/german", learning_rate=3e-4, per_device_train_batch_size=16,
                                       save_steps=100, eval_strategy="steps", eval_steps=100)
-    model = AutoModelForCausalLM.from_pretrained(parent)
+    model = AutoModelForCausalLM.from_pretrained(parent, trust_remote_code=False)
     domains = {"german": german_validation, "english": english_validation}
     trainer = ContinualTrainer(model, args, stage=stage, eval_dataset=domains)
     trainer.train()                                # after a crash: trainer.train(resume_from_checkpoint=True)
