@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,30 +98,45 @@ def draw(arguments: argparse.Namespace) -> list[Moment]:
     return [Moment(step, number in in_saves, generator.random()) for number, step in enumerate(steps)]
 
 
-def start(arguments: argparse.Namespace, folder: Path) -> "subprocess.Popen[str]":
-    """Start the run, or what goes on with it."""
-    command = [sys.executable]
-    if arguments.processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(arguments.processes)]
-    command += [__file__, "--worker", "--work", str(folder), "--steps", str(arguments.steps)]
+def start(arguments: argparse.Namespace, folder: Path) -> "list[subprocess.Popen[str]]":
+    """Start the run, or what goes on with it: one process a rank, all in one process group."""
+    command = [sys.executable, __file__, "--worker", "--work", str(folder), "--steps", str(arguments.steps)]
+    ranks: list[subprocess.Popen[str]] = []
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(arguments.processes)}
+    environment["LOCAL_WORLD_SIZE"] = environment["WORLD_SIZE"]
     with (arguments.work / f"{folder.name}.log").open("a") as log:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        for rank in range(arguments.processes):
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} if arguments.processes > 1 else {}
+            group, out = (ranks[0].pid, log) if ranks else (0, subprocess.PIPE)
+            ranks.append(
+                subprocess.Popen(
+                    command, stdout=out, stderr=log, text=True, process_group=group, env={**os.environ, **own}
+                )
+            )
+    return ranks
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 def watch(
-    process: "subprocess.Popen[str]", folder: Path, moment: Moment | None, durations: dict[str, Any] | None = None
+    ranks: "list[subprocess.Popen[str]]", folder: Path, moment: Moment | None, durations: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Follow a run to its end and return how long steps and saves take, or to a moment and kill it."""
     staging, steps = folder / STAGING, []
-    assert process.stdout is not None
-    for line in process.stdout:
+    assert ranks[0].stdout is not None
+    for line in ranks[0].stdout:
         if not line.startswith(BEAT):
             continue
         steps.append((int(line.removeprefix(BEAT)), time.monotonic()))
         if moment is not None and durations is not None and steps[-1][0] >= moment.step:
-            return kill(process, staging, moment, durations, steps[0][0])
-    if process.wait() != 0:
-        raise SystemExit(f"The run in {folder} ended with {process.returncode}; see the log beside it.")
+            return kill(ranks, staging, moment, durations, steps[0][0])
+    if any([process.wait() for process in ranks]):
+        raise SystemExit(f"The run in {folder} ended with an error; see the log beside it.")
     times = [later - earlier for (_, earlier), (_, later) in pairwise(steps)]
     plain = [seconds for (step, _), seconds in zip(steps, times, strict=False) if step % SAVE_EVERY]
     saving = [seconds for (step, _), seconds in zip(steps, times, strict=False) if step % SAVE_EVERY == 0]
@@ -130,16 +146,17 @@ def watch(
 
 
 def kill(
-    process: "subprocess.Popen[str]", staging: Path, moment: Moment, durations: dict[str, Any], resumed_at: int
+    ranks: "list[subprocess.Popen[str]]", staging: Path, moment: Moment, durations: dict[str, Any], resumed_at: int
 ) -> dict[str, Any]:
-    """Wait for the moment and kill the whole process group."""
+    """Wait for the moment and kill every rank."""
     if moment.in_save:
-        while not staging.exists() and process.poll() is None:
+        while not staging.exists() and ranks[0].poll() is None:
             time.sleep(0.0005)
     time.sleep(moment.share * durations["save" if moment.in_save else "step"] * 0.8)
-    alive = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    alive = all(process.poll() is None for process in ranks)
+    os.killpg(ranks[0].pid, signal.SIGKILL)
+    for process in ranks:
+        process.wait()
     return {"killed": alive, "resumed_at": resumed_at, "inside_a_save": staging.exists()}
 
 
