@@ -65,19 +65,33 @@ def staged_directory(output: str | os.PathLike[str]) -> Iterator[Path]:
         staging = output.with_name(f".{output.name}{STAGING_SUFFIX}")
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            staging.mkdir()
-            yield staging
-            _sync_tree(staging)
-            staging.rename(output)
-        except BaseException as error:
-            full = _is_disk_full(error, output.parent)
+            with explained_full_disk(output):
+                staging.mkdir()
+                yield staging
+                _sync_tree(staging)
+                staging.rename(output)
+        except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
-            if full:
-                raise OSError(
-                    f"There is no room left to write {output}; free some space or name another disk."
-                ) from error
             raise
         _sync(output.parent)
+
+
+@contextmanager
+def explained_full_disk(output: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into one sentence.
+
+    Args:
+        output (`Path`): what is being written, to be named.
+
+    Raises:
+        OSError: if there is no room left.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_full(error, output.parent):
+            raise
+        raise OSError(f"There is no room left to write {output}; free some space or name another disk.") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -132,7 +146,7 @@ def _locked(target: Path, *, wait: float) -> Iterator[None]:
         raise OSError(f"Another process is writing {target}; wait for it, or name another output.") from error
 
 
-def _is_disk_full(error: BaseException, folder: Path) -> bool:
+def _is_disk_full(error: Exception, folder: Path) -> bool:
     """Tell a full disk from other errors.
 
     The Rust libraries (safetensors, tokenizers) name the error's number in text only, `torch.save` not at all.
@@ -141,7 +155,7 @@ def _is_disk_full(error: BaseException, folder: Path) -> bool:
         return True
     if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < LITTLE_SPACE:
         return True
-    return isinstance(error, Exception) and any(f"os error {number}" in str(error) for number in DISK_FULL)
+    return any(f"os error {number}" in str(error) for number in DISK_FULL)
 
 
 def _sync_tree(folder: Path) -> None:
