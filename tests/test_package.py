@@ -161,3 +161,17 @@ def _names_imported_for_type_checkers(path: Path) -> set[str]:
     ]
     imports = [node for block in guarded for node in block.body if isinstance(node, ast.ImportFrom)]
     return {alias.name for node in imports for alias in node.names}
+
+
+def test_no_code_that_comes_with_a_model_is_ever_asked_for() -> None:
+    """Where nothing is said, transformers asks at the terminal, and a "y" runs the code of the folder."""
+    calls = [
+        (path.name, node.lineno, {keyword.arg for keyword in node.keywords})
+        for path in (ROOT / "hf_warmscale").rglob("*.py")
+        if path.parent.name != "quickstart"  # reads what it wrote itself
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("Auto")
+        if ast.unparse(node.func).endswith(".from_pretrained")
+    ]
+    assert len(calls) > 10
+    assert not [call for call in calls if "trust_remote_code" not in call[2]]

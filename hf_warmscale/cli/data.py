@@ -94,7 +94,7 @@ def run_extend(arguments: Namespace) -> None:
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
     texts = documents[column]
     extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto", trust_remote_code=False)
     text_bytes = sum(len(text.encode()) for text in texts)
     rows = [
         {"tokenizer": name, "tokens": len(given), "tokens of the text": count, "bytes a token": text_bytes / count}

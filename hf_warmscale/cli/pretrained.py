@@ -20,7 +20,7 @@ def load_config(name: str) -> "PreTrainedConfig":
     from transformers import AutoConfig, PreTrainedConfig
 
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _explained(name, "config", error) from error
     return config
@@ -39,7 +39,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _explained(name, "tokenizer", error) from error
     return tokenizer

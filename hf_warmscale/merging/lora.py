@@ -68,7 +68,7 @@ class AdapterSource:
         (self.base,) = bases
         self.steps: list[int | None] = [None] * len(self.folders)
         self.stored = ModelWeights(open_checkpoint(self.base))
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.base)
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.base, trust_remote_code=False)
         wrapped = PeftModel.from_pretrained(self.model, str(self.folders[0]), adapter_name=_name(0))
         for index, folder in enumerate(self.folders[1:], start=1):
             wrapped.load_adapter(str(folder), adapter_name=_name(index))

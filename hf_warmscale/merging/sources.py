@@ -58,7 +58,7 @@ class CheckpointSource:
     def __init__(self, checkpoints: Sequence[str | os.PathLike[str]], device: torch.device) -> None:
         self.checkpoints, _ = open_inputs(checkpoints)
         self.steps = [training_step(checkpoint) for checkpoint in self.checkpoints]
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self._last.folder)
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self._last.folder, trust_remote_code=False)
         torch.nn.Module.to(self.model, device)
         self._combiner = CheckpointCombiner(self.model, self.checkpoints)
 
@@ -108,7 +108,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ValueError: if there is none.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no tokenizer; pass tokenizer=...") from error
     return tokenizer

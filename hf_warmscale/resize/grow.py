@@ -77,7 +77,11 @@ def grow_from_pretrained(
     >>> model.growth_receipt["verification"]["max_abs_logit_difference"]
     ```
     """
-    model = source if isinstance(source, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(source)
+    model = (
+        source
+        if isinstance(source, PreTrainedModel)
+        else AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
+    )
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,

@@ -76,7 +76,7 @@ def grow_optimizer_state(
     source, grown = Path(source), Path(grown)
     state = _load(source / OPTIMIZER_FILE)
     growth = replay_stored(source, grown)
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     saved = read_groups(state, config, growth.plan.source, base_config=base_config, factors=factors)
     by_rules = is_mup(config) and saved.kind == "adam"
     needed = None if by_rules else grown_factors(growth.plan, saved)

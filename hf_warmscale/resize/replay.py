@@ -71,7 +71,7 @@ def replay_stored(source: str | os.PathLike[str], grown: str | os.PathLike[str])
     checkpoint = open_checkpoint(source)
     if not (Path(grown) / "config.json").is_file():
         raise FileNotFoundError(f"There is no grown model in {grown}; grow {checkpoint.source.name} into it first.")
-    receipt = read_receipt(AutoConfig.from_pretrained(grown), os.fspath(grown))
+    receipt = read_receipt(AutoConfig.from_pretrained(grown, trust_remote_code=False), os.fspath(grown))
     growth = replay_growth(checkpoint.config, receipt)
     # A live model is hashed by the names of its own tensors, which may differ from those in the files.
     own_names = content_hash(dict(ModelWeights(checkpoint).tensors()))

@@ -46,7 +46,8 @@ def grow_stored(
         with_entry(growth.config, receipt).save_pretrained(folder)
         if verify:
             before, after = (
-                AutoModelForCausalLM.from_pretrained(path) for path in (weights.checkpoint.folder, folder)
+                AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)
+                for path in (weights.checkpoint.folder, folder)
             )
             layers = growth.plan.source.layer_path
             receipt.verification = verify_growth(before, after, layers, probe_tokens(before))

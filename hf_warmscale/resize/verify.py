@@ -25,7 +25,9 @@ def probe_tokens(model: PreTrainedModel) -> Tensor:
     """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens."""
     folder = Path(model.config.name_or_path or "/")
     if any(folder.glob("tokenizer*.json")):
-        tokens = torch.tensor([AutoTokenizer.from_pretrained(folder)(PROBE_TEXT)["input_ids"]])
+        tokens = torch.tensor(
+            [AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(PROBE_TEXT)["input_ids"]]
+        )
         if int(tokens.max()) < model.config.vocab_size:
             return tokens
     random = torch.Generator().manual_seed(0)

@@ -48,8 +48,8 @@ class DocumentNLLMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate ship
         batch_tokens: int = 4096,
     ) -> dict[str, float | int | str | list[float]]:
         if isinstance(model, str):
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
         if tokenizer is None:
             raise ValueError("A live model comes without its tokenizer; pass tokenizer=... as well.")
         scores = document_nll(model, predictions, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
