@@ -135,7 +135,8 @@ def watch(
         steps.append((int(line.removeprefix(BEAT)), time.monotonic()))
         if moment is not None and durations is not None and steps[-1][0] >= moment.step:
             return kill(ranks, staging, moment, durations, steps[0][0])
-    if any([process.wait() for process in ranks]):
+    codes = [process.wait() for process in ranks]
+    if any(codes):
         raise SystemExit(f"The run in {folder} ended with an error; see the log beside it.")
     times = [later - earlier for (_, earlier), (_, later) in pairwise(steps)]
     plain = [seconds for (step, _), seconds in zip(steps, times, strict=False) if step % SAVE_EVERY]
