@@ -12,7 +12,12 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from hf_warmscale.hub import push_to_hub
     from hf_warmscale.merging import merge_checkpoints, search_merge
     from hf_warmscale.mup import MupConfig, MupForCausalLM, fold_multipliers, mup_param_groups, mup_table
-    from hf_warmscale.resize import grow_checkpoint, grow_from_pretrained, grow_optimizer_state
+    from hf_warmscale.resize import (
+        grow_checkpoint,
+        grow_from_pretrained,
+        grow_optimizer_state,
+        shrink_from_pretrained,
+    )
     from hf_warmscale.training import (
         ContinualTrainer,
         ContinualTrainingArguments,
@@ -43,6 +48,7 @@ __all__ = [
     "mup_table",
     "push_to_hub",
     "search_merge",
+    "shrink_from_pretrained",
 ]
 
 _HOME = {
@@ -64,6 +70,7 @@ _HOME = {
     "mup_table": "mup",
     "push_to_hub": "hub",
     "search_merge": "merging",
+    "shrink_from_pretrained": "resize",
 }
 
 

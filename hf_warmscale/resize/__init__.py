@@ -3,5 +3,15 @@
 from hf_warmscale.resize.grow import grow_checkpoint, grow_from_pretrained
 from hf_warmscale.resize.optimizer_state import grow_optimizer_state
 from hf_warmscale.resize.receipt import GrowthReceipt
+from hf_warmscale.resize.shrink import shrink_checkpoint, shrink_from_pretrained
+from hf_warmscale.resize.shrink_receipt import ShrinkReceipt
 
-__all__ = ["GrowthReceipt", "grow_checkpoint", "grow_from_pretrained", "grow_optimizer_state"]
+__all__ = [
+    "GrowthReceipt",
+    "ShrinkReceipt",
+    "grow_checkpoint",
+    "grow_from_pretrained",
+    "grow_optimizer_state",
+    "shrink_checkpoint",
+    "shrink_from_pretrained",
+]

@@ -67,6 +67,11 @@ class Transfer:
         """Return the shape of the target tensor."""
         return tuple(len(index) for index in self.index)
 
+    def rescales(self) -> bool:
+        """Tell whether any value is new or not the source's own; if not, bits are copied."""
+        weighted = any(weights is not None for weights in self.weights)
+        return self.scale != 1 or weighted or any(bool((index < 0).any()) for index in self.index)
+
     def transposed(self) -> "Transfer":
         """Return the transfer of the transposed matrix."""
         return replace(
@@ -105,6 +110,7 @@ class _Filler:
         self.transfer, self.source, self.key = transfer, source, key
         self.compute = torch.float64 if source.dtype == torch.float64 else torch.float32
         self.rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
+        self.offset = transfer.offset if transfer.rescales() else 0.0
         noise = transfer.noise
         paired = noise is not None and noise.paired and transfer.fan_in is not None
         self.pairs = pairs(transfer.index[transfer.fan_in or 0]) if paired else None
@@ -121,7 +127,7 @@ class _Filler:
                 block *= _along(self.transfer.weights[0][start:stop], 0, block)
             self._fill_random(block, is_new, random)
             self._add_noise(block, random)
-            target[start:stop].copy_(block - self.transfer.offset if self.transfer.offset else block)
+            target[start:stop].copy_(block - self.offset if self.offset else block)
 
     def _old_rows(self, rows: Tensor) -> Tensor:
         block = self.source.index_select(0, rows).to(self.compute)
@@ -130,7 +136,7 @@ class _Filler:
     def _new_rows(self, count: int, random: torch.Generator) -> Tensor:
         shape = (count, *self.source.shape[1:])
         if self.transfer.fill[0] != "mean":
-            value = 1.0 - self.transfer.offset if self.transfer.fill[0] == "one" else -self.transfer.offset
+            value = 1.0 - self.offset if self.transfer.fill[0] == "one" else -self.offset
             return self._scaled(torch.full(shape, value, dtype=self.compute))
         total = self.source.sum(0, keepdim=True, dtype=torch.float64)
         block = (total / len(self.source)).to(self.compute).expand(shape).clone()
@@ -139,8 +145,8 @@ class _Filler:
         return self._scaled(block)
 
     def _scaled(self, block: Tensor) -> Tensor:
-        if self.transfer.offset:
-            block = block + self.transfer.offset
+        if self.offset:
+            block = block + self.offset
         return block * self.transfer.scale if self.transfer.scale != 1 else block
 
     def _map_dimension(self, block: Tensor, dim: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A growth as a whole: for every parameter of the target, how it follows from the source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -42,6 +42,8 @@ class Plan:
         layers (`LayerMap`): the map of the layer axis.
         operator (`WidthOperator`): the rules for the widths.
         compensation (`Compensation`): for the config's factors.
+        block_axes (`Mapping[int, Mapping[Axis, Tensor]]`): for a block of the source the maps that are its own; each
+            block of a smaller model keeps other neurons.
     """
 
     source: ModelMap
@@ -50,6 +52,7 @@ class Plan:
     layers: LayerMap
     operator: WidthOperator
     compensation: Compensation = Compensation()
+    block_axes: Mapping[int, Mapping[Axis, Tensor]] = field(default_factory=dict)
 
     def transfer(self, name: str) -> Transfer:
         """Return how the parameter `name` of the target is made.
@@ -70,7 +73,8 @@ class Plan:
         target = self.target.parameters[name]
         source = self._source_of(target)
         norm = self.source.norms.get(source.module)
-        index = tuple(flat_index(dimension, self.source.sizes, self.axes) for dimension in source.dimensions)
+        axes = self.axes if source.layer is None else {**self.axes, **self.block_axes.get(source.layer, {})}
+        index = tuple(flat_index(dimension, self.source.sizes, axes) for dimension in source.dimensions)
         transfer = Transfer(
             source=source.name,
             index=index,
@@ -107,7 +111,10 @@ class Plan:
         A tied readout cannot be divided, for it is the embedding: the final norm before it is.
         """
         sums = dim == source.fan_in or (self._carries_logits(source) and self._is_tied)
-        return 1 / copies(index) if self.operator.divides and sums else None
+        if not (self.operator.divides and sums):
+            return None
+        count = copies(index)
+        return 1 / count if bool((count > 1).any()) else None
 
     def _compensation(self, target: ParameterMap) -> float:
         factor = 1.0

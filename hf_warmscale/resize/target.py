@@ -158,7 +158,7 @@ def _sqrt_as_held(config: PreTrainedConfig, hidden_size: int, dtype: torch.dtype
     """Return sqrt(hidden size), rounded as a model of this family holds it."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    factor = torch.tensor(hidden_size, dtype=torch.float64).sqrt()
+    factor = torch.tensor(hidden_size**0.5, dtype=torch.float64)
     return float(factor if embedding_buffer(model) is None else factor.to(dtype))
 
 
