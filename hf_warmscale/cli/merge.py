@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hf_warmscale.merging import MergeReceipt, MergeResult
 
 SPACES = ("pair", "trajectory", "simplex", "groups", "lora")
+FEWEST = 2
+"""Documents in a split: an interval needs two."""
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare", "model_stock")
 
 
@@ -80,6 +82,11 @@ def search(arguments: Namespace) -> "MergeResult":
             raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
     refuse_public_benchmark(Path(arguments.eval_data).name, allow=arguments.allow_public_benchmarks)
     select, confirm = halves(load_documents(arguments.eval_data)["text"])
+    if len(confirm) < FEWEST:
+        raise ValueError(
+            f"{arguments.eval_data} has {len(select) + len(confirm)} different documents that are not empty; a search "
+            f"needs at least {2 * FEWEST}, half to choose on and half to judge by."
+        )
     space: SpaceName = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
     return search_merge(
         arguments.checkpoints,

@@ -148,9 +148,14 @@ def search_merge(
     )
     last = vertex(len(source), len(source) - 1)
     evaluator = Evaluator(source, yardsticks, limits, last)
-    mergeability = _look(ranks, trials, source, box, evaluator)
     loop = SearchLoop(ranks, trials, box, evaluator, len(source))
-    loop.run(n_trials, tolerance)
+    try:
+        mergeability = _look(ranks, trials, source, box, evaluator)
+        loop.run(n_trials, tolerance)
+    except ValueError:
+        if trials is not None and journal is not None and storage is None and not trials.finished():
+            journal.unlink()  # nothing to go on from
+        raise
     selection = ranks.from_main(lambda: choose(loop.trials, loop.singles(), evaluator.objectives))
     confirmation = confirm_winner(
         Evaluator(source, judges, limits, last),

@@ -61,6 +61,7 @@ def test_from_a_small_model_to_the_hub(here: Path, capsys: pytest.CaptureFixture
     assert typed(f"{following[1]} average").count("0.5") == 2
     searched = typed(f"{following[1]} found --eval-data held-out.jsonl --trials 5")
     assert "held-out" in searched and "erge: " in searched
+    assert "Before and after" in (here / "found" / "README.md").read_text()
 
     assert "lm_head" in typed("mup export found llama")
     same_logits(here / "found", here / "llama")

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_warmscale.checkpoints import open_checkpoint, write_json
-from hf_warmscale.hub import push_to_hub
+from hf_warmscale.hub import make_card, push_to_hub
 from tests.hub.client import HubClient, hub_client
 from tests.hub.server import HubServer, Mode, hub_server
 from tests.hub.tiny import tiny_folder
@@ -118,6 +118,9 @@ def test_a_card_of_ones_own(tmp_path: Path, server: HubServer, client: HubClient
     (folder / "README.md").write_text("# Mine\n")
     client.call("push", folder, "me/own-card")
     assert files_at(server, "me/own-card")["README.md"] == b"# Mine\n"
+    make_card(folder).save(folder / "README.md")  # as a verb leaves it: under the folder's name
+    client.call("push", folder, "me/made-card")
+    assert b'from_pretrained("me/made-card")' in files_at(server, "me/made-card")["README.md"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

@@ -176,6 +176,11 @@ class TestRefusals:
     def test_an_empty_document(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
         self.refused("Document 1 is empty", tmp_path / "o", trajectory[-2:], select=["a", ""], confirm=splits[1])
 
+    def test_an_objective_that_gives_nan(self, trajectory: list[Path], tmp_path: Path) -> None:
+        losses = {"select": lambda model: float("nan"), "confirm": lambda model: [1.0, 2.0]}
+        self.refused(r"The objective 'held-out' returned \[nan\]", tmp_path / "o", trajectory[-2:], **losses)
+        assert not list(tmp_path.iterdir())
+
     def test_one_checkpoint(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
         self.refused("at least two", tmp_path / "o", trajectory[:1], select=splits[0], confirm=splits[1])
 
