@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, Block, Dimension, describe, flat_index
-from hf_warmscale.architecture.layouts import candidates
+from hf_warmscale.architecture.labelling import choose_labels, kind_of
+from hf_warmscale.architecture.layouts import UnknownLayoutError, candidates
 from hf_warmscale.architecture.observe import logits_of, sample_tokens
 from hf_warmscale.architecture.precision import StayInFloat64
 from hf_warmscale.architecture.proof import TOLERANCE, permutation_error, randomize
@@ -54,6 +55,20 @@ def test_heads_that_leave_their_group_fail(llama: PreTrainedModel) -> None:
     dimensions = describe(llama.config).parameters[name].dimensions
     constant = (Block((16,)),)
     assert error(llama, KV_HEADS, {name: (constant, dimensions[1])}) > 1e-3
+
+
+def test_two_readings_that_no_permutation_tells_apart_are_refused(llama: PreTrainedModel) -> None:
+    """A constant of 8 in the place of the head size, which no permutation moves."""
+    model_map = describe(llama.config)
+    path, name = model_map.layer_path, "model.layers.{}.self_attn.q_proj.weight"
+    labels = {kind_of(each, path): parameter.dimensions for each, parameter in model_map.parameters.items()}
+    options = [[{kind: label}] for kind, label in labels.items() if kind != name]
+    right, other = {name: labels[name]}, {name: ((Block((HEADS, 8)),), labels[name][1])}
+    tokens = sample_tokens(llama.config.vocab_size)
+    chosen, _ = choose_labels(llama, [*options, [right]], model_map.sizes, path, tokens)
+    assert chosen == labels
+    with pytest.raises(UnknownLayoutError, match=r"q_proj.weight can be read in two ways"):
+        choose_labels(llama, [*options, [right, other]], model_map.sizes, path, tokens)
 
 
 def test_float32_islands_are_bridged() -> None:
