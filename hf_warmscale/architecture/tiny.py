@@ -1,10 +1,12 @@
 """Tiny configs of a given architecture: the same structure, other sizes."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from hf_warmscale.architecture.fields import find_field, resized_values
 from hf_warmscale.architecture.model_map import Axis
@@ -58,11 +60,25 @@ def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """Instantiate a causal LM with eager attention, in evaluation mode."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", experts_implementation="eager"
-    )
+    with _unpartitioned():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
     model.eval()
     return model
+
+
+@contextmanager
+def _unpartitioned() -> Iterator[None]:
+    """Build whole models, also while a ZeRO-3 config is alive, with which transformers partitions what it builds."""
+    reference = vars(deepspeed)["_hf_deepspeed_config_weak_ref"]
+    zero = None if reference is None else reference()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if zero is not None:
+            deepspeed.set_hf_deepspeed_config(zero)
 
 
 def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:

@@ -1,7 +1,7 @@
 """The rule table of one model: every group of parameters, its factors, the formulas behind them and the reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
@@ -37,12 +37,14 @@ class TableRow:
         place (`str`): `"block"`, `"outside"` or `"forward"`.
         parameters (`int`): how many tensors the row stands for.
         example (`str`): the first of them, or the config field.
-        init (`Cell` or `None`): on the init std; on the initial value for gains.
+        init (`Cell` or `None`): on the init std; on the initial value for gains; 0 for biases.
         multiplier (`Cell` or `None`): in the forward pass.
         lr (`Cell` or `None`): on the learning rate, under AdamW.
         weight_decay (`Cell` or `None`): on the decoupled weight decay, under AdamW.
         eps (`Cell` or `None`): on Adam's eps.
         muon_lr (`Cell` or `None`): on the learning rate under Muon; `None` where Muon must not be used.
+        muon_weight_decay (`Cell` or `None`): on the decoupled weight decay under Muon.
+        muon_eps (`Cell` or `None`): on the eps under Muon.
         reason (`str`): why.
     """
 
@@ -56,6 +58,8 @@ class TableRow:
     weight_decay: Cell | None
     eps: Cell | None
     muon_lr: Cell | None
+    muon_weight_decay: Cell | None
+    muon_eps: Cell | None
     reason: str
 
     def cells(self) -> dict[str, object]:
@@ -63,12 +67,14 @@ class TableRow:
         return {
             "role": f"{self.role} ({self.place})",
             "tensors": self.parameters or None,
-            "init std": self.init,
+            "init": self.init,
             "forward": self.multiplier,
             "lr": self.lr,
             "weight decay": self.weight_decay,
             "eps": self.eps,
             "lr (Muon)": self.muon_lr,
+            "weight decay (Muon)": self.muon_weight_decay,
+            "eps (Muon)": self.muon_eps,
             "reason": self.reason,
         }
 
@@ -117,7 +123,8 @@ def _row(realization: Realization, placement: Placement, names: list[str]) -> Ta
     moved = f"{placement.absorbed:.4g}"
 
     def cell(symbol: str, power: Power, value: float, sign: str) -> Cell:
-        formula = power.formula(symbol, parametrization.rule)
+        seen = power if placement.in_block else replace(power, depth=0)
+        formula = seen.formula(symbol, parametrization.rule)
         return Cell(formula if placement.absorbed == 1 else f"{formula}{sign}{moved}", value)
 
     return TableRow(
@@ -125,13 +132,19 @@ def _row(realization: Realization, placement: Placement, names: list[str]) -> Ta
         place="block" if placement.in_block else "outside",
         parameters=len(names),
         example=names[0],
-        init=cell("1" if placement.role in VECTORS else "σ", rule.init, setting.init, "·"),
+        init=ZERO
+        if placement.role == "bias"
+        else cell("1" if placement.role in VECTORS else "σ", rule.init, setting.init, "·"),
         multiplier=_multiplier(realization, placement),
         lr=cell("η", rule.lr, setting.lr, "·"),
         weight_decay=cell("λ", rule.weight_decay, setting.weight_decay, "/") if rule.weight_decay else ZERO,
         eps=cell("ε", rule.eps, setting.eps, "/"),
         muon_lr=cell("η", rule.muon_lr, muon.lr, "·") if rule.muon_lr else None,
-        reason=rule.reason,
+        muon_weight_decay=cell("λ", rule.muon_weight_decay, muon.weight_decay, "/")
+        if rule.muon_weight_decay
+        else None,
+        muon_eps=cell("ε", rule.muon_eps, muon.eps, "/") if rule.muon_eps else None,
+        reason=rule.reason if placement.absorbed == 1 else f"{rule.reason}; holds {moved} for the forward pass",
     )
 
 
@@ -172,6 +185,8 @@ def _forward_rows(realization: Realization) -> list[TableRow]:
             weight_decay=None,
             eps=None,
             muon_lr=None,
+            muon_weight_decay=None,
+            muon_eps=None,
             reason=reason,
         )
         for role, (field, formula, reason) in rows.items()

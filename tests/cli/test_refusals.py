@@ -67,7 +67,6 @@ AT_THE_SHELL = (
     "a misspelt key",
     "no such checkpoint",
     "a model without a base",
-    "a rule beside a model's own": ("mup explain model --rule mup", ["--rule"]),
     "no muP model to export",
     "no token",
     "a budget too small",

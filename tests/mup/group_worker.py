@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch.distributed.fsdp import fully_shard
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from hf_warmscale.mup import MupForCausalLM, mup_optimizer, mup_param_groups
 from hf_warmscale.training.launch import engine_name, prepare_processes
-from tests.mup.tiny import ROW, described_groups
+from tests.mup.tiny import ROW, described_groups, tiny_llama_config
 
 STEPS = 3
 ZERO = {
@@ -49,6 +49,7 @@ def with_trainer(mode: str, source: str, folder: Path) -> dict[str, Any]:
     model = MupForCausalLM.from_pretrained(source)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = described_groups(model, names)
+    other = other_family(source)
     hidden_shapes = all(parameter.numel() == 0 for parameter in model.parameters())
     rows = [{"input_ids": ROW, "labels": ROW}] * 8  # all alike, so that every split of the batch is the same batch
     trainer = Trainer(model, args, train_dataset=rows, optimizer_cls_and_kwargs=mup_optimizer(args))  # type: ignore[arg-type]
@@ -58,6 +59,7 @@ def with_trainer(mode: str, source: str, folder: Path) -> dict[str, Any]:
         "engine": engine_name(trainer.model_wrapped),
         "hidden_shapes": hidden_shapes,
         "groups": groups,
+        "other": other,
         "running": [[group["lr"], group["weight_decay"], group["eps"]] for group in trainer.optimizer.param_groups],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
@@ -73,6 +75,7 @@ def with_fully_shard(source: str) -> dict[str, Any]:
     fully_shard(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = described_groups(model, names)
+    other = other_family(source)
     optimizer = torch.optim.AdamW(mup_param_groups(model, lr=1e-2, weight_decay=0.1, eps=1e-8))
     losses = []
     for _ in range(STEPS):
@@ -86,9 +89,17 @@ def with_fully_shard(source: str) -> dict[str, Any]:
         "engine": engine_name(model),
         "hidden_shapes": False,
         "groups": groups,
+        "other": other,
         "running": running,
         "losses": losses,
     }
+
+
+def other_family(source: str) -> list[dict[str, Any]]:
+    """Return the groups of a Llama, loaded as this engine loads, beside a base that is described here and now."""
+    model = LlamaForCausalLM.from_pretrained(f"{source}-llama")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return described_groups(model, names, base_config=tiny_llama_config(16, 2))
 
 
 def main(modes: str, source: str, folder: str) -> None:

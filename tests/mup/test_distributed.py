@@ -8,10 +8,11 @@ from shutil import which
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from hf_warmscale.mup import mup_param_groups
 from tests.mup.group_worker import STEPS
-from tests.mup.tiny import ROW, described_groups, tiny_mup
+from tests.mup.tiny import ROW, described_groups, tiny_llama_config, tiny_mup
 
 ROOT = Path(__file__).parents[2]
 ENGINES = {"ddp": "ddp", "zero2": "zero-2", "zero3": "zero-3", "fsdp2": "fsdp2"}
@@ -24,10 +25,14 @@ def test_groups_and_losses_are_those_of_the_plain_model(modes: str, tmp_path: Pa
         pytest.skip("DeepSpeed builds an op with g++, which is not there")
     model = tiny_mup(num_hidden_layers=3)
     model.save_pretrained(tmp_path / "model")
+    llama = LlamaForCausalLM(tiny_llama_config(64, 3))
+    llama.save_pretrained(tmp_path / "model-llama")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     worker = ["-m", "tests.mup.group_worker", modes, str(tmp_path / "model"), str(tmp_path)]
     subprocess.run([*launch, *worker], check=True, cwd=ROOT, timeout=300)
     expected = described_groups(model, {id(parameter): name for name, parameter in model.named_parameters()})
+    others = {id(parameter): name for name, parameter in llama.named_parameters()}
+    expected_of_llama = described_groups(llama, others, base_config=tiny_llama_config(16, 2))
     losses = plain_losses(model)
     for mode in modes.split(","):
         for rank in range(2):
@@ -35,6 +40,7 @@ def test_groups_and_losses_are_those_of_the_plain_model(modes: str, tmp_path: Pa
             assert (seen["engine"], seen["world"]) == (ENGINES[mode], 2)
             assert seen["hidden_shapes"] == (mode == "zero3")
             assert seen["groups"] == expected
+            assert seen["other"] == expected_of_llama
             assert seen["running"] == [[group["lr"], group["weight_decay"], group["eps"]] for group in expected]
             if seen["losses"] or rank == 0:  # Trainer logs on the first rank
                 assert seen["losses"] == pytest.approx(losses, abs=1e-4)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers import LlamaConfig
 
 from hf_warmscale.mup import MupConfig, MupForCausalLM, mup_param_groups
 
@@ -29,7 +30,20 @@ def tiny_mup(**changes: Any) -> MupForCausalLM:
     return MupForCausalLM(MupConfig(**{**fields, **changes}))
 
 
-def described_groups(model: torch.nn.Module, names: dict[int, str]) -> list[dict[str, Any]]:
+def tiny_llama_config(width: int, layers: int) -> LlamaConfig:
+    """A Llama of some width, with heads of one size."""
+    return LlamaConfig(
+        vocab_size=48,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 8,
+        num_key_value_heads=width // 16,
+        max_position_embeddings=64,
+    )
+
+
+def described_groups(model: torch.nn.Module, names: dict[int, str], **base: Any) -> list[dict[str, Any]]:
     """Return the groups of a model as plain values, the parameters by name."""
-    groups = mup_param_groups(model, lr=1e-2, weight_decay=0.1, eps=1e-8)
+    groups = mup_param_groups(model, lr=1e-2, weight_decay=0.1, eps=1e-8, **base)
     return [{**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in groups]

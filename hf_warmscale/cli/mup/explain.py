@@ -1,13 +1,22 @@
 """`warmscale mup explain`: every group of parameters, its factors and the reason."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from hf_warmscale.cli.parser import Parser
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 RULES = ("completep", "mup", "standard")
-COLUMNS = ("init std", "forward", "lr", "weight decay", "eps", "lr (Muon)")
+COLUMNS = ("init", "forward", "lr", "weight decay", "eps", "lr (Muon)", "weight decay (Muon)", "eps (Muon)")
+LEGEND = """\
+σ, η, λ, ε   init std, learning rate, weight decay and eps that were tuned at the base shape
+m_N, m_L     how much wider and deeper the model is
+m_in, m_out  the same of what a matrix sums over, and of what it writes
+A gain starts at the value of init, a matrix at N(0, init); what has no Muon lines stays with AdamW."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -32,12 +41,26 @@ def run(arguments: Namespace) -> None:
             if own_base
             else f"{arguments.model} has no mup entry; name the model that was tuned with --base."
         )
-    table = mup_table(
-        config,
-        base_config=load_config(arguments.base) if arguments.base else None,
-        parametrization=Parametrization(rule=arguments.rule or "completep") if arguments.base else None,
+    if own_base and arguments.rule:
+        raise ValueError(f"{arguments.model} brings its rule along; leave --rule out.")
+    base = load_config(arguments.base) if arguments.base else None
+    parametrization = Parametrization(rule=arguments.rule or "completep") if base else None
+    table = mup_table(config, base_config=base, parametrization=parametrization)
+    width, depth = growth(config, base)
+    rule = config.mup.get("rule", "completep") if own_base else arguments.rule or "completep"
+    show(
+        [explain(row.cells()) for row in table],
+        title=f"{rule} at m_N = {width:g} times the width and m_L = {depth:g} times the depth of the base",
     )
-    show([explain(row.cells()) for row in table], title="What each group is multiplied by, and why")
+    print(LEGEND)
+
+
+def growth(config: "PreTrainedConfig", base: "PreTrainedConfig | None") -> tuple[float, float]:
+    """Return how much wider and deeper a model is than the base it brings along, or the one that is named."""
+    if base is not None:
+        return config.hidden_size / base.hidden_size, config.num_hidden_layers / base.num_hidden_layers
+    width, depth = config.mup["base_hidden_size"], config.mup.get("base_num_hidden_layers", config.num_hidden_layers)
+    return config.hidden_size / width, config.num_hidden_layers / depth
 
 
 def explain(cells: dict[str, object]) -> dict[str, object]:
@@ -50,8 +73,7 @@ def explain(cells: dict[str, object]) -> dict[str, object]:
 EXPLAIN = Verb(
     name="explain",
     summary="print the rule table of a model, one reason a row",
-    description="Print what each group of parameters is multiplied by. σ, η, λ and ε are the init std, learning rate, "
-    "weight decay and eps that were tuned at the base shape; m_N and m_L are how much wider and deeper the model is.",
+    description="Print what each group of parameters is multiplied by, relative to what was tuned at the base shape.",
     add_arguments=add_arguments,
     run=run,
 )
