@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.resize import grow_checkpoint
@@ -55,6 +56,35 @@ def copy_bytes(source: Path, target: Path, count: int) -> float:
     return time.monotonic() - started
 
 
+def measure(source: Path, work: Path, **growth: Any) -> dict[str, Any]:
+    """Grow `source` into `work / "grown"` and return what it cost, beside what copying costs in the same run."""
+    target = work / "grown"
+    shutil.rmtree(target, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    read = sum(len(path.read_bytes()) for path in source.glob("*.safetensors"))  # warm for both
+    watch = PeakAnonymous()
+    watch.start()
+    started = time.monotonic()
+    receipt = grow_checkpoint(source, target, **growth)
+    seconds = time.monotonic() - started
+    watch.stopped.set()
+    grown = open_checkpoint(target)
+    largest = max(spec.nbytes for spec in grown.specs.values())
+    copied = copy_bytes(source, work / "copy.bin", grown.nbytes)
+    (work / "copy.bin").unlink()
+    return {
+        "source_bytes": read,
+        "target_bytes": grown.nbytes,
+        "largest_tensor_bytes": largest,
+        "peak_anonymous_above_start": watch.peak - watch.start_bytes,
+        "allowed": 3 * largest + 200 * 1000 * 1000,
+        "seconds": round(seconds, 2),
+        "copy_seconds": round(copied, 2),
+        "times_copy": round(seconds / copied, 2),
+        "parameters": receipt.parameters,
+    }
+
+
 def main() -> None:
     """Parse the arguments, grow, measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,33 +97,7 @@ def main() -> None:
     parser.add_argument("--width", default="clone")
     parser.add_argument("--snr-db", type=lambda text: None if text == "none" else float(text), default=10.0)
     arguments = vars(parser.parse_args())
-    source, work = arguments.pop("source"), arguments.pop("work")
-    target = work / "grown"
-    shutil.rmtree(target, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    read = sum(len(path.read_bytes()) for path in source.glob("*.safetensors"))  # warm for both
-    watch = PeakAnonymous()
-    watch.start()
-    started = time.monotonic()
-    receipt = grow_checkpoint(source, target, **arguments)
-    seconds = time.monotonic() - started
-    watch.stopped.set()
-    grown = open_checkpoint(target)
-    largest = max(spec.nbytes for spec in grown.specs.values())
-    copied = copy_bytes(source, work / "copy.bin", grown.nbytes)
-    (work / "copy.bin").unlink()
-    result = {
-        "source_bytes": read,
-        "target_bytes": grown.nbytes,
-        "largest_tensor_bytes": largest,
-        "peak_anonymous_above_start": watch.peak - watch.start_bytes,
-        "allowed": 3 * largest + 200 * 1000 * 1000,
-        "seconds": round(seconds, 2),
-        "copy_seconds": round(copied, 2),
-        "times_copy": round(seconds / copied, 2),
-        "parameters": receipt.parameters,
-    }
-    print(json.dumps(result, indent=2))
+    print(json.dumps(measure(arguments.pop("source"), arguments.pop("work"), **arguments), indent=2))
 
 
 if __name__ == "__main__":
