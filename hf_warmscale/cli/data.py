@@ -92,7 +92,7 @@ def run_extend(arguments: Namespace) -> None:
     tokenizer = load_tokenizer(arguments.model)
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
-    texts = documents[column]
+    texts = list(documents[column])
     extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto", trust_remote_code=False)
     text_bytes = sum(len(text.encode()) for text in texts)

@@ -47,7 +47,7 @@ class StageArguments:
     """Which stage to train it on."""
 
     stage: str = field(default="stage", metadata={"help": "Name of the stage."})
-    schedule: dict[str, Any] | str = field(
+    schedule: dict[str, Any] | str | None = field(  # of `dict | str`, HfArgumentParser would take a dict only
         default="rewarm_cosine", metadata={"help": "Name of the schedule, or name and parameters as JSON."}
     )
     max_tokens: float | None = field(
@@ -181,7 +181,7 @@ def plan_stage(arguments: StageArguments, training: ContinualTrainingArguments, 
             raise ValueError(f"{name} is of an anneal; name the checkpoint with anneal_from.")
     return Stage(
         arguments.stage,
-        as_mapping("schedule", arguments.schedule) if _looks_like_json(arguments.schedule) else arguments.schedule,
+        _schedule(arguments.schedule),
         max_steps=max_steps,
         max_tokens=max_tokens,
         optimizer="keep" if arguments.optimizer_state == "keep" else "reset",
@@ -221,8 +221,10 @@ def as_mapping(name: str, value: Mapping[str, Any] | str | None) -> dict[str, An
     return dict(content)
 
 
-def _looks_like_json(value: object) -> bool:
-    return not isinstance(value, str) or value.lstrip().startswith("{")
+def _schedule(value: Mapping[str, Any] | str | None) -> dict[str, Any] | str:
+    """Return the name of a schedule, or what the mapping or its JSON says."""
+    named = isinstance(value, str) and not value.lstrip().startswith("{")
+    return str(value) if named else as_mapping("schedule", value)
 
 
 def _parse_overrides(parser: HfArgumentParser, overrides: Sequence[str]) -> dict[str, Any]:

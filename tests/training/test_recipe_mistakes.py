@@ -1,0 +1,121 @@
+"""What a recipe can get wrong: one sentence, exit code 2, nothing written and nothing lost."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hf_warmscale.cli import main
+from hf_warmscale.training.launch import refuse_engine_blocks
+from tests.cli.shell import assert_sentence, files_below
+from tests.cli.workspace import make_workspace
+
+OTHER = "--output_dir other --max_steps 4 --stage second "
+MISTAKES: dict[str, tuple[str, list[str]]] = {
+    "weights that do not sum": (OTHER + "--mixture {sayings:{path:packed,weight:0.7}}", ["sum to 0.7"]),
+    "a source that runs dry": (
+        "--output_dir other --max_steps 400 --mixture {sayings:{path:packed,weight:1,max_passes:1}}",
+        ["'sayings' runs dry", "1600 rows"],
+    ),
+    "replay of what was never seen": (
+        OTHER + "--mixture {proverbs:{path:packed,weight:1,seen_by:run/checkpoint-4}}",
+        ["never saw the source 'proverbs'", "sayings"],
+    ),
+    "a schedule longer than the stage": (
+        OTHER + "--schedule {name:constant,warmup:9}",
+        ["9 steps", "the stage has 4"],
+    ),
+    "a schedule made for more steps": (
+        OTHER + "--schedule {name:constant,total_steps:9}",
+        ["9 steps long", "the stage only 4"],
+    ),
+    "an unknown schedule": (OTHER + "--schedule infinite_cosin", ["infinite_cosin", "infinite_cosine"]),
+    "an unknown key of a schedule": (OTHER + "--schedule {name:wsd,cooldwn:0.1}", ["cooldwn", "cooldown"]),
+    "an unknown key of a source": (OTHER + "--mixture {a:{path:packed,wieght:1}}", ["wieght", "weight"]),
+    "a checkpoint without a stage": (OTHER + "--parent model", ["model has no stage.json"]),
+    "the tokenizer of other data": (OTHER + "--tokenizer_name_or_path longer", ["packed with another tokenizer"]),
+    "a folder in use": ("--stage other", ["give that stage its own output_dir"]),
+    "another learning rate": ("--learning_rate 0.5", ["learning_rate is 0.01 there and 0.5 now", "on_mismatch"]),
+    "another batch size": (
+        "--per_device_train_batch_size 2 --on_mismatch override",
+        ["samples_per_step is 4 there and 2 now", "keep the total batch size"],
+    ),
+    "an anneal where the rate falls": (
+        "--output_dir other --anneal_from falling/checkpoint-4",
+        ["is not constant", "rewarm_cosine"],
+    ),
+    "an anneal that is over": (
+        "--output_dir other --anneal_from run/checkpoint-4 --anneal_until 10",
+        ["has seen 512 tokens", "end at 10"],
+    ),
+    "a shape without an anneal": ("--output_dir other --anneal_shape linear", ["anneal_from"]),
+    "an unknown shape": (
+        "--output_dir other --anneal_from run/checkpoint-4 --anneal_shape linaer",
+        ["linaer", "linear"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a finished constant stage, a finished cosine, and an extended tokenizer."""
+    folder = make_workspace(tmp_path_factory.mktemp("recipes"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "stage.yaml"]) == 0
+        falling = ["--schedule", "rewarm_cosine", "--stage", "falling", "--output_dir", "falling"]
+        assert main(["train", "stage.yaml", *falling]) == 0
+        extend = ["held-out.jsonl", "longer", "--model", "model", "--new-tokens", "8"]
+        assert main(["data", "extend", *extend]) == 0
+    return folder
+
+
+def as_yaml(word: str) -> str:
+    """Put the spaces of a flow mapping in, which a list of words cannot hold."""
+    return re.sub(r"([:,])(?! )", r"\1 ", word) if word.startswith("{") else word
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_refused(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options, words = MISTAKES[mistake]
+    monkeypatch.chdir(folder)
+    before = files_below(folder)
+    capfd.readouterr()
+    code = main(["train", "stage.yaml", *(as_yaml(word) for word in options.split())])
+    assert_sentence(code, capfd.readouterr(), *words)
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize("block", ["optimizer", "scheduler"])
+def test_a_deepspeed_block_that_the_stage_decides_is_refused(block: str) -> None:
+    with pytest.raises(ValueError, match=f"has a block '{block}', which the stage decides; remove it"):
+        refuse_engine_blocks({block: {"type": "WarmupLR"}, "zero_optimization": {"stage": 2}})
+
+
+def test_an_anneal_and_an_average_from_the_shell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    anneal = ["--anneal_from", "run/checkpoint-2", "--anneal_until", "768", "--output_dir", "annealed"]
+    assert main(["train", "stage.yaml", *anneal]) == 0
+    record = json.loads((folder / "annealed" / "checkpoint-4" / "stage.json").read_text())
+    assert (record["name"], record["optimizer"], record["mixture"]["first_sample"]) == ("sayings-anneal", "keep", 8)
+    assert record["lineage"][0]["progress"]["tokens"] == {"sayings": 256}
+    assert main(["average", "run", "--output", "averaged", "--average", "swa"]) == 0
+    assert (folder / "averaged" / "model.safetensors").is_file()
+    capfd.readouterr()
+    assert_sentence(main(["average", "falling", "--output", "none"]), capfd.readouterr(), "has 0 checkpoints")
+    assert_sentence(main(["average", "nowhere", "--output", "none"]), capfd.readouterr(), "nowhere")
+
+
+def test_domains_are_reported_in_bits_per_byte(folder: Path) -> None:
+    report = json.loads((folder / "run" / "report.json").read_text())
+    manifest = json.loads((folder / "packed" / "pack.json").read_text())
+    (domain,) = report["domains"]
+    tokens = manifest["tokens"] + manifest["dropped_tokens"]
+    assert domain["bits_per_byte"] == pytest.approx(
+        domain["end"] * tokens / manifest["text_bytes"] / 0.6931471805599453
+    )
