@@ -2,8 +2,9 @@
 
     python recipes/reproduce/engines/run.py --work WORK
 
-One process, one process with gradient accumulation, and two processes under DDP, ZeRO-2 and ZeRO-3, with the accelerate
-configurations of this repository. The total batch is the same, so the losses must be. On CPU; FSDP2 needs accelerators.
+One process, one process with gradient accumulation, and two processes under DDP, ZeRO-2 and ZeRO-3, with the
+accelerate configurations of this repository. The total batch is the same, so the losses must be. On CPU; FSDP2 needs
+accelerators.
 """
 
 import argparse
