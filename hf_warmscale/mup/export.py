@@ -1,12 +1,18 @@
 """Export a muP checkpoint, streamed: as a plain Llama, or as a stock Granite without its muP entry.
 
-What engines read, and where they stop:
+What engines read of a Granite, and where they stop (vLLM and llama.cpp as read in their sources, not run here):
 
-- transformers: every field of both, with eager, sdpa and flash attention.
-- vLLM, Granite: the four multipliers and `head_dim`; `hidden_act` must be silu.
-- llama.cpp, Granite: `logits_scaling` (required; it divides) and the other three (0 means off); its converter drops
-  `head_dim`, so `head_dim * num_attention_heads` must be the hidden size.
-- Llama: all engines, as any Llama.
+| field | value | transformers | vLLM | llama.cpp |
+|---|---|---|---|---|
+| `logits_scaling` | m_N / α_out | divides the logits | scales by its inverse | required; divides |
+| `embedding_multiplier` | α_in | yes | yes | optional; 0 means off |
+| `residual_multiplier` | m_L^-α | yes, both branches | yes | optional; 0 means off |
+| `attention_multiplier` | head_dim^-1/2 | instead of head_dim^-1/2 | yes | optional; 0 means off |
+| `head_dim` | any | yes | yes | dropped by its converter: times the heads it must be the hidden size |
+| `hidden_act` | silu | any | silu only | silu only |
+| `mup` | base and constants | kept, not read | not read | not read |
+
+`ExportReceipt.limits` names those that a model runs into. A Llama has none of these fields: all engines run it.
 
 Both families have full RoPE, SwiGLU and pre-norm RMSNorm; biases come for all of q, k, v, o, or all of the MLP.
 Granite scales `inputs_embeds` that are passed in, the folded Llama does not. Value, draft and other heads on top of
@@ -145,7 +151,7 @@ def serving_limits(config: GraniteConfig, to: Target) -> list[str]:
     """Return, in one sentence each, the engines that cannot run an exported model."""
     limits = []
     if to == "granite" and config.hidden_act != "silu":
-        limits.append(f"vLLM's Granite computes silu, and hidden_act is {config.hidden_act}.")
+        limits.append(f"vLLM's and llama.cpp's Granite compute silu, and hidden_act is {config.hidden_act}.")
     if to == "granite" and head_dim(config) * config.num_attention_heads != config.hidden_size:
         limits.append("llama.cpp's converter drops head_dim, which is not hidden_size / num_attention_heads here.")
     return limits

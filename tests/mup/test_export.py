@@ -17,6 +17,7 @@ from hf_warmscale.mup import (
     mup_param_groups,
     training_factors,
 )
+from hf_warmscale.mup.export import serving_limits
 from hf_warmscale.mup.fold import fold_factor
 from tests.conftest import perturb
 
@@ -141,6 +142,15 @@ def test_training_the_folded_llama_follows_the_granite_form(tied: bool, tmp_path
     for (name, one), two in trained:
         norms = float(one.detach().norm()), float(two.detach().norm())
         assert norms[1] == pytest.approx(fold_factor(granite.config, name) * norms[0], rel=1e-9)
+
+
+def test_engines_that_cannot_run_an_export_are_named() -> None:
+    usual = model(POWERS_OF_TWO, {}).config
+    odd = model(POWERS_OF_TWO, {"num_attention_heads": 4, "head_dim": 8, "hidden_act": "gelu"}).config
+    assert serving_limits(usual, "granite") == serving_limits(usual, "llama") == serving_limits(odd, "llama") == []
+    silu, head_dim = serving_limits(odd, "granite")
+    assert "compute silu, and hidden_act is gelu" in silu
+    assert "llama.cpp's converter drops head_dim" in head_dim
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
