@@ -1,0 +1,137 @@
+"""What was trained on the source, or is to be trained on the grown model alone: LoRA adapters and new blocks."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_warmscale.architecture import ParameterMap, describe
+from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json
+from hf_warmscale.resize.engine import Transfer, transfer_tensor
+from hf_warmscale.resize.plan import Plan
+from hf_warmscale.resize.receipt import CONFIG_ENTRY
+from hf_warmscale.resize.replay import replay_stored
+
+PEFT_PREFIX = "base_model.model."
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
+"""What a LoRA config may say of single blocks, whose numbers change with the depth."""
+
+
+def grow_adapter(
+    adapter: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    grown: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+) -> None:
+    """Grow a LoRA adapter with the model that it was trained on.
+
+    A reads what the weight reads and B writes what it writes, so each follows one side of the weight's own map; the
+    rank stays. On a growth that is exact, model and adapter together compute what they computed.
+
+    Args:
+        adapter (`str` or `PathLike`): a folder that peft saved, of LoRA on linear layers.
+        source (`str` or `PathLike`): the model it was trained on.
+        grown (`str` or `PathLike`): what [`grow_checkpoint`] made of that model.
+        output (`str` or `PathLike`): a new or empty folder.
+
+    Raises:
+        FileNotFoundError: if there is no such adapter or model.
+        ValueError: if it is no LoRA, names single blocks while the depth changes, or holds what is no linear layer's.
+
+    Example:
+
+    ```python
+    >>> grow_adapter("adapter", "small", "large", "large-adapter")
+    >>> PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("large"), "large-adapter")
+    ```
+    """
+    adapter, folder = Path(adapter), Path(output)
+    for name in (ADAPTER_FILE, ADAPTER_CONFIG):
+        if not (adapter / name).is_file():
+            raise FileNotFoundError(f"There is no {adapter / name}; name a folder that peft saved as safetensors.")
+    refuse_existing(folder)
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    plan = replay_stored(source, grown).plan
+    _refuse_config(config, plan)
+    tensors = grow_lora(load_file(adapter / ADAPTER_FILE), plan)
+    with staged_directory(folder) as staging:
+        save_file(tensors, staging / ADAPTER_FILE, metadata={"format": "pt"})
+        write_json(staging / ADAPTER_CONFIG, {**config, "base_model_name_or_path": os.fspath(grown)})
+
+
+def grow_lora(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Return the factors of LoRA for the target of a plan, under peft's names.
+
+    Raises:
+        ValueError: if a tensor is not a factor of a linear layer of the source.
+    """
+    grown, used = {}, set[str]()
+    for name, target in plan.target.parameters.items():
+        copy = plan.copy(name)
+        before, after = (PEFT_PREFIX + full.removesuffix(".weight") for full in (copy.source, name))
+        keys = f"{before}.lora_A.weight", f"{before}.lora_B.weight"
+        if not name.endswith(".weight") or keys[0] not in tensors:
+            continue
+        used.update(keys)
+        for key, transfer in zip(keys, _factors(copy, target, len(tensors[keys[0]]), plan), strict=True):
+            value = transfer_tensor(transfer, tensors[key], key=key, dtype=tensors[key].dtype)
+            grown[after + key.removeprefix(before)] = value
+    if left := tensors.keys() - used:
+        raise ValueError(f"The adapter holds {min(left)}, which is no LoRA of a linear layer; grow the merged model.")
+    return grown
+
+
+def _factors(copy: Transfer, target: ParameterMap, rank: int, plan: Plan) -> tuple[Transfer, Transfer]:
+    """Return how A `[rank, in]` and B `[out, rank]` follow, from how their weight does."""
+    assert target.fan_in is not None and target.fan_out is not None
+    ranks = torch.arange(rank)
+    reads, writes = target.fan_in, target.fan_out
+    a = Transfer(copy.source, (ranks, copy.index[reads]), ("zero", "zero"), (None, copy.weights[reads]))
+    b = Transfer(
+        copy.source,
+        (copy.index[writes], ranks),
+        ("mean" if copy.fill[writes] == "mean" else "zero", "zero"),
+        (copy.weights[writes], None),
+        scale=0.0 if plan.is_new(target) else copy.scale,
+    )
+    return a, b
+
+
+def _refuse_config(config: dict[str, object], plan: Plan) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"The adapter is of the type {config.get('peft_type')}; only LoRA grows with its model.")
+    deeper = not plan.layers.is_identity(len(set(plan.layers.source)))
+    named = [name for name in BY_LAYER if config.get(name)]
+    if named and deeper:
+        raise ValueError(f"The adapter's {named[0]} names single blocks, whose numbers change as the depth grows.")
+
+
+def freeze_old_blocks(model: PreTrainedModel) -> list[str]:
+    """Freeze everything but the blocks that `identity` inserted (block expansion, arXiv:2401.02415).
+
+    Args:
+        model (`PreTrainedModel`): a grown model, live or loaded.
+
+    Returns:
+        `list[str]`: the names of the parameters that still train.
+
+    Raises:
+        ValueError: if the model has no inserted blocks.
+    """
+    entry = model.config.to_dict().get(CONFIG_ENTRY) or {}
+    if not entry.get("new_layers"):
+        raise ValueError("The model has no inserted blocks; grow it with depth='identity' and more num_hidden_layers.")
+    path = describe(model.config).layer_path
+    new = tuple(f"{path}.{layer}." for layer in entry["new_layers"])
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(new))
+        if parameter.requires_grad:
+            trained.append(name)
+    return trained
