@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -56,16 +58,29 @@ def read_runs(runs: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Executor | None]:
-    """Yield a pool of single-threaded processes; none, to train in this one, for a single job."""
+    """Yield a pool of single-threaded processes, which end when this one is killed; none for a single job."""
     if jobs == 1:
         yield None
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this a worker waits for work for ever once its parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run_points(work: Work, points: Sequence[Point], runs: Path, pool: Executor | None) -> None:

@@ -2,13 +2,20 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hf_warmscale.tuning import Point, assert_lr_transfers, sweep
 
+ROOT = Path(__file__).parents[2]
 LRS = [2.0**exponent for exponent in range(-9, -3)]
 
 
@@ -76,3 +83,45 @@ def test_assertion_for_own_models(tmp_path: Path) -> None:
     assert_lr_transfers(toy_loss, sizes=[16, 64], lrs=LRS, output=tmp_path / "steady")
     with pytest.raises(AssertionError, match=r"drifts, in octaves: 16: \+0\.00, 64: -1\.20"):
         assert_lr_transfers(partial(toy_loss, drift=-0.6), sizes=[16, 64], lrs=LRS, output=tmp_path / "drifting")
+
+
+def endless_loss(pids: Path, point: Point) -> float:
+    """Say who trains, and never end."""
+    (pids / str(os.getpid())).touch()
+    time.sleep(600)
+    return 0.0
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_sweep(tmp_path: Path) -> None:
+    """SIGKILL of the sweep: no process stays behind, waiting for work for ever."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    program = (
+        f"from pathlib import Path; from tests.tuning.test_sweep import *; sweep_for_ever(Path({str(tmp_path)!r}))"
+    )
+    sweeping = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    wait_until(lambda: len(list(pids.iterdir())) == 2, sweeping)
+    sweeping.kill()
+    sweeping.wait()
+    workers = [int(path.name) for path in pids.iterdir()]
+    wait_until(lambda: not any(runs(pid) for pid in workers))
+
+
+def sweep_for_ever(folder: Path) -> None:
+    run(folder / "out", partial(endless_loss, folder / "pids"), jobs=2)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert process is None or process.poll() is None, "the sweep ended by itself"
+        assert time.monotonic() < end
+        time.sleep(0.1)
