@@ -33,12 +33,14 @@ class Verification:
     Args:
         tokens (`int`): the number of positions compared.
         max_abs_logit_difference (`float`): over the source's vocabulary.
+        rounding (`float`): the difference that the arithmetic alone may make, at this dtype and size of logits.
         kl_divergence (`float`): KL(source || grown), mean over positions, in nats.
         activation_rms (`dict`): the RMS of the residual stream after each block, `"source"` and `"grown"`.
     """
 
     tokens: int
     max_abs_logit_difference: float
+    rounding: float
     kl_divergence: float
     activation_rms: dict[str, list[float]]
 
@@ -109,6 +111,12 @@ class GrowthReceipt:
 def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[str]:
     """Return what is known to speak against a growth like this."""
     warnings = []
+    seen = receipt.verification
+    if receipt.exact and seen is not None and not seen.max_abs_logit_difference <= seen.rounding:
+        warnings.append(
+            f"This growth should leave the logits as they are, but one moved by {seen.max_abs_logit_difference:.2g}, "
+            f"more than rounding explains ({seen.rounding:.2g}); do not rely on it, and report the architecture."
+        )
     if receipt.growth_factor > LARGE_GROWTH:
         warnings.append(
             f"The model grows {receipt.growth_factor:.1f}-fold; beyond {LARGE_GROWTH:g}-fold training from scratch is "

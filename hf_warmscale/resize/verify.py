@@ -53,9 +53,16 @@ def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: s
     return Verification(
         tokens=tokens.numel(),
         max_abs_logit_difference=float((before.double() - after.double()).abs().max()),
+        rounding=rounding(before),
         kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
         activation_rms={"source": rms_before, "grown": rms_after},
     )
+
+
+def rounding(logits: Tensor) -> float:
+    """Return the difference that arithmetic alone may make: norms go through float32 whatever the dtype."""
+    epsilon = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
+    return float(epsilon**0.5 * logits.abs().max())
 
 
 @torch.no_grad()
