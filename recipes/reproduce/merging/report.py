@@ -78,7 +78,7 @@ def interval(difference: Mapping[str, float]) -> str:
 def draw_methods(path: Path, by_method: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
     """Draw the gain over the last checkpoint, a point a trajectory."""
     names = [name for name in ORDER if name != "checkpoint 20"]
-    with figure(path, size=(9.0, 4.0)) as drawing:
+    with figure(path, size=(10.0, 4.5)) as drawing:
         for panel, (domain, title) in zip(
             drawing.subplots(1, 2), {"in": "in domain", "out": "out of domain (German)"}.items(), strict=True
         ):
@@ -91,6 +91,7 @@ def draw_methods(path: Path, by_method: Sequence[Mapping[str, Mapping[str, Any]]
                 )
                 panel.errorbar(estimates, index + shifts, xerr=ends.T, fmt="o", ms=4, lw=1, color=f"C{index}")
             panel.axvline(0.0, color="black", lw=0.8)
+            panel.locator_params(axis="x", nbins=5)
             panel.set_yticks(range(len(names)), names if domain == "in" else [])
             panel.invert_yaxis()
             panel.set(xlabel="nats per token against the last checkpoint", title=title)
@@ -128,14 +129,16 @@ def draw_matrix(path: Path, numbers: Sequence[int], gain: np.ndarray, barrier: n
         for panel, (title, values) in zip(drawing.subplots(1, 2), titles.items(), strict=True):
             values = np.where(np.eye(len(numbers), dtype=bool), np.nan, values)
             bound = float(np.nanpercentile(np.abs(values), 75))
-            colours = "RdBu" if values is not barrier and title.startswith("gain") else "RdBu_r"
+            colours = "RdBu" if title.startswith("gain") else "RdBu_r"
             image = panel.imshow(values, cmap=colours, vmin=-bound, vmax=bound)
             for i in range(len(numbers)):
                 for j in range(i + 1, len(numbers)):
-                    panel.text(j, i, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6)
+                    colour = "white" if abs(values[i, j]) > 0.7 * bound else "black"
+                    panel.text(j, i, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=7, color=colour)
             ticks = [f"{number * 5} %" for number in numbers]
             panel.set_xticks(range(len(numbers)), ticks, fontsize=7)
             panel.set_yticks(range(len(numbers)), ticks, fontsize=7)
+            panel.grid(False)
             panel.set(title=f"Midpoint: {title} (nats)", xlabel="later checkpoint", ylabel="earlier checkpoint")
             drawing.colorbar(image, ax=panel, shrink=0.8)
 
