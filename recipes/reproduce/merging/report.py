@@ -145,7 +145,13 @@ def draw_matrix(path: Path, numbers: Sequence[int], gain: np.ndarray, barrier: n
 
 def choice(output: Path) -> str:
     """Count how often a merge was accepted, by its true gain."""
-    runs = sorted(read(output / "choice"), key=lambda run: -run["true_gain"])
+    runs = read(output / "choice")
+    for run in runs:
+        finer = output / "truth" / f"{run['pair']}.json"
+        if finer.exists():
+            best = min(json.loads(finer.read_text()).values())
+            run["true_gain"] = max(run["true_gain"], run["truth"]["1.0"] - best)
+    runs.sort(key=lambda run: -run["true_gain"])
     classes = {
         f"at least {TRUE_GAIN}": [run for run in runs if run["true_gain"] >= TRUE_GAIN],
         "between": [run for run in runs if NO_GAIN < run["true_gain"] < TRUE_GAIN],

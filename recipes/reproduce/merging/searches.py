@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "landscapes"])
+    parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "truth", "landscapes"])
     parser.add_argument("--seeds", type=int, nargs="*", help="trajectories; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -232,6 +232,22 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
     }
 
 
+def truth(bench: Bench, keep: Callable[..., Any]) -> None:
+    """Look between the last two points of the grid, where a distant checkpoint might still help."""
+    folder = HERE / "results" / "choice"
+    for path in sorted(folder.glob(f"seed-{bench.seed}-constant-*.json")):
+        earlier, later = (int(number) for number in path.stem.split("-")[-2:])
+        if later - earlier > 2:
+            keep(path.stem, lambda pair=(earlier, later): refine(bench, pair))  # type: ignore[misc]
+
+
+def refine(bench: Bench, pair: tuple[int, int]) -> dict[str, Any]:
+    """Return the losses of a distant pair on the test documents near the later checkpoint."""
+    folders = [bench.checkpoint(number) for number in pair]
+    score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, 0)[2]))
+    return {str(weight): score((1 - weight, weight)).mean for weight in bench.study["choice"]["fine_grid"]}
+
+
 def distance(name: str) -> int:
     """Return how many checkpoints lie between the two of a pair, the later one included."""
     earlier, later = name.split("-")[-2:]
@@ -309,7 +325,7 @@ def promised_margins(measured: dict[str, Any]) -> dict[tuple[int, int, int], flo
     return margins
 
 
-PARTS = {"matrix": matrix, "methods": methods, "choice": choice, "landscapes": landscapes}
+PARTS = {"matrix": matrix, "methods": methods, "choice": choice, "truth": truth, "landscapes": landscapes}
 
 if __name__ == "__main__":
     main()
