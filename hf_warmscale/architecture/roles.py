@@ -64,7 +64,8 @@ def _direction(module: nn.Module, own: str, dimensions: Sequence[Dimension]) -> 
             return None, None
         writes_hidden = any(part in own or part in type(module).__name__ for part in _STACKED_DOWN)
         return (3 - hidden, hidden) if writes_hidden else (hidden, 3 - hidden)
-    if len(dimensions) == 2 and Axis.EXPERTS in axes_in(dimensions[:1]) and Axis.HIDDEN in axes_in(dimensions[1:]):
+    router = own == "weight" and Axis.EXPERTS in axes_in(dimensions[:1]) and Axis.HIDDEN in axes_in(dimensions[1:])
+    if len(dimensions) == 2 and router:
         return 1, 0  # a router that holds its matrix itself (Mixtral, Qwen-MoE)
     return None, len(dimensions) - 1
 

@@ -130,7 +130,10 @@ class Plan:
 
     @cached_property
     def _embedding(self) -> ParameterMap:
-        return next(p for p in self.target.with_role("embedding") if _has(p.dimensions[0], Axis.VOCAB))
+        lookups = [p for p in self.target.with_role("embedding") if _has(p.dimensions[0], Axis.VOCAB)]
+        if not lookups:
+            raise ValueError(f"No embedding of {self.target.model_type} has a row for each token, so it cannot grow.")
+        return lookups[0]
 
     @cached_property
     def _final_norm(self) -> str | None:

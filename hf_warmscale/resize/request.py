@@ -145,12 +145,13 @@ def _own_base_logits(config: PreTrainedConfig, source: ModelMap, target: ModelMa
 def _axis_maps(operator: WidthOperator, source: ModelMap, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
     axes = {axis: operator.extend(axis)(source.sizes[axis], sizes[axis]) for axis in WIDTHS if axis in sizes}
     axes[Axis.VOCAB] = pad(source.sizes[Axis.VOCAB], sizes[Axis.VOCAB])
-    heads = (source.sizes[Axis.HEADS], sizes[Axis.HEADS])
-    own_keys = Axis.KV_HEADS in sizes
-    kv_heads = (source.sizes[Axis.KV_HEADS], sizes[Axis.KV_HEADS]) if own_keys else heads
-    axes[Axis.HEADS], keys = head_maps(heads, kv_heads, operator.extend(Axis.HEADS))
-    if own_keys:
-        axes[Axis.KV_HEADS] = keys
+    if Axis.HEADS in sizes:
+        heads = (source.sizes[Axis.HEADS], sizes[Axis.HEADS])
+        own_keys = Axis.KV_HEADS in sizes
+        kv_heads = (source.sizes[Axis.KV_HEADS], sizes[Axis.KV_HEADS]) if own_keys else heads
+        axes[Axis.HEADS], keys = head_maps(heads, kv_heads, operator.extend(Axis.HEADS))
+        if own_keys:
+            axes[Axis.KV_HEADS] = keys
     return {axis: index for axis, index in axes.items() if not is_identity(index, source.sizes[axis])}
 
 

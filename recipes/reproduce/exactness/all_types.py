@@ -29,7 +29,7 @@ from hf_warmscale.report import markdown_table
 
 HERE = Path(__file__).parent
 CPU_SECONDS = 120
-LAYERS = 2
+LAYERS = 3
 WIDTHS = (
     Axis.HIDDEN,
     Axis.INTERMEDIATE,
@@ -68,7 +68,7 @@ def grow_type(model_type: str) -> dict[str, Any]:
                 "clone": doubled(source.sizes, source.fields, source.derived),
                 "identity": {"num_hidden_layers": 2 * source.sizes[Axis.LAYERS], "depth": "identity"},
             }.items():
-                row[operator] = grow(model, growth)
+                row[operator] = grow(model, growth) if growth else {"refused": "it has no width that could be set"}
     except (ValueError, OutOfTimeError) as error:
         row["refused"] = one_line(error)
     except Exception as error:  # whatever the family's own code raises
@@ -77,7 +77,7 @@ def grow_type(model_type: str) -> dict[str, Any]:
 
 
 def small_config(model_type: str) -> PreTrainedConfig:
-    """Return a config of about the sizes that `describe` proves a map at, with two blocks."""
+    """Return a config of about the sizes that `describe` proves a map at, with three blocks."""
     config = CONFIG_MAPPING[model_type]()
     fields = {axis: find_field(config, axis) for axis in Axis}
     sizes = {axis: TINY[axis] for axis in TINY if axis in axes_of(config)}
@@ -134,7 +134,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         for column in ("fp64 patched", "fp64", "fp32", "KL bf16"):
             values = row.get(operator, {})
             largest = max((values.get(column, float("nan")), values.get(f"{column}, reloaded", float("nan"))))
-            shown[f"{operator}, {column}"] = f"{largest:.0e}"
+            shown[f"{operator}, {column}"] = "-" if largest != largest else f"{largest:.0e}"
     return shown
 
 
