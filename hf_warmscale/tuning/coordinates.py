@@ -86,8 +86,7 @@ def fit_slopes(
     Raises:
         ValueError: if there are fewer than two sizes.
     """
-    if len(runs) < 2:
-        raise ValueError(f"A slope needs at least two sizes, and there are {list(runs)}; name more.")
+    _refuse_one_size(list(runs))
     names = set.intersection(*(set(changes) for seeds in runs.values() for changes in seeds))
     order = [name for name in next(iter(runs.values()))[0] if name in names]
     medians = {
@@ -141,6 +140,7 @@ def coordinate_check(
     Raises:
         ValueError: if the sizes do not fit, a run diverges, or `output` holds another study.
     """
+    _refuse_one_size(sizes)
     results = []
     for rule in rules:
         configs = ladder(config.with_mup(rule=rule), axis, sizes)
@@ -182,6 +182,11 @@ def measure(
             f"A model of {model.num_parameters()} parameters diverged within {steps} steps; lower the rate."
         )
     return {name: [step[name] for step in changes] for name in changes[0]}
+
+
+def _refuse_one_size(sizes: Sequence[int]) -> None:
+    if len(set(sizes)) < 2:
+        raise ValueError(f"A slope needs at least two sizes, and there are {list(sizes)}; name more.")
 
 
 def _slope(values: Mapping[int, float]) -> float:

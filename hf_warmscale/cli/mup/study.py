@@ -58,13 +58,14 @@ def make_task(arguments: Namespace, config: "MupConfig", **settings: Any) -> "Pr
 
     Raises:
         FileNotFoundError: if there are no packed data.
-        ValueError: if they hold tokens that the model does not know.
+        ValueError: if they hold tokens that the model does not know, or the model cannot have one of the sizes.
     """
     import numpy as np
 
     from hf_warmscale.training.packing import load_packed
-    from hf_warmscale.tuning import ProxyTask
+    from hf_warmscale.tuning import ProxyTask, ladder
 
+    ladder(config, axis_of(arguments), arguments.widths or arguments.depths)  # refuses sizes that do not fit
     rows = load_packed(arguments.data).with_format("numpy")
     tokens = np.concatenate(rows["input_ids"][:])
     if tokens.max() >= config.vocab_size:

@@ -36,6 +36,8 @@ def run(arguments: Namespace) -> None:
     output = Path(arguments.output)
     for result in results:
         show(result.rows(), title=f"{result.rule}: the best rate drifts by {result.drift:+.2f} octaves")
+        if any(optimum.at_edge for optimum in result.optima):
+            print("A best rate lies at an end of the grid, so the drift is not known; name more --log2-lrs.")
     show([], written=[output / "transfer.json", output / "transfer.png"])
 
 
