@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import yaml
+from scipy.optimize import minimize_scalar
 from text import held_out, load_tokenizer, splits
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -31,6 +32,7 @@ from hf_warmscale.merging import (
     SimplexSpace,
     TrajectorySpace,
     lawa_weights,
+    merge_checkpoints,
     search_merge,
     uniform_weights,
 )
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "truth", "landscapes"])
+    parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "null", "truth", "landscapes"])
     parser.add_argument("--seeds", type=int, nargs="*", help="trajectories; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -218,7 +220,7 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
     seed = int.from_bytes(name.encode(), "big") % 2**31
     result = bench.search(folders, PairSpace(), plan["trials"], seed)
     score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, seed)[2]))
-    grid = plan["grid"] if distance(name) > 2 or "annealed" in name else plan["coarse_grid"]
+    grid = plan["grid"] if distance(name) > 2 or "constant" not in name else plan["coarse_grid"]
     truth = {weight: score((1 - weight, weight)).mean for weight in grid}
     single = min(truth[1.0], score((1.0, 0.0)).mean)
     return {
@@ -230,6 +232,29 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
         "true_gain": single - min(single, *truth.values()),
         "truth": {str(weight): loss for weight, loss in truth.items()},
     }
+
+
+def null(bench: Bench, keep: Callable[..., Any]) -> None:
+    """Search pairs whose later model is the best merge of the line already, so that nothing is left to gain."""
+    for earlier, later in bench.study["choice"]["null"]:
+        name = f"seed-{bench.seed}-null-{earlier}-{later}"
+        keep(name, lambda name=name, pair=(earlier, later): judge(bench, name, best_of_line(bench, pair)))  # type: ignore[misc]
+
+
+def best_of_line(bench: Bench, pair: tuple[int, int]) -> list[Path]:
+    """Return the earlier checkpoint, and the merge of both that is best on the test documents."""
+    folders = [bench.checkpoint(number) for number in pair]
+    best = bench.work / f"seed-{bench.seed}" / "null" / f"{pair[0]}-{pair[1]}"
+    if not best.exists():
+        score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, 0)[2]))
+        found = minimize_scalar(
+            lambda weight: score((1 - weight, weight)).mean,
+            bounds=(0.3, 1.0),
+            method="bounded",
+            options={"xatol": 0.01},
+        )
+        merge_checkpoints(folders, best, weights=(1 - found.x, found.x))
+    return [folders[0], best]
 
 
 def truth(bench: Bench, keep: Callable[..., Any]) -> None:
@@ -325,7 +350,14 @@ def promised_margins(measured: dict[str, Any]) -> dict[tuple[int, int, int], flo
     return margins
 
 
-PARTS = {"matrix": matrix, "methods": methods, "choice": choice, "truth": truth, "landscapes": landscapes}
+PARTS = {
+    "matrix": matrix,
+    "methods": methods,
+    "choice": choice,
+    "null": null,
+    "truth": truth,
+    "landscapes": landscapes,
+}
 
 if __name__ == "__main__":
     main()
