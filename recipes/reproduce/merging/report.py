@@ -145,7 +145,7 @@ def draw_matrix(path: Path, numbers: Sequence[int], gain: np.ndarray, barrier: n
 
 def choice(output: Path) -> str:
     """Count how often a merge was accepted, by its true gain."""
-    runs = read(output / "choice") + read(output / "null")
+    runs = read(output / "choice") + read(output / "exhausted")
     for run in runs:
         finer = output / "truth" / f"{run['pair']}.json"
         if finer.exists():

@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--only", nargs="*", default=["matrix", "methods", "choice", "null", "truth", "landscapes"])
+    parser.add_argument(
+        "--only", nargs="*", default=["matrix", "methods", "choice", "exhausted", "truth", "landscapes"]
+    )
     parser.add_argument("--seeds", type=int, nargs="*", help="trajectories; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -234,17 +236,17 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
     }
 
 
-def null(bench: Bench, keep: Callable[..., Any]) -> None:
+def exhausted(bench: Bench, keep: Callable[..., Any]) -> None:
     """Search pairs whose later model is the best merge of the line already, so that nothing is left to gain."""
-    for earlier, later in bench.study["choice"]["null"]:
-        name = f"seed-{bench.seed}-null-{earlier}-{later}"
+    for earlier, later in bench.study["choice"]["exhausted"]:
+        name = f"seed-{bench.seed}-exhausted-{earlier}-{later}"
         keep(name, lambda name=name, pair=(earlier, later): judge(bench, name, best_of_line(bench, pair)))  # type: ignore[misc]
 
 
 def best_of_line(bench: Bench, pair: tuple[int, int]) -> list[Path]:
     """Return the earlier checkpoint, and the merge of both that is best on the test documents."""
     folders = [bench.checkpoint(number) for number in pair]
-    best = bench.work / f"seed-{bench.seed}" / "null" / f"{pair[0]}-{pair[1]}"
+    best = bench.work / f"seed-{bench.seed}" / "exhausted" / f"{pair[0]}-{pair[1]}"
     if not best.exists():
         score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, 0)[2]))
         found = minimize_scalar(
@@ -354,7 +356,7 @@ PARTS = {
     "matrix": matrix,
     "methods": methods,
     "choice": choice,
-    "null": null,
+    "exhausted": exhausted,
     "truth": truth,
     "landscapes": landscapes,
 }
