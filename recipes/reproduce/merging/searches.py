@@ -246,7 +246,8 @@ def exhausted(bench: Bench, keep: Callable[..., Any]) -> None:
 def best_of_line(bench: Bench, pair: tuple[int, int]) -> list[Path]:
     """Return the earlier checkpoint, and the merge of both that is best on the test documents."""
     folders = [bench.checkpoint(number) for number in pair]
-    best = bench.work / f"seed-{bench.seed}" / "exhausted" / f"{pair[0]}-{pair[1]}"
+    best = bench.work / f"seed-{bench.seed}" / "exhausted" / str(pair[0]) / folders[1].name
+    best.parent.mkdir(parents=True, exist_ok=True)
     if not best.exists():
         score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, 0)[2]))
         found = minimize_scalar(
