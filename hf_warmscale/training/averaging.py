@@ -63,6 +63,12 @@ def average_run(
 
     Raises:
         ValueError: if there are fewer than two such checkpoints.
+
+    Example:
+
+    ```python
+    >>> average_run("runs/base", "averaged", average="lawa")
+    ```
     """
     refuse_unknown("average", average, AVERAGES)
     folders = constant_checkpoints(run)

@@ -110,11 +110,20 @@ def apply_majority_kernels(
 def fold_majority_kernels(model: Model) -> Model:
     """Replace the copies of each weight by their mean, in place; parameter names are those of the start.
 
+    Args:
+        model (`nn.Module`): with the kernels that `apply_majority_kernels` gave it.
+
     Returns:
         `Model`: the same object, in evaluation mode.
 
     Raises:
         ValueError: if the model has no majority kernels.
+
+    Example:
+
+    ```python
+    >>> model = fold_majority_kernels(model)
+    ```
     """
     kernels = _kernels(model)
     model.eval()

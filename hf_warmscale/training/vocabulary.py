@@ -39,6 +39,12 @@ def extend_tokenizer(
 
     Raises:
         ValueError: for another kind of tokenizer, no tokens to add, or texts that repeat nothing.
+
+    Example:
+
+    ```python
+    >>> larger = extend_tokenizer(tokenizer, texts, 2_000)
+    ```
     """
     if num_new_tokens < 1:
         raise ValueError(f"num_new_tokens is {num_new_tokens}; give a number above 0.")
@@ -119,6 +125,12 @@ def grow_vocabulary(
 
     Raises:
         ValueError: if the extended tokenizer gives an old token another number.
+
+    Example:
+
+    ```python
+    >>> model = grow_vocabulary(model, tokenizer, larger)
+    ```
     """
     old, new = tokenizer.get_vocab(), extended.get_vocab()
     for token, number in old.items():
