@@ -51,9 +51,7 @@ def growth_section(folder: Path) -> str:
 def coordinate_section(folder: Path) -> str:
     """List the slopes of one coordinate check."""
     contents = json.loads((folder / "coordinates.json").read_text())
-    results = [
-        CoordinateResult(**{key: value for key, value in content.items() if key != "passed"}) for content in contents
-    ]
+    results = [read_coordinates(content) for content in contents]
     draw_coordinates(folder / "coordinates.png", results)
     rows = [
         {"activation": name, **{f"{result.label}: slope": round(result.slopes[name], 3) for result in results}}
@@ -61,6 +59,14 @@ def coordinate_section(folder: Path) -> str:
     ]
     verdicts = [f"{result.label}: {'pass' if result.passed else f'{len(result.failures)} fail'}" for result in results]
     return f"## {folder.name} ({', '.join(verdicts)})\n\n{markdown_table(rows)}"
+
+
+def read_coordinates(content: dict[str, Any]) -> CoordinateResult:
+    """Read what `CoordinateResult.to_dict` wrote; JSON has made the sizes strings."""
+    changes = {
+        name: {int(size): steps for size, steps in by_size.items()} for name, by_size in content["changes"].items()
+    }
+    return CoordinateResult(content["label"], content["axis"], content["tolerance"], changes, content["slopes"])
 
 
 def read_transfer(content: dict[str, Any]) -> TransferResult:
