@@ -89,14 +89,14 @@ class SearchLoop:
             bar.update(len(finished) - bar.n)
             enough = len(finished) >= n_trials or self.trials.converged(tolerance, PATIENCE)
             if not enough and len(finished) + len(running) < n_trials:
-                if (plan := self._ask(finished, running)) is not None:
+                if (plan := self._ask(finished, running, n_trials)) is not None:
                     return plan
             elif not running:
                 return None
             else:
                 time.sleep(POLL_SECONDS)
 
-    def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial]) -> Plan | None:
+    def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial], limit: int) -> Plan | None:
         objectives = self._evaluator.objectives
         start = next_start(
             self._space,
@@ -105,7 +105,7 @@ class SearchLoop:
             known={members: weighed(record, objectives) for members, record in self._starts()},
             running=[members_of(trial.user_attrs[START]) for trial in running if START in trial.user_attrs],
         )
-        self._trial = self.trials.ask(None if start is None else (start_label(start[0]), start[1]))
+        self._trial = self.trials.ask(None if start is None else (start_label(start[0]), start[1]), limit=limit)
         if self._trial is None:
             return None
         incumbent = None if START in self._trial.user_attrs else self._incumbent(finished)

@@ -80,14 +80,16 @@ class Trials:
                 self._live(trial).set_user_attr(LOST, True)
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def ask(self, start: tuple[str, Point] | None) -> optuna.Trial | None:
+    def ask(self, start: tuple[str, Point] | None, *, limit: int) -> optuna.Trial | None:
         """Begin a trial at `start`, else at a point that was lost with its process, else where the sampler proposes.
 
         Args:
             start (`tuple[str, Point]`, *optional*): a label and the point to try next.
+            limit (`int`): how many trials all workers together may finish.
 
         Returns:
-            `Trial` or `None`: nothing if another worker began a trial at this point in the same moment; ask again.
+            `Trial` or `None`: nothing if in the same moment another worker began a trial at this point, or the last
+            one of the limit; ask again.
         """
         finished, running = self.finished(), self.running()
         attributes: dict[str, Any] = {WORKER: this_worker()}
@@ -100,7 +102,10 @@ class Trials:
             if len(self.study.directions) == 1 and len(finished) > 1:
                 attributes[IMPROVEMENT] = self._expected_improvement(point, finished)
         trial = self._begin(point, attributes)
-        if any(other.number < trial.number and other.params == trial.params for other in self.running()):
+        earlier = [other for other in (*self.finished(), *self.running()) if other.number < trial.number]
+        known = {other.number for other in finished}
+        rivals = [other for other in earlier if other.number not in known]
+        if len(earlier) >= limit or any(other.params == trial.params for other in rivals):
             self.fail(trial)
             return None
         return trial

@@ -56,7 +56,7 @@ def advance(trials: Trials, count: int) -> None:
 
 
 def begin(trials: Trials, start: tuple[str, Point] | None = None) -> optuna.Trial:
-    trial = trials.ask(start)
+    trial = trials.ask(start, limit=100)
     assert trial is not None
     return trial
 
@@ -118,8 +118,16 @@ def test_a_lost_proposal_is_tried_again_after_others_have_finished() -> None:
 def test_of_two_workers_at_one_point_the_later_gives_way() -> None:
     trials = new_trials()
     first = begin(trials, ("1", {"lambda": 1.0}))
-    assert trials.ask(("1", {"lambda": 1.0})) is None
+    assert trials.ask(("1", {"lambda": 1.0}), limit=100) is None
     assert [trial.number for trial in trials.running()] == [first.number]
+
+
+def test_of_two_workers_at_the_last_trial_the_later_gives_way() -> None:
+    trials = new_trials()
+    advance(trials, 3)
+    last = begin(trials)
+    assert trials.ask(None, limit=4) is None
+    assert [trial.number for trial in trials.running()] == [last.number]
 
 
 def test_a_trial_of_a_living_worker_is_left_alone() -> None:
