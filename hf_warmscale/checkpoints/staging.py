@@ -68,12 +68,12 @@ def staged_directory(output: str | os.PathLike[str]) -> Iterator[Path]:
             with explained_full_disk(output):
                 staging.mkdir()
                 yield staging
-                _sync_tree(staging)
+                sync_tree(staging)
                 staging.rename(output)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        _sync(output.parent)
+        sync(output.parent)
 
 
 @contextmanager
@@ -158,12 +158,14 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
     return any(f"os error {number}" in str(error) for number in DISK_FULL)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Make a folder and all that is in it survive a power cut."""
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SLOW = 2.0
@@ -23,3 +24,15 @@ def show_slow_bars_only() -> None:
         return factory(*args, **{"delay": SLOW, **kwargs})
 
     transformers_logging.set_tqdm_hook(late)
+
+
+@contextmanager
+def no_bars_of_datasets() -> Iterator[None]:
+    """Read small data without the bars of datasets, which stay on the screen when they are done."""
+    from datasets import disable_progress_bars, enable_progress_bars
+
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

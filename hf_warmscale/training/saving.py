@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from hf_warmscale.checkpoints.staging import sync, sync_tree
+
 STAGING = ".partial"
 """The folder of a run that holds what is being written; its name is never taken for a checkpoint."""
 
@@ -25,19 +27,10 @@ def publish(run: str | os.PathLike[str], name: str) -> Path:
         `Path`: where it is now.
     """
     staging, final = staging_of(run), Path(run) / name
-    for path in (staging / name).rglob("*"):
-        _sync(path)
+    sync_tree(staging / name)
     if final.exists():
         final.rename(staging / f"{name}.old")
     (staging / name).rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     sweep(run)
     return final
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -35,6 +35,8 @@ REFUSALS = {
     "weights that do not sum to 1": ("merge model model2 --output out --weights 1 1", ["sum to 2"]),
     "two ways at once": ("merge model model2 --output out --eval-data held-out.jsonl --method ties", ["--method"]),
     "a public benchmark": ("merge model model2 --output out --eval-data gsm8k.jsonl", ["gsm8k", "worthless"]),
+    "documents that are numbers": ("merge model model2 --output out --eval-data numbers.jsonl", ["Document 0", "5"]),
+    "one document for two splits": ("merge model model2 --output out --eval-data one.jsonl", ["1 different documents"]),
     "checkpoints that do not belong together": ("merge model other --output out", ["other"]),
     "a model without a base": ("mup explain other", ["--base"]),
     "a rule beside a model's own": ("mup explain model --rule mup", ["--rule"]),
@@ -57,6 +59,8 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder / "other")
     recipe = (folder / "stage.yaml").read_text(encoding="utf-8")
     (folder / "misspelt.yaml").write_text(recipe.replace("learning_rate", "learning_rat"), encoding="utf-8")
+    (folder / "numbers.jsonl").write_text('{"text": 5}\n{"text": 6}\n', encoding="utf-8")
+    (folder / "one.jsonl").write_text('{"text": "Once."}\n{"text": "Once."}\n', encoding="utf-8")
     (folder / "noise.txt").write_bytes(bytes(range(256)) * 8)
     return folder
 
