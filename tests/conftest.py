@@ -21,6 +21,12 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def extensions_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Build DeepSpeed's op in a folder of this run: a killed build leaves a lock that torch waits for without end."""
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.getbasetemp() / "torch_extensions"))
+
+
 @pytest.fixture(scope="session")
 def corpora() -> Path:
     """The folder of the three real text domains, `<domain>.{train,validation}.jsonl.gz`."""

@@ -73,6 +73,7 @@ def merge(arguments: Namespace) -> "MergeReceipt":
 
 def search(arguments: Namespace) -> "MergeResult":
     """Search the weights on one half of the documents and judge them on the other."""
+    from hf_warmscale.cli.quiet import no_bars_of_datasets
     from hf_warmscale.merging import refuse_public_benchmark, search_merge
     from hf_warmscale.merging.search import SpaceName
     from hf_warmscale.training.documents import load_documents
@@ -81,7 +82,8 @@ def search(arguments: Namespace) -> "MergeResult":
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
     refuse_public_benchmark(Path(arguments.eval_data).name, allow=arguments.allow_public_benchmarks)
-    select, confirm = halves(load_documents(arguments.eval_data)["text"])
+    with no_bars_of_datasets():
+        select, confirm = halves(load_documents(arguments.eval_data)["text"])
     if len(confirm) < FEWEST:
         raise ValueError(
             f"{arguments.eval_data} has {len(select) + len(confirm)} different documents that are not empty; a search "

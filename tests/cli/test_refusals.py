@@ -36,7 +36,10 @@ REFUSALS = {
     "two ways at once": ("merge model model2 --output out --eval-data held-out.jsonl --method ties", ["--method"]),
     "a public benchmark": ("merge model model2 --output out --eval-data gsm8k.jsonl", ["gsm8k", "worthless"]),
     "documents that are numbers": ("merge model model2 --output out --eval-data numbers.jsonl", ["Document 0", "5"]),
-    "one document for two splits": ("merge model model2 --output out --eval-data one.jsonl", ["1 different documents"]),
+    "one document for two splits": (
+        "merge model model2 --output out --eval-data one.jsonl",
+        ["1 different documents"],
+    ),
     "checkpoints that do not belong together": ("merge model other --output out", ["other"]),
     "a model without a base": ("mup explain other", ["--base"]),
     "a rule beside a model's own": ("mup explain model --rule mup", ["--rule"]),
