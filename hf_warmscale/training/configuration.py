@@ -19,8 +19,6 @@ from hf_warmscale.training.rates import Shape
 from hf_warmscale.training.refusals import refuse_unknown
 from hf_warmscale.training.stage import Stage
 
-MIXTURE_KEYS = ("path", "weight", "seen_by", "max_passes", "name")
-
 
 @dataclass
 class ModelArguments:
@@ -63,8 +61,9 @@ class StageArguments:
     mixture: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Sources by name, as JSON: {path, weight}, and if wanted seen_by (a checkpoint: only rows that "
-            "its run saw), name (of the source in that run) and max_passes."
+            "help": "Sources by name, as JSON: {path, weight} for packed rows, {stream, num_rows, sequence_length, "
+            "weight} for a dataset read as it comes (also subset, split, text_column); if wanted seen_by (a "
+            "checkpoint: only rows that its run saw), name (of the source in that run) and max_passes."
         },
     )
     anneal_from: str | None = field(

@@ -3,8 +3,9 @@
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
 from hf_warmscale.training.refusals import refuse_unknown
 
@@ -34,17 +35,41 @@ def load_documents(
         FileNotFoundError: if a local path does not exist.
         ValueError: for an empty or binary file, mixed or unknown formats, or a missing column.
     """
+    dataset = _load(source, subset, split=split, cache_dir=cache_dir)
+    refuse_unknown(f"column in {source}", text_column, dataset.column_names)
+    return dataset.select_columns([text_column])
+
+
+def stream_documents(
+    source: str | os.PathLike[str], *, subset: str | None = None, split: str = "train", text_column: str = "text"
+) -> IterableDataset:
+    """Open the documents of a corpus as a stream: nothing is downloaded or converted before it is read.
+
+    Args:
+        source, subset, split, text_column: see `load_documents`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_documents`; the first document is read to find the columns.
+    """
+    stream = _load(source, subset, split=split, streaming=True)
+    first = next(iter(stream.take(1)), None)
+    if first is None:
+        raise ValueError(f"The stream {source} holds no document; name another one.")
+    refuse_unknown(f"column in {source}", text_column, first)
+    return stream.select_columns([text_column])
+
+
+def _load(source: str | os.PathLike[str], subset: str | None, *, split: str, **options: Any) -> Any:
     path = Path(source)
     if path.exists():
-        dataset = _load_files(_files(path), cache_dir)
+        dataset = _load_files(_files(path), **options)
     elif path.suffix in FORMATS or path.suffix == ".gz" or path.is_absolute():
         raise FileNotFoundError(f"There is no file or folder {source}; check the path.")
     else:
-        dataset = load_dataset(str(source), subset, split=split, cache_dir=cache_dir)
-    if isinstance(dataset, DatasetDict):
+        dataset = load_dataset(str(source), subset, split=split, **options)
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
         raise ValueError(f"The dataset {source} has the splits {', '.join(dataset)}; name one.")
-    refuse_unknown(f"column in {source}", text_column, dataset.column_names)
-    return dataset.select_columns([text_column])
+    return dataset
 
 
 def _files(path: Path) -> list[Path]:
@@ -56,7 +81,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _load_files(files: list[Path], cache_dir: str | None) -> Dataset:
+def _load_files(files: list[Path], **options: Any) -> Any:
     formats = {_format(file) for file in files}
     if len(formats) > 1:
         raise ValueError(f"The folder {files[0].parent} mixes {', '.join(map(str, formats))} files; split it.")
@@ -64,9 +89,10 @@ def _load_files(files: list[Path], cache_dir: str | None) -> Dataset:
     if builder is None:
         raise ValueError(f"{files[0]} is of no known format; known are {', '.join(FORMATS)}, also with .gz.")
     names = [str(file) for file in files]
-    options = {"sample_by": "document"} if builder == "text" else {}
+    if builder == "text":
+        options["sample_by"] = "document"
     try:
-        return load_dataset(builder, data_files=names, split="train", cache_dir=cache_dir, **options)
+        return load_dataset(builder, data_files=names, split="train", **options)
     except Exception as error:  # the builders wrap whatever went wrong in errors of their own
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{names[0]} cannot be read as {builder}: {cause}") from error

@@ -1,12 +1,11 @@
 """Train the stage that a YAML file describes: what `warmscale train` does."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,20 +18,17 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.configuration import (
-    MIXTURE_KEYS,
     ModelArguments,
-    StageArguments,
     TrainingConfiguration,
     as_mapping,
     plan_stage,
     read_configuration,
 )
 from hf_warmscale.training.lr_scheduler import plot_schedule
-from hf_warmscale.training.mixture import ReplayMixture, Rows
-from hf_warmscale.training.packing import load_packed, read_manifest
-from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.training.packing import read_manifest
 from hf_warmscale.training.schedules import Schedule
-from hf_warmscale.training.stage import STAGE_FILE, seen_rows
+from hf_warmscale.training.sources import load_evaluation, load_mixture
+from hf_warmscale.training.stage import STAGE_FILE
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.trainer import ContinualTrainer
 
@@ -104,7 +100,7 @@ def show_schedule(
     """
     configuration = read_configuration(path, overrides)
     training = configuration.training
-    mixture = load_mixture(configuration.stage, None)
+    mixture = load_mixture(configuration.stage, load_tokenizer(configuration.model))
     stage = plan_stage(configuration.stage, training, mixture=mixture)
     samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     schedule = StageRun(stage, mixture, training, samples_per_step).schedule
@@ -127,55 +123,12 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
 
 
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer: the one named, or the one that a checkpoint holds."""
-    name = arguments.tokenizer_name_or_path
-    if name is None and arguments.model_name_or_path is not None:
-        beside_model = Path(arguments.model_name_or_path) / "tokenizer_config.json"
-        name = arguments.model_name_or_path if beside_model.is_file() else None
-    if name is None:
+    """Load the tokenizer: the one named, or that of the model; a local checkpoint may hold none."""
+    name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
+    if name is None or (name == arguments.model_name_or_path and _lacks_tokenizer(name)):
         return None
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return tokenizer
-
-
-def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> ReplayMixture:
-    """Load the packed sources of a stage.
-
-    Raises:
-        ValueError: for an unknown key, a source without a path or weight, data of another tokenizer, or a replay of
-            rows that were never seen.
-    """
-    if arguments.mixture is None:
-        raise ValueError("The configuration has no mixture; add mixture: {name: {path: ..., weight: 1.0}}.")
-    sources: dict[str, Rows] = {}
-    weights: dict[str, float] = {}
-    limits: dict[str, float] = {}
-    for name, entry in as_mapping("mixture", arguments.mixture).items():
-        settings = as_mapping(f"mixture.{name}", entry)
-        for key in settings:
-            refuse_unknown(f"key in mixture.{name}", key, MIXTURE_KEYS)
-        if "path" not in settings or "weight" not in settings:
-            raise ValueError(f"The source {name!r} of the mixture needs a path and a weight.")
-        sources[name] = _rows(name, settings, load_packed(settings["path"], tokenizer=tokenizer))
-        weights[name] = settings["weight"]
-        if "max_passes" in settings:
-            limits[name] = settings["max_passes"]
-    return ReplayMixture(sources, weights, arguments.mixture_seed, max_passes=limits)
-
-
-def load_evaluation(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Dataset] | None:
-    """Load the packed data to evaluate on, by domain."""
-    if arguments.evaluation is None:
-        return None
-    paths = as_mapping("evaluation", arguments.evaluation)
-    return {name: load_packed(path, tokenizer=tokenizer) for name, path in paths.items()}
-
-
-def _rows(name: str, settings: Mapping[str, Any], rows: Dataset) -> Rows:
-    if "seen_by" not in settings:
-        return rows  # type: ignore[no-any-return]  # datasets is shipped without types
-    original = settings.get("name", name)
-    return seen_rows(settings["seen_by"], {original: rows})[original]
 
 
 def _new_model(fields: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
@@ -192,6 +145,10 @@ def _with_adapters(model: PreTrainedModel, fields: dict[str, Any]) -> PreTrained
 
     settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **fields}
     return cast(PreTrainedModel, get_peft_model(model, LoraConfig(**settings)))
+
+
+def _lacks_tokenizer(folder: str) -> bool:
+    return Path(folder).is_dir() and not (Path(folder) / "tokenizer_config.json").is_file()
 
 
 def _is_stage_checkpoint(name: str | None) -> bool:

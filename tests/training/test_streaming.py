@@ -9,7 +9,9 @@ from datasets import IterableDataset, load_dataset
 from torch.utils.data import DataLoader
 
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage, StreamedRows, seen_rows
+from hf_warmscale.training.configuration import StageArguments
 from hf_warmscale.training.packing import load_packed, pack, stream_packed
+from hf_warmscale.training.sources import load_mixture
 from hf_warmscale.training.stage_data import StageSamples
 from tests.training.tiny import (
     LENGTH,
@@ -88,3 +90,38 @@ def test_a_stream_shorter_than_said_is_refused() -> None:
         StreamedRows(stream(), 200)[150]
     with pytest.raises(ValueError, match="at least one row"):
         StreamedRows(stream(), 0)
+
+
+def test_a_recipe_streams_as_it_would_read_packed_rows(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer()
+    corpus = write_corpus(tmp_path, "new")
+    manifest = pack(corpus, tmp_path / "packed", tokenizer=tokenizer, sequence_length=LENGTH)
+    entry = {"stream": str(corpus), "num_rows": manifest.rows, "sequence_length": LENGTH, "weight": 1.0}
+    streamed = load_mixture(StageArguments(mixture={"new": entry}), tokenizer)
+    packed = load_packed(tmp_path / "packed").with_format(None)
+    for index, row in enumerate(packed):
+        content = streamed[index]
+        assert content.pop("source") == "new"
+        assert {name: torch.as_tensor(values).tolist() for name, values in content.items()} == row
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_rows": None}, "'new' of the mixture needs num_rows"),
+        ({"path": "packed"}, "no key in mixture.new 'path'"),
+        ({"text_column": "txt"}, "'txt'; did you mean 'text'"),
+        ({"stream": "missing.jsonl"}, "no file or folder missing.jsonl"),
+    ],
+)
+def test_a_stream_that_a_recipe_gets_wrong_is_refused(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    entry = {"stream": str(write_corpus(tmp_path, "new")), "num_rows": 4, "sequence_length": LENGTH, "weight": 1.0}
+    given = {key: value for key, value in {**entry, **changes}.items() if value is not None}
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        load_mixture(StageArguments(mixture={"new": given}), train_tokenizer())
+
+
+def test_a_stream_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    entry = {"stream": str(write_corpus(tmp_path, "new")), "num_rows": 4, "sequence_length": LENGTH, "weight": 1.0}
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        load_mixture(StageArguments(mixture={"new": entry}), None)
