@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "training" / "engine_worker.py"
-ENGINES = {"ddp": "cpu.yaml", "zero-2": "zero2.yaml", "zero-3": "zero3.yaml"}
+ENGINES = {"ddp": "cpu.yaml", "zero-1": "zero1.yaml", "zero-2": "zero2.yaml", "zero-3": "zero3.yaml"}
 
 pytestmark = [
     pytest.mark.distributed,

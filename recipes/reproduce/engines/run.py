@@ -2,7 +2,7 @@
 
     python recipes/reproduce/engines/run.py --work WORK
 
-One process, one process with gradient accumulation, and two processes under DDP, ZeRO-2 and ZeRO-3, with the
+One process, one process with gradient accumulation, and two processes under DDP and ZeRO-1, 2 and 3, with the
 accelerate configurations of this repository. The total batch is the same, so the losses must be. On CPU; FSDP2 needs
 accelerators.
 """
@@ -20,7 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent.parent / "accelerate_configs"
-ENGINES = {"single": None, "accumulation": None, "ddp": "cpu.yaml", "zero-2": "zero2.yaml", "zero-3": "zero3.yaml"}
+ENGINES = {
+    "single": None,
+    "accumulation": None,
+    "ddp": "cpu.yaml",
+    **{f"zero-{stage}": f"zero{stage}.yaml" for stage in (1, 2, 3)},
+}
 STEPS, BATCH = 20, 8
 TOLERANCE = 5e-5
 
