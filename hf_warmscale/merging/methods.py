@@ -68,14 +68,16 @@ def ties(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, d
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
-    """Keep the `density` largest entries by magnitude and zero the rest."""
+    """Keep the `density` largest entries by magnitude and zero the rest; of equal magnitudes the first ones stay."""
     keep = max(1, int(density * delta.numel()))
     if keep >= delta.numel():
         return delta
-    kept = delta.abs().flatten().topk(keep, sorted=False).indices
-    flat = torch.zeros_like(delta).flatten()
-    flat[kept] = delta.flatten()[kept]
-    return flat.view_as(delta)
+    magnitude = delta.abs().flatten()
+    smallest = magnitude.kthvalue(len(magnitude) - keep + 1).values
+    kept = magnitude > smallest
+    tied = (magnitude == smallest).nonzero().flatten()
+    kept[tied[: keep - int(kept.sum())]] = True
+    return delta * kept.view_as(delta)
 
 
 def dare(

@@ -129,6 +129,12 @@ def test_trim_keeps_the_largest() -> None:
     assert trim(delta, 0.01).tolist() == [[0.0, -4.0], [0.0, 0.0]]
 
 
+def test_trim_keeps_the_first_of_equal_magnitudes() -> None:
+    delta = torch.tensor([2.0, -1.0, 1.0, 1.0, 3.0, 0.5])
+    assert trim(delta, 4 / 6).tolist() == [2.0, -1.0, 1.0, 0.0, 3.0, 0.0]
+    assert trim(torch.zeros(4), 0.5).tolist() == [0.0] * 4
+
+
 def test_dare_divides_by_what_it_keeps() -> None:
     """`delta * mask / (1 - p)`: unbiased over masks (20000 masks: standard error 0.007 of the value)."""
     delta = torch.randn(20_000, dtype=torch.float64)

@@ -5,8 +5,9 @@
 
 Without `--models` the inputs are random tensors of odd shapes; with it the first block and the last norm of the models
 that `smollm2.py` wrote. Conventions are set alike: no normalisation but where the method has one, DARE rescales by the
-L1 norm and gets the masks that mergekit drew. Prints the largest difference in float32, how many entries differ by
-more than 1e-6, and the largest difference when both get the same inputs in float64.
+L1 norm and gets the masks that mergekit drew. Prints the largest difference and how many entries differ by more than
+1e-6, in float32, in float64, and of our float32 from mergekit's float64, which tells whose rounding a difference is.
+Of TIES it counts how many of the entries beyond 1e-6 are tied with another at the threshold.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from torch import Tensor
 from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.merging.methods import drop_and_rescale, linear, model_stock, slerp, task_arithmetic, ties
 from hf_warmscale.report import markdown_table
+
+Tensors = Mapping[str, Tensor]
 
 HERE = Path(__file__).parent
 WEIGHTS = [0.2, 0.3, 0.5]
@@ -49,53 +53,94 @@ def main() -> None:
     parser.add_argument("--python", type=Path, required=True, help="of the environment that has mergekit")
     parser.add_argument("--models", type=Path, help="the folder that smollm2.py wrote")
     arguments = parser.parse_args()
-    single = compare(arguments.python, arguments.models, torch.float32)
-    double = compare(arguments.python, arguments.models, torch.float64)
+    inputs = random_inputs() if arguments.models is None else model_inputs(arguments.models)
+    single = both(arguments.python, inputs, torch.float32)
+    double = both(arguments.python, inputs, torch.float64)
     rows = [
         {
             "method": name,
-            "entries": one["entries"],
-            "float32": one["largest"],
-            "beyond 1e-6": one["beyond"],
-            "float64": two["largest"],
-            "beyond 1e-6 in float64": two["beyond"],
+            "entries": sum(tensor.numel() for tensor in single.ours[name].values()),
+            "float32": largest(single.ours[name], single.theirs[name]),
+            "beyond 1e-6": beyond(single.ours[name], single.theirs[name]),
+            "float64": largest(double.ours[name], double.theirs[name]),
+            "beyond 1e-6 in float64": beyond(double.ours[name], double.theirs[name]),
+            "ours in float32 from theirs in float64": largest(single.ours[name], double.theirs[name]),
         }
-        for (name, one), two in zip(single.items(), double.values(), strict=True)
+        for name in CASES
     ]
     print(markdown_table(rows))
+    for merged, dtype in ((single, "float32"), (double, "float64")):
+        tied, total = tied_at_a_threshold(inputs, merged)
+        print(f"ties in {dtype}: entries beyond 1e-6 that are tied with another at the threshold: {tied} of {total}")
 
 
-def compare(python: Path, models: Path | None, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Merged:
+    """The same inputs merged by this package and by mergekit: method -> tensor name -> merged tensor."""
+
+    ours: Mapping[str, Tensors]
+    theirs: Mapping[str, Tensors]
+
+
+def both(python: Path, inputs: Sequence[Tensors], dtype: torch.dtype) -> Merged:
     """Merge the same tensors with both, method by method."""
-    inputs = random_inputs() if models is None else model_inputs(models)
     inputs = [{name: tensor.to(dtype) for name, tensor in tensors.items()} for tensors in inputs]
+    base, *models = inputs
     cases = {name: {"models": 3, "seed": 0, **case} for name, case in CASES.items()}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "inputs").mkdir()
         for index, tensors in enumerate(inputs):
-            save_file(tensors, work / "inputs" / f"{index}.safetensors")
+            save_file(dict(tensors), work / "inputs" / f"{index}.safetensors")
         (work / "cases.json").write_text(json.dumps(cases))
-        command = [python, HERE / "mergekit_reference.py", "merge", work / "cases.json", work / "inputs", work / "out"]
+        command: list[str | Path] = [
+            python,
+            HERE / "mergekit_reference.py",
+            "merge",
+            work / "cases.json",
+            work / "inputs",
+            work / "out",
+        ]
         subprocess.run(command, check=True)
         masks = load_file(work / "out" / "dare.masks")
-        return {
-            name: difference(name, inputs, load_file(work / "out" / f"{name}.safetensors"), masks) for name in cases
+        theirs = {name: load_file(work / "out" / f"{name}.safetensors") for name in cases}
+    ours = {
+        method: {
+            name: merge(method, base[name], [model[name] for model in models], lambda i, t=name: masks[f"{t}/{i}"])  # type: ignore[misc]
+            for name in base
         }
+        for method in cases
+    }
+    return Merged(ours, theirs)
 
 
-def difference(
-    name: str, inputs: Sequence[Mapping[str, Tensor]], theirs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """Return the largest difference of one method over all tensors."""
+def largest(ours: Tensors, theirs: Tensors) -> float:
+    """Return the largest difference of an entry."""
+    return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
+
+
+def beyond(ours: Tensors, theirs: Tensors) -> int:
+    """Return how many entries differ by more than the tolerance."""
+    return sum(int(((ours[name] - theirs[name]).abs() > TOLERANCE).sum()) for name in ours)
+
+
+def tied_at_a_threshold(inputs: Sequence[Tensors], merged: Merged) -> tuple[int, int]:
+    """Return how many of the entries in which TIES differs are tied at a threshold, and how many differ.
+
+    Tied: in one of the differences from the base the entry has the smallest magnitude that stays, and so has another.
+    """
     base, *models = inputs
-    largest, beyond = 0.0, 0
-    for tensor in base:
-        ours = merge(name, base[tensor], [model[tensor] for model in models], lambda i, t=tensor: masks[f"{t}/{i}"])  # type: ignore[misc]
-        apart = (ours - theirs[tensor]).abs()
-        largest = max(largest, float(apart.max()))
-        beyond += int((apart > TOLERANCE).sum())
-    return {"entries": sum(tensor.numel() for tensor in base.values()), "largest": largest, "beyond": beyond}
+    found = total = 0
+    for name, ours in merged.ours["ties"].items():
+        apart = ((ours - merged.theirs["ties"][name]).abs() > TOLERANCE).flatten()
+        tied = torch.zeros_like(apart)
+        for model in models if apart.any() else ():
+            magnitude = (model[name] - base[name]).abs().flatten()
+            smallest = magnitude.sort(descending=True).values[max(1, int(DENSITY * len(magnitude))) - 1]
+            if int((magnitude == smallest).sum()) > 1:
+                tied |= magnitude == smallest
+        found, total = found + int((apart & tied).sum()), total + int(apart.sum())
+    return found, total
 
 
 def merge(name: str, base: Tensor, tensors: list[Tensor], mask: Callable[[int], Tensor]) -> Tensor:
