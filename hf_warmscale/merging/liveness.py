@@ -1,12 +1,17 @@
-"""Is the process that ran a trial still alive?"""
+"""Is the worker that runs a trial still alive?"""
 
 import socket
-from datetime import datetime, timedelta
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 
 import psutil
 
-ABANDONED_AFTER = timedelta(hours=1)
-"""A trial of another machine, whose processes cannot be seen from here, is given up after this time."""
+BEAT_SECONDS = 30.0
+"""How often a worker shows that it is still busy."""
+SILENT_SECONDS = 300.0
+"""A worker of another machine that shows nothing for so long is given up."""
 
 
 def this_worker() -> str:
@@ -15,18 +20,62 @@ def this_worker() -> str:
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"
 
 
-def is_alive(worker: str, started: datetime | None) -> bool:
-    """Tell whether a worker can still finish a trial that it started.
+@contextmanager
+def beating(beat: Callable[[], None], *, every: float) -> Iterator[None]:
+    """Call `beat` from a thread, again and again, for the length of the block.
 
     Args:
-        worker (`str`): what `this_worker` returned there.
-        started (`datetime` or `None`): when the trial started, local time.
+        beat (`Callable`): what the other workers see.
+        every (`float`): seconds between two calls, and before the first.
     """
-    age = datetime.now() - started if started else timedelta.max
-    host, process, created = worker.rsplit("/", 2)
-    if host != socket.gethostname():
-        return age < ABANDONED_AFTER
+    done = Event()
+
+    def run() -> None:
+        while not done.wait(every):
+            beat()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
     try:
-        return f"{psutil.Process(int(process)).create_time():.2f}" == created
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class Watch:
+    """Tells which workers are gone: of this machine by their process, of others by how long they have been silent.
+
+    Silence is measured from here, since the clocks of machines differ.
+
+    Args:
+        clock (`Callable`): the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[int, tuple[int, float]] = {}
+
+    def is_gone(self, worker: str, trial: int, beats: int) -> bool:
+        """Tell whether a worker will not finish its trial.
+
+        Args:
+            worker (`str`): what `this_worker` returned there.
+            trial (`int`): the number of the trial.
+            beats (`int`): how often the worker has shown that it is busy with it.
+        """
+        host, process, created = worker.rsplit("/", 2)
+        if host == socket.gethostname():
+            return not _runs(int(process), created)
+        before, since = self._seen.get(trial, (None, 0.0))
+        if beats != before:
+            self._seen[trial] = (beats, self._clock())
+            return False
+        return self._clock() - since > SILENT_SECONDS
+
+
+def _runs(process: int, created: str) -> bool:
+    try:
+        return f"{psutil.Process(process).create_time():.2f}" == created
     except psutil.NoSuchProcess:
         return False

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +121,9 @@ class SearchLoop:
 
     def _run(self, plan: Plan) -> None:
         try:
-            incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
-            outcome = self._evaluator.trial(self._space.weights(plan.point), incumbent)
+            with self.trials.busy(self._trial) if self._trial is not None else nullcontext():
+                incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
+                outcome = self._evaluator.trial(self._space.weights(plan.point), incumbent)
         except ValueError:
             if self._trial is not None:
                 self.trials.fail(self._trial)

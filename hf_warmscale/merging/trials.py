@@ -1,16 +1,18 @@
 """The trials of one search in an Optuna study: asked for, told, swept after a crash, the same after every resume."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hf_warmscale.merging.evaluator import STOPPED, VIOLATIONS, Outcome
-from hf_warmscale.merging.liveness import is_alive, this_worker
+from hf_warmscale.merging.liveness import BEAT_SECONDS, Watch, beating, this_worker
 from hf_warmscale.merging.posterior import Posterior
 from hf_warmscale.merging.proposals import propose
 from hf_warmscale.merging.quiet import quiet_optuna
@@ -18,6 +20,7 @@ from hf_warmscale.merging.spaces import Point, Space
 
 CONFIGURATION = "configuration"
 WORKER = "worker"
+BEATS = "beats"
 START = "start"
 IMPROVEMENT = "expected_improvement"
 LOST = "lost"
@@ -60,6 +63,7 @@ class Trials:
         self._storage = storage
         self._space = space
         self._seed = seed
+        self._watch = Watch()
         self._distributions: dict[str, BaseDistribution] = {
             key: FloatDistribution(side.low, side.high, log=side.log) for key, side in space.ranges.items()
         }
@@ -74,11 +78,23 @@ class Trials:
         return self._in(TrialState.RUNNING)
 
     def sweep(self) -> None:
-        """Fail the trials whose process was killed; their points are tried again."""
+        """Fail the trials whose worker is gone; their points are tried again."""
         for trial in self.running():
-            if not is_alive(trial.user_attrs[WORKER], trial.datetime_start):
-                self._live(trial).set_user_attr(LOST, True)
-                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            if self._watch.is_gone(trial.user_attrs[WORKER], trial.number, trial.user_attrs.get(BEATS, 0)):
+                with suppress(UpdateFinishedTrialError):  # another worker was faster
+                    self._live(trial).set_user_attr(LOST, True)
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    @contextmanager
+    def busy(self, trial: optuna.Trial, *, every: float = BEAT_SECONDS) -> Iterator[None]:
+        """Show the other workers every so many seconds, until the block ends, that this one is busy with a trial."""
+
+        def beat() -> None:
+            with suppress(UpdateFinishedTrialError):  # given up by another worker all the same
+                trial.set_user_attr(BEATS, trial.user_attrs.get(BEATS, 0) + 1)
+
+        with beating(beat, every=every):
+            yield
 
     def ask(self, start: tuple[str, Point] | None, *, limit: int) -> optuna.Trial | None:
         """Begin a trial at `start`, else at a point that was lost with its process, else where the sampler proposes.
@@ -111,16 +127,17 @@ class Trials:
         return trial
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        """Finish a trial with what it gave."""
-        for domain, violation in outcome.violations.items():
-            trial.set_constraint(domain, violation)
-        for key, value in outcome.to_dict().items():
-            trial.set_user_attr(key, value)
-        self.study.tell(trial, list(outcome.values))
+        """Finish a trial with what it gave; nothing happens if another worker has given it up meanwhile."""
+        with suppress(UpdateFinishedTrialError):
+            for domain, violation in outcome.violations.items():
+                trial.set_constraint(domain, violation)
+            for key, value in outcome.to_dict().items():
+                trial.set_user_attr(key, value)
+            self.study.tell(trial, list(outcome.values), skip_if_finished=True)
 
     def fail(self, trial: optuna.Trial) -> None:
         """Give a trial up."""
-        self.study.tell(trial, state=TrialState.FAIL)
+        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def converged(self, tolerance: float, patience: int) -> bool:
         """Tell whether the last `patience` proposals in a row promised less than `tolerance` nats each."""
@@ -155,7 +172,7 @@ class Trials:
                 "state": trial.state.name,
                 "params": trial.params,
                 "values": trial.values,
-                **{key: value for key, value in trial.user_attrs.items() if key != WORKER},
+                **{key: value for key, value in trial.user_attrs.items() if key not in (WORKER, BEATS)},
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
             }
 
@@ -200,7 +217,7 @@ class Trials:
             if known.get(key) != configuration.get(key):
                 raise ValueError(
                     f"The study {self.study.study_name!r} was made with another {key} ({known.get(key)}, now "
-                    f"{configuration.get(key)}); give this search a storage or a study_name of its own."
+                    f"{configuration.get(key)}); choose another output, storage or study_name."
                 )
 
 

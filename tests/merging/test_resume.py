@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from hf_warmscale.merging import search_merge
-from hf_warmscale.merging.journal import open_journal
+from hf_warmscale.merging.journal import open_storage
 from tests.merging.trained import documents
 
 N_TRIALS = 11
@@ -25,17 +25,17 @@ CLEAN = multiprocessing.get_context("forkserver")  # a fork of this process woul
 CLEAN.set_forkserver_preload(["hf_warmscale.merging", "hf_warmscale.merging.search", "tests.merging.trained"])
 
 
-def search(checkpoints: list[Path], storage: Path | None) -> None:
+def search(checkpoints: list[Path], storage: Path | str) -> None:
     texts = documents()
     search_merge(
         checkpoints, select=texts[::2], confirm=texts[1::2], n_trials=N_TRIALS, tolerance=0.0, storage=storage
     )
 
 
-def finished(journal: Path) -> list[tuple[dict[str, float], float]]:
-    storage = open_journal(journal)
-    (study,) = storage.get_all_studies()
-    trials = storage.get_all_trials(study._study_id, states=(TrialState.COMPLETE,))
+def finished(storage: Path | str) -> list[tuple[dict[str, float], float]]:
+    opened = open_storage(storage)
+    (study,) = opened.get_all_studies()
+    trials = opened.get_all_trials(study._study_id, states=(TrialState.COMPLETE,))
     return [(trial.params, trial.values[0]) for trial in trials]
 
 
@@ -78,15 +78,17 @@ def test_a_search_killed_again_and_again_tries_the_same_points(trajectory: list[
     assert kills >= KILLS
 
 
-def test_two_processes_share_a_study(trajectory: list[Path], tmp_path: Path) -> None:
-    journal = tmp_path / "shared.log"
-    processes = [CLEAN.Process(target=search, args=(trajectory[-2:], journal)) for _ in range(2)]
+@pytest.mark.parametrize("form", ["{}/shared.log", "sqlite:///{}/shared.db"])
+def test_two_processes_share_a_study(form: str, trajectory: list[Path], tmp_path: Path) -> None:
+    """They start at once, so that both would make the journal or the tables."""
+    storage = form.format(tmp_path)
+    processes = [CLEAN.Process(target=search, args=(trajectory[-2:], storage)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    done = finished(journal)
+    done = finished(storage)
     assert len(done) == N_TRIALS
     assert len({round(params["lambda"], 9) for params, _ in done}) == N_TRIALS
 

@@ -1,6 +1,8 @@
 """The study behind a search, on analytic losses: proposals, resumes, sweeps, and the stopping rule."""
 
 import math
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from optuna.trial import TrialState
 
 from hf_warmscale.evaluation import DocumentNLL
 from hf_warmscale.merging.evaluator import Outcome
-from hf_warmscale.merging.journal import open_journal
-from hf_warmscale.merging.liveness import is_alive, this_worker
+from hf_warmscale.merging.journal import open_journal, open_storage
+from hf_warmscale.merging.liveness import SILENT_SECONDS, Watch, this_worker
 from hf_warmscale.merging.spaces import PairSpace, Point, SimplexSpace, Space
 from hf_warmscale.merging.starts import fixed_starts, start_label
 from hf_warmscale.merging.trials import Trials
@@ -137,11 +139,66 @@ def test_a_trial_of_a_living_worker_is_left_alone() -> None:
     assert len(trials.running()) == 1
 
 
-def test_liveness() -> None:
-    assert is_alive(this_worker(), None)
+def test_a_worker_of_this_machine_is_alive_while_its_process_runs() -> None:
+    assert not Watch().is_gone(this_worker(), 0, 0)
     host, process, created = this_worker().rsplit("/", 2)
-    assert not is_alive(f"{host}/{process}/{float(created) - 100:.2f}", None)  # the id was used again
-    assert not is_alive(f"elsewhere/{process}/{created}", None)
+    assert Watch().is_gone(f"{host}/{process}/{float(created) - 100:.2f}", 0, 0)  # the id was used again
+
+
+def test_a_worker_of_another_machine_is_alive_while_it_beats() -> None:
+    """However slow its trial is; and its silence is counted from when it was first seen, not from its own clock."""
+    now = 0.0
+    watch = Watch(clock=lambda: now)
+    elsewhere = f"elsewhere/{this_worker().partition('/')[2]}"
+    for beats in range(20):
+        assert not watch.is_gone(elsewhere, 7, beats)
+        now += SILENT_SECONDS
+    assert not watch.is_gone(elsewhere, 7, 19)
+    assert not watch.is_gone(elsewhere, 8, 0)
+    now += 1.0
+    assert watch.is_gone(elsewhere, 7, 19)
+    assert not watch.is_gone(elsewhere, 8, 0)
+
+
+def test_a_busy_worker_is_seen_to_be_busy(tmp_path: Path) -> None:
+    """By another process, through the storage; and no longer once the trial is done."""
+    trials, other = (new_trials(open_journal(tmp_path / "journal.log")) for _ in range(2))
+    trial = begin(trials, ("1", {"lambda": 1.0}))
+    threads = threading.active_count()
+    with trials.busy(trial, every=0.01):
+        while other.running()[0].user_attrs.get("beats", 0) < 3:
+            time.sleep(0.01)
+    assert threading.active_count() == threads
+    trials.tell(trial, outcome(3.0))
+    (row,) = other.records()
+    assert row["state"] == "COMPLETE" and "beats" not in row
+
+
+def test_a_trial_is_tried_again_when_its_machine_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = new_trials()
+    lost = begin(trials, ("1", {"lambda": 1.0}))
+    lost.set_user_attr("worker", "elsewhere/1/0.00")
+    trials.sweep()
+    assert len(trials.running()) == 1
+    lost.set_user_attr("beats", 1)
+    monkeypatch.setattr("hf_warmscale.merging.liveness.SILENT_SECONDS", -1.0)
+    trials.sweep()
+    assert len(trials.running()) == 1
+    trials.sweep()
+    assert not trials.running()
+
+
+def test_what_is_told_of_a_trial_that_was_given_up_is_dropped() -> None:
+    """A worker that was frozen so long that others lost faith, and then woke up."""
+    trials = new_trials()
+    advance(trials, 3)
+    frozen = begin(trials)
+    kill(frozen)
+    trials.sweep()
+    trials.tell(frozen, outcome(1.0))
+    assert [trial.state for trial in trials.study.trials][3:] == [TrialState.FAIL]
+    again = begin(trials)
+    assert again.params == frozen.params and again.number == 4
 
 
 def test_workers_that_ask_at_once_get_different_points(tmp_path: Path) -> None:
@@ -206,6 +263,14 @@ def test_a_torn_entry_of_the_journal_is_dropped(tmp_path: Path) -> None:
 def test_a_journal_needs_its_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         open_journal(tmp_path / "nothing" / "journal.log")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("nosql:///x", "nosql storage.*Can't load plugin"), ("sqlite://[", "Invalid SQLite URL")]
+)
+def test_a_url_that_opens_nothing(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        open_storage(url)
 
 
 def test_a_simplex_is_searched_better_than_at_random() -> None:
