@@ -1,7 +1,7 @@
 """`warmscale merge`: the checkpoints of a run into one model, with weights found on held-out text or given."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from hf_warmscale.merging import MergeReceipt, MergeResult
 
 SPACES = ("pair", "trajectory", "simplex", "groups", "lora")
-FEWEST = 2
-"""Documents in a split: an interval needs two."""
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare", "model_stock")
 
 
@@ -31,6 +29,11 @@ def add_arguments(parser: Parser) -> None:
         help=f"{', '.join(SPACES)}; by default pair for two checkpoints, else simplex",
     )
     search.add_argument("--trials", type=positive_int, default=20, metavar="N", help="at most; 20 by default")
+    search.add_argument(
+        "--storage",
+        metavar="URL",
+        help="a journal file or an Optuna URL that searches started elsewhere share, each with an --output of its own",
+    )
     search.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, or of dare; 0 by default")
     search.add_argument(
         "--allow-public-benchmarks", action="store_true", help="accept --eval-data with the name of a public benchmark"
@@ -50,16 +53,18 @@ def run(arguments: Namespace) -> None:
         show_merge(arguments, receipt)
     else:
         result = search(arguments)
-        write_card(arguments.output)
-        show_search(arguments, result)
+        if result.study is not None:  # of the processes of a launch one keeps the study
+            write_card(arguments.output)
+            show_search(arguments, result)
 
 
 def merge(arguments: Namespace) -> "MergeReceipt":
     """Merge with given weights."""
     from hf_warmscale.merging import merge_checkpoints
 
-    if arguments.space is not None:
-        raise ValueError("--space is searched on held-out text; name it with --eval-data.")
+    for option in ("space", "storage"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for a search on held-out text; name that with --eval-data.")
     return merge_checkpoints(
         arguments.checkpoints,
         arguments.output,
@@ -74,6 +79,7 @@ def merge(arguments: Namespace) -> "MergeReceipt":
 def search(arguments: Namespace) -> "MergeResult":
     """Search the weights on one half of the documents and judge them on the other."""
     from hf_warmscale.cli.quiet import no_bars_of_datasets
+    from hf_warmscale.evaluation.bootstrap import MIN_DOCUMENTS
     from hf_warmscale.merging import refuse_public_benchmark, search_merge
     from hf_warmscale.merging.search import SpaceName
     from hf_warmscale.training.documents import load_documents
@@ -84,10 +90,10 @@ def search(arguments: Namespace) -> "MergeResult":
     refuse_public_benchmark(Path(arguments.eval_data).name, allow=arguments.allow_public_benchmarks)
     with no_bars_of_datasets():
         select, confirm = halves(load_documents(arguments.eval_data)["text"])
-    if len(confirm) < FEWEST:
+    if len(confirm) < MIN_DOCUMENTS:
         raise ValueError(
             f"{arguments.eval_data} has {len(select) + len(confirm)} different documents that are not empty; a search "
-            f"needs at least {2 * FEWEST}, half to choose on and half to judge by."
+            f"needs at least {2 * MIN_DOCUMENTS}, half to choose on and half to judge by."
         )
     space: SpaceName = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
     return search_merge(
@@ -97,6 +103,7 @@ def search(arguments: Namespace) -> "MergeResult":
         space=space,
         n_trials=arguments.trials,
         seed=arguments.seed,
+        storage=arguments.storage,
         output=arguments.output,
     )
 
@@ -123,31 +130,45 @@ def write_card(output: str) -> None:
 
 def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
     """Show given weights."""
-    pairs = zip(arguments.checkpoints, receipt.weights, strict=True)
-    rows = [{"checkpoint": checkpoint, "weight": weight} for checkpoint, weight in pairs]
+    rows = weight_rows(arguments, receipt.weights)
     show(rows, title=f"Merged by {receipt.method}", written=[arguments.output], then=next_command(arguments))
 
 
 def show_search(arguments: Namespace, result: "MergeResult") -> None:
-    """Show what the held-out text says, whichever way it went."""
-    from hf_warmscale.merging.result import JOURNAL
+    """Show what the held-out text says, whichever way it went, and the weights of the model that was written."""
+    from hf_warmscale.merging.result import JOURNAL, RESULT
 
+    output = Path(arguments.output)
     rows = [
         {
             "domain": row["domain"],
             "last": row["last"],
             "uniform": row["uniform"],
-            "best single": row["before"],
-            "recommended": row["after"],
-            "difference": f"{row['difference']:+.4f}",
-            "interval": "[{:+.4f}, {:+.4f}]".format(*row["interval"]),
+            "single": row["before"],
+            "winner": row["after"],
+            "change": f"{row['difference']:+.4f}",
+            "interval": "{:+.4f} to {:+.4f}".format(*row["interval"]),
         }
         for row in result.domains
     ]
     show(rows, title="Nats per token on the documents that the search never saw")
     print(result.verdict)
-    print(f"Trials:  optuna-dashboard {Path(arguments.output) / JOURNAL}  (pip install optuna-dashboard)")
+    if result.mergeability is not None:
+        print(result.mergeability.advice)
+    if isinstance(result.weights, Mapping):
+        title, weights = f"Every parameter has weights of its own: {output / RESULT}", []
+    else:
+        title, weights = "Weights of the model", weight_rows(arguments, result.weights)
+    show(weights, title=title)
+    trials = output / JOURNAL if (output / JOURNAL).is_file() else arguments.storage
+    print(f"Trials:  optuna-dashboard {trials}  (pip install optuna-dashboard)")
     show([], written=[arguments.output], then=next_command(arguments))
+
+
+def weight_rows(arguments: Namespace, weights: Sequence[float]) -> list[dict[str, object]]:
+    """Return a row for each checkpoint."""
+    pairs = zip(arguments.checkpoints, weights, strict=True)
+    return [{"checkpoint": checkpoint, "weight": weight} for checkpoint, weight in pairs]
 
 
 def next_command(arguments: Namespace) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,16 +22,17 @@ from hf_warmscale.merging.evaluator import Evaluator
 from hf_warmscale.merging.inputs import check_order
 from hf_warmscale.merging.journal import open_storage
 from hf_warmscale.merging.loop import SearchLoop
-from hf_warmscale.merging.mergeability import Mergeability, look_along
+from hf_warmscale.merging.mergeability import NOTICEABLE, Mergeability, look_along
 from hf_warmscale.merging.pictures import draw_all
 from hf_warmscale.merging.ranks import Ranks
 from hf_warmscale.merging.result import JOURNAL, RESULT, STUDY, MergeResult
 from hf_warmscale.merging.selection import choose
 from hf_warmscale.merging.sources import CheckpointSource, MergeSource
 from hf_warmscale.merging.spaces import AdapterSpace, GroupSpace, PairSpace, SimplexSpace, Space, TrajectorySpace
+from hf_warmscale.merging.splits import check_splits
 from hf_warmscale.merging.trials import Trials
 from hf_warmscale.merging.weights import pair_weights, vertex
-from hf_warmscale.merging.yardsticks import Domains, Yardstick, prepare_domains
+from hf_warmscale.merging.yardsticks import Domains, prepare_domains
 
 SpaceName = Literal["pair", "trajectory", "simplex", "groups", "lora"]
 
@@ -112,27 +114,33 @@ def search_merge(
     ranks = Ranks()
     if n_trials < 1:
         raise ValueError(f"n_trials is {n_trials}; it must be at least 1.")
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"tolerance is {tolerance}; it must be a number of nats, 0 or more.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
     if output is not None:
         ranks.from_main(lambda: refuse_existing(output))
     source = _open_source(checkpoints, space, ranks)
     box = _make_space(space, source)
+    max_length = default_max_length(source.model) if max_length is None else max_length
     prepare = partial(
         prepare_domains,
         tokenizer=tokenizer or source.tokenizer(),
-        max_length=default_max_length(source.model) if max_length is None else max_length,
+        max_length=max_length,
         batch_tokens=batch_tokens,
         seed=seed,
         distributed=ranks.distributed,
         allow_public_benchmarks=allow_public_benchmarks,
     )
     yardsticks, judges, limits = prepare(select), prepare(confirm), dict(limits or {})
-    _check_domains(yardsticks, judges, limits)
+    check_splits(yardsticks, judges, limits)
     inputs = ranks.from_main(source.check)
     configuration = {
         "space": repr(box),
         "seed": str(seed),
         "checkpoints": " ".join(each.sha256[:12] for each in inputs),
         "select": " ".join(f"{domain}:{each.sha256[:12]}" for domain, each in yardsticks.items()),
+        "max_length": str(max_length),
         "limits": repr(sorted(limits.items())),
     }
     journal = _journal_file(output, storage)
@@ -226,27 +234,6 @@ def _make_space(space: SpaceName | Space, source: MergeSource) -> Space:
     raise ValueError(f"The space {space!r} is unknown; choose one of {', '.join(get_args(SpaceName))}.")
 
 
-def _check_domains(
-    yardsticks: Mapping[str, Yardstick], judges: Mapping[str, Yardstick], limits: Mapping[str, float]
-) -> None:
-    if yardsticks.keys() != judges.keys():
-        raise ValueError(f"select has the domains {list(yardsticks)} and confirm {list(judges)}; give both the same.")
-    for domain, limit in limits.items():
-        if domain not in yardsticks:
-            raise ValueError(f"There is a limit for {domain!r}, which is none of the domains {list(yardsticks)}.")
-        if not 0 <= limit < float("inf"):
-            raise ValueError(f"The limit of {domain!r} is {limit}; it must be a number of nats, 0 or more.")
-    if len(limits) == len(yardsticks):
-        raise ValueError(f"All domains ({', '.join(limits)}) have limits, so none is left to improve; leave one out.")
-    seen = {digest for yardstick in yardsticks.values() for digest in yardstick.digests}
-    shared = seen & {digest for judge in judges.values() for digest in judge.digests}
-    if shared:
-        raise ValueError(
-            f"{len(shared)} documents are in select and in confirm (sha256 {min(shared)[:12]}... is one); the confirm "
-            "split must hold what the search never sees."
-        )
-
-
 def _journal_file(
     output: str | os.PathLike[str] | None, storage: str | os.PathLike[str] | BaseStorage | None
 ) -> Path | None:
@@ -276,6 +263,8 @@ def _look(
     found = look_along(loss, (source.steps[0], source.steps[-1]))
     if trials is not None:
         trials.note("mergeability", found.to_dict())
+        if found.barrier > NOTICEABLE:
+            warnings.warn(found.advice, stacklevel=3)
     return found
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -142,8 +143,11 @@ def write_merged(
     """
     last = checkpoints[-1]
     _write_side_files(last, folder)
-    with CheckpointWriter(folder, last.specs, max_shard_size=max_shard_size) as writer:
-        for name in tqdm(last.specs, desc="merging", unit="tensor"):
+    with (
+        CheckpointWriter(folder, last.specs, max_shard_size=max_shard_size) as writer,
+        tqdm(last.specs, desc="merging", unit="tensor") as names,  # closed before an error is reported
+    ):
+        for name in names:
             tensors = [_read(checkpoint, name) for checkpoint in checkpoints]
             writer.write(name, merge(name, tensors) if tensors[0].is_floating_point() else tensors[-1])
 
@@ -213,6 +217,9 @@ def _check_weights(method: Method, count: int, weights: Sequence[float] | None) 
         raise ValueError(f"There are {len(weights)} weights for {count} checkpoints; give one each.")
     if method == "model_stock":
         raise ValueError("model_stock finds its own weights; leave weights out.")
+    for weight in weights:
+        if not isfinite(weight):
+            raise ValueError(f"One of the weights is {weight}; give finite numbers.")
     if method not in WITH_BASE and abs(sum(weights) - 1.0) > 1e-6:
         raise ValueError(f"The weights {list(weights)} sum to {sum(weights):g}; a {method} merge needs a sum of 1.")
     return weights

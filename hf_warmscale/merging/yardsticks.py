@@ -94,8 +94,8 @@ class LossYardstick:
 
     @property
     def sha256(self) -> str:
-        """The name of the function: what it computes cannot be hashed."""
-        return getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
+        """The hash of the function's name: what it computes cannot be hashed."""
+        return sha256(getattr(self.loss, "__qualname__", type(self.loss).__qualname__).encode()).hexdigest()
 
     @property
     def digests(self) -> frozenset[str]:

@@ -93,6 +93,19 @@ def test_more_checkpoints(space: str, starts: list[str], trajectory: list[Path],
     assert result.best_single == 2
 
 
+def test_distant_checkpoints_are_warned_of_before_the_search(
+    trajectory: list[Path], splits: Splits, tmp_path: Path
+) -> None:
+    """The signs of all weights turned: what lies between the two is noise, and no trial has to be spent to see it."""
+    model = AutoModelForCausalLM.from_pretrained(trajectory[0])
+    for parameter in model.parameters():
+        parameter.data.neg_()
+    save_model(model, tmp_path / "checkpoint-1", tokenizer=tiny_tokenizer())
+    select, confirm = splits
+    with pytest.warns(UserWarning, match="separated by a barrier of .* nats: leave the early checkpoints out"):
+        search_merge([tmp_path / "checkpoint-1", trajectory[-1]], select=select, confirm=confirm, n_trials=1)
+
+
 def test_groups(trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
     """What is written is what was scored, parameter by parameter."""
     select, confirm = splits
@@ -214,8 +227,24 @@ class TestRefusals:
         self.refused("made with another select", tmp_path / "o", trajectory[-2:], select=select[1:], **same)
         self.refused("made with another checkpoints", tmp_path / "o", trajectory[:2], select=select, **same)
         self.refused(
+            "made with another max_length", tmp_path / "o", trajectory[-2:], select=select, max_length=7, **same
+        )
+        self.refused(
             "made with another space", tmp_path / "o", trajectory[-2:], select=select, space="simplex", **same
         )
+
+    def test_a_study_of_another_objective(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
+        """Functions are told apart by their whole names."""
+
+        def loss_of_one(model: PreTrainedModel) -> float:
+            return 1.0
+
+        def loss_of_another(model: PreTrainedModel) -> float:
+            return 2.0
+
+        same = {"confirm": splits[1], "storage": tmp_path / "journal.log", "n_trials": 1}
+        search_merge(trajectory[-2:], select=loss_of_one, **same)  # type: ignore[arg-type]
+        self.refused("made with another select", tmp_path / "o", trajectory[-2:], select=loss_of_another, **same)
 
     def test_a_public_benchmark(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
         domains = {"select": {"gsm8k": splits[0]}, "confirm": {"gsm8k": splits[1]}}
@@ -227,6 +256,13 @@ class TestRefusals:
         ("settings", "message"),
         [
             ({"n_trials": 0}, "n_trials is 0"),
+            ({"tolerance": float("nan")}, "tolerance is nan"),
+            ({"confidence": 95}, "confidence is 95; it must lie between 0 and 1"),
+            (
+                {"confirm": ["one", "one"]},
+                "confirm has 1 different document in 'held-out'; an interval needs at least 2",
+            ),
+            ({"storage": "nosql:///x"}, "The nosql storage cannot be opened"),
             ({"space": "line"}, "'line' is unknown; choose one of pair"),
             ({"limits": {"old": 0.1}}, "limit for 'old', which is none of the domains"),
             ({"limits": {"held-out": 0.1}}, "none is left to improve"),
@@ -236,7 +272,8 @@ class TestRefusals:
     def test_settings(
         self, settings: dict[str, object], message: str, trajectory: list[Path], splits: Splits, tmp_path: Path
     ) -> None:
-        self.refused(message, tmp_path / "o", trajectory[-2:], select=splits[0], confirm=splits[1], **settings)
+        both: dict[str, object] = {"select": splits[0], "confirm": splits[1]}
+        self.refused(message, tmp_path / "o", trajectory[-2:], **(both | settings))
 
     def test_other_domains_to_confirm(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
         domains = {"select": {"a": splits[0]}, "confirm": {"b": splits[1]}}

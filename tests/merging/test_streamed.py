@@ -146,6 +146,7 @@ class TestRefusals:
             ({"method": "ties"}, r"pass base="),
             ({"weights": [0.5, 0.5]}, "2 weights for 3"),
             ({"weights": [0.5, 0.5, 0.5]}, "sum to 1.5"),
+            ({"weights": [0.5, float("nan"), 0.5]}, "One of the weights is nan; give finite numbers"),
             ({"density": 0.0}, "density is 0.0"),
         ],
     )
