@@ -14,7 +14,10 @@ from hf_warmscale.architecture.model_map import (
     ParameterMap,
     Role,
 )
+from hf_warmscale.architecture.observe import logits_of, sample_tokens
 from hf_warmscale.architecture.precision import StayInFloat64
+from hf_warmscale.architecture.proof import random_model
+from hf_warmscale.architecture.tiny import named_state
 
 __all__ = [
     "Axis",
@@ -30,6 +33,10 @@ __all__ = [
     "describe",
     "find_field",
     "flat_index",
+    "logits_of",
+    "named_state",
     "per_layer_fields",
+    "random_model",
     "resized_config",
+    "sample_tokens",
 ]

@@ -17,9 +17,9 @@ from hf_warmscale.architecture.layouts import UnknownLayoutError, heads_differ
 from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
 from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sample_tokens, stream_readers, trace
 from hf_warmscale.architecture.probe import SizeLaw, probe
-from hf_warmscale.architecture.proof import randomize
+from hf_warmscale.architecture.proof import random_model
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
-from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build, build_meta, named_state, tiny_config
+from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, named_state, tiny_config
 
 MAX_TINY_PARAMETERS = 30_000_000
 """The proof runs the tiny model some dozen times, in float64."""
@@ -39,6 +39,7 @@ class Template:
         axes (`frozenset[Axis]`): the axes that its weights have.
         embedding_scale (`str` or `None`): see `ModelMap`.
         proof (`Mapping[Axis, float]`): see `ModelMap`.
+        smallest (`PreTrainedConfig`): see `ModelMap.proved_on`.
     """
 
     law: SizeLaw
@@ -48,6 +49,7 @@ class Template:
     axes: frozenset[Axis]
     embedding_scale: Literal["sqrt"] | None
     proof: Mapping[Axis, float]
+    smallest: PreTrainedConfig
 
 
 def describe(config: PreTrainedConfig) -> ModelMap:
@@ -139,7 +141,7 @@ def _template(tiny: str, layers: int) -> Template:
             f"{config.model_type} still has {size:,} parameters at the smallest sizes, so nothing is proved about it; "
             "set the sizes that have no axis (ranks, further vocabularies) smaller."
         )
-    model = _random_model(smallest)
+    model = random_model(smallest)
     layer_path = _layer_path(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
     record = trace(model, tokens)
@@ -151,7 +153,7 @@ def _template(tiny: str, layers: int) -> Template:
     elsewhere = shapes.law.complete(
         {axis: size if axis is Axis.HEAD_DIM else OTHER[axis] for axis, size in shapes.sizes.items()}
     )
-    other = _random_model(tiny_config(config, {**shapes.law.settings(elsewhere), Axis.LAYERS: layers}))
+    other = random_model(tiny_config(config, {**shapes.law.settings(elsewhere), Axis.LAYERS: layers}))
     confirmed = confirm_labels(other, kinds, elsewhere, layer_path, proof_tokens)
     labels = {name: kinds[kind_of(name, layer_path)] for name in named_state(model)}
 
@@ -167,13 +169,8 @@ def _template(tiny: str, layers: int) -> Template:
         axes=frozenset(shapes.sizes),
         embedding_scale=_scaling(model, tokens, f"{layer_path}.0", shapes.sizes[Axis.HIDDEN]),
         proof={axis: max(error, confirmed[axis]) for axis, error in proof.items()},
+        smallest=smallest,
     )
-
-
-def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reseed every GPU too
-        return randomize(build(config))
 
 
 def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel) -> ModelMap:
@@ -206,6 +203,7 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
         layer_fields=per_layer_fields(config),
         embedding_scale=template.embedding_scale,
         proof=template.proof,
+        proved_on=template.smallest,
     )
 
 

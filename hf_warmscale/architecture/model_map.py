@@ -1,10 +1,12 @@
 """What every dimension of every weight of a model means."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 from typing import Literal
+
+from transformers import PreTrainedConfig
 
 Role = Literal["embedding", "hidden", "readout", "norm", "final_norm", "bias", "router", "buffer"]
 """What a parameter is for; learning rates, decay and init depend on nothing else. A `buffer` is saved, not trained."""
@@ -136,6 +138,7 @@ class ModelMap:
         embedding_scale (`str` or `None`): `"sqrt"` if the model multiplies the embedding by sqrt(hidden), else `None`.
         proof (`Mapping[Axis, float]`): max |change of a logit| / max |logit| when that axis is permuted, in float64;
             the larger error of models of two sizes.
+        proved_on (`PreTrainedConfig`): of the smaller of the two: the same architecture, of a few thousand parameters.
     """
 
     model_type: str
@@ -149,7 +152,8 @@ class ModelMap:
     layer_path: str
     layer_fields: tuple[str, ...]
     embedding_scale: Literal["sqrt"] | None
-    proof: Mapping[Axis, float] = field(default_factory=dict)
+    proof: Mapping[Axis, float]
+    proved_on: PreTrainedConfig
 
     def with_role(self, *roles: Role) -> list[ParameterMap]:
         """Return the parameters that have one of `roles`, in the model's order."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture.indexing import flat_index
 from hf_warmscale.architecture.model_map import Axis, Dimension
 from hf_warmscale.architecture.observe import logits_of
-from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN, named_state
+from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN, build, named_state
 
 TOLERANCE = 1e-12
 """A right label leaves 1e-15 relative to the largest logit; a wrong one was never seen below 1e-4."""
@@ -29,6 +29,13 @@ PROVED_AXES = (
 
 Labels = Mapping[str, tuple[Dimension, ...]]
 Permutations = Mapping[Axis, torch.Tensor]
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a small model in float64 with random weights, always the same, in which no gain is 1 and no bias 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reseed every GPU too
+        return randomize(build(config))
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

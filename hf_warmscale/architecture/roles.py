@@ -56,8 +56,8 @@ def _direction(module: nn.Module, own: str, dimensions: Sequence[Dimension]) -> 
         return 0, 1
     if isinstance(module, nn.Embedding):
         return None, 1
-    if len(dimensions) == 1:
-        return None, 0
+    if len(dimensions) < 2:
+        return None, 0 if dimensions else None
     if len(dimensions) == 3 and Axis.EXPERTS in axes_in(dimensions[:1]):
         hidden = next((dim for dim in (1, 2) if Axis.HIDDEN in axes_in(dimensions[dim : dim + 1])), None)
         if hidden is None:

@@ -72,6 +72,14 @@ class Transfer:
         weighted = any(weights is not None for weights in self.weights)
         return self.scale != 1 or weighted or any(bool((index < 0).any()) for index in self.index)
 
+    def folded(self) -> "Transfer":
+        """Return the same with the scale among the weights, where there are any: each value is then rounded once."""
+        place = next((dim for dim, weights in enumerate(self.weights) if weights is not None), None)
+        if place is None:
+            return self
+        weights = [w * self.scale if dim == place and w is not None else w for dim, w in enumerate(self.weights)]
+        return replace(self, weights=tuple(weights), scale=1.0)
+
     def transposed(self) -> "Transfer":
         """Return the transfer of the transposed matrix."""
         return replace(
@@ -83,8 +91,10 @@ class Transfer:
         )
 
 
-def transfer_tensor(transfer: Transfer, source: Tensor, *, key: str, dtype: torch.dtype) -> Tensor:
-    """Return the target tensor, computed slab by slab in float32 (float64 for a float64 source) and cast last.
+def transfer_tensor(
+    transfer: Transfer, source: Tensor, *, key: str, dtype: torch.dtype, compute: torch.dtype | None = None
+) -> Tensor:
+    """Return the target tensor, computed slab by slab and cast last.
 
     The result depends on the arguments alone: not on the order of the tensors, their sharding or the threads.
 
@@ -93,23 +103,35 @@ def transfer_tensor(transfer: Transfer, source: Tensor, *, key: str, dtype: torc
         source (`Tensor`): the source tensor; may be a view of a mapped file.
         key (`str`): names the stream of random numbers.
         dtype (`torch.dtype`): of the result.
+        compute (`torch.dtype`, *optional*): of the arithmetic; that of [`compute_dtype`] by default.
     """
+    if not transfer.shape:  # a constant of an activation function
+        return source.to(dtype, copy=True)
+    compute = compute or compute_dtype(source)
     target = torch.empty(transfer.shape, dtype=dtype)
     if transfer.fan_in == 0 and len(transfer.shape) == 2:
         # Slabs run along the first dimension, and the copies of an input must not be torn apart.
-        _Filler(transfer.transposed(), source.T, key).fill(target.T)
+        _Filler(transfer.transposed(), source.T, key, compute).fill(target.T)
     else:
-        _Filler(transfer, source, key).fill(target)
+        _Filler(transfer, source, key, compute).fill(target)
     return target
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic: float32, but float64 for what is float64 and for vectors.
+
+    Vectors are small, and of a norm that stores `g - 1` the sum would lose digits of `g`.
+    """
+    return torch.float64 if tensor.dtype == torch.float64 or tensor.dim() < 2 else torch.float32
 
 
 class _Filler:
     """What the slabs of one tensor share."""
 
-    def __init__(self, transfer: Transfer, source: Tensor, key: str) -> None:
-        self.transfer, self.source, self.key = transfer, source, key
-        self.compute = torch.float64 if source.dtype == torch.float64 else torch.float32
+    def __init__(self, transfer: Transfer, source: Tensor, key: str, compute: torch.dtype) -> None:
+        self.transfer, self.source, self.key, self.compute = transfer.folded(), source, key, compute
         self.rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
+        self.random_std = self.rms * transfer.scale
         self.offset = transfer.offset if transfer.rescales() else 0.0
         noise = transfer.noise
         paired = noise is not None and noise.paired and transfer.fan_in is not None
@@ -124,7 +146,7 @@ class _Filler:
             for dim in range(1, block.dim()):
                 block = self._map_dimension(block, dim)
             if self.transfer.weights[0] is not None:
-                block *= _along(self.transfer.weights[0][start:stop], 0, block)
+                block *= along(self.transfer.weights[0][start:stop], 0, block)
             self._fill_random(block, is_new, random)
             self._add_noise(block, random)
             target[start:stop].copy_(block - self.offset if self.offset else block)
@@ -159,14 +181,14 @@ class _Filler:
         elif len(new):
             block.index_fill_(dim, new, 0.0)
         if weights is not None:
-            block *= _along(weights, dim, block)
+            block *= along(weights, dim, block)
         return block
 
     def _fill_random(self, block: Tensor, is_new: bool, random: torch.Generator) -> None:
         columns = _random_columns(self.transfer, is_new)
         if len(columns):
             drawn = torch.randn(len(block), len(columns), generator=random, dtype=block.dtype)
-            block.view(len(block), -1).index_copy_(1, columns, drawn.mul_(self.rms * self.transfer.scale))
+            block.view(len(block), -1).index_copy_(1, columns, drawn.mul_(self.random_std))
 
     def _add_noise(self, block: Tensor, random: torch.Generator) -> None:
         noise = self.transfer.noise
@@ -181,7 +203,7 @@ class _Filler:
         if sign.any():
             shape = [*block.shape[:dim], int(number.max()) + 1, *block.shape[dim + 1 :]]
             drawn = torch.randn(shape, generator=random, dtype=block.dtype).mul_(std)
-            block.addcmul_(drawn.index_select(dim, number), _along(sign, dim, block))
+            block.addcmul_(drawn.index_select(dim, number), along(sign, dim, block))
 
 
 def _slabs(transfer: Transfer) -> Iterator[tuple[int, int, bool]]:
@@ -195,7 +217,7 @@ def _slabs(transfer: Transfer) -> Iterator[tuple[int, int, bool]]:
         start += count
 
 
-def _along(vector: Tensor, dim: int, block: Tensor) -> Tensor:
+def along(vector: Tensor, dim: int, block: Tensor) -> Tensor:
     """Return a vector shaped to multiply `block` along `dim`."""
     return vector.to(block.dtype).reshape(-1, *[1] * (block.dim() - dim - 1))
 

@@ -6,9 +6,9 @@ from hf_warmscale.resize.operators import ZeroPad
 from hf_warmscale.resize.plan import Plan
 
 
-def is_exact(plan: Plan) -> bool:
-    """Tell whether a plan leaves the logits as they are, up to rounding."""
-    return plan.operator.keeps_logits and width_obstacle(plan) is None and _depth_is_exact(plan)
+def means_exact(plan: Plan) -> bool:
+    """Tell whether the operators of a plan leave the logits as they are, if the family has no surprise for them."""
+    return plan.operator.keeps_logits and width_obstacle(plan) is None and _blocks_stay(plan)
 
 
 def width_obstacle(plan: Plan) -> str | None:
@@ -43,7 +43,7 @@ def _unpadded_norm(plan: Plan) -> str | None:
     return None
 
 
-def _depth_is_exact(plan: Plan) -> bool:
+def _blocks_stay(plan: Plan) -> bool:
+    """Tell whether, apart from blocks that write nothing, every block of the source comes once and in its order."""
     kept = [layer for place, layer in enumerate(plan.layers.source) if place not in plan.layers.silent]
-    post_ln = any(norm.position == "residual" for norm in plan.source.norms.values())
-    return kept == list(range(plan.source.sizes[Axis.LAYERS])) and not (plan.layers.silent and post_ln)
+    return kept == list(range(plan.source.sizes[Axis.LAYERS]))

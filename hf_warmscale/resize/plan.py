@@ -75,6 +75,7 @@ class Plan:
         norm = self.source.norms.get(source.module)
         axes = self.axes if source.layer is None else {**self.axes, **self.block_axes.get(source.layer, {})}
         index = tuple(flat_index(dimension, self.source.sizes, axes) for dimension in source.dimensions)
+        lists_tokens = any(_has(dimension, Axis.VOCAB) for dimension in source.dimensions[:1])
         transfer = Transfer(
             source=source.name,
             index=index,
@@ -82,7 +83,7 @@ class Plan:
             weights=tuple(self._weights(source, dim, index[dim]) for dim in range(len(index))),
             scale=self.operator.scale(source) * self._compensation(target),
             offset=norm.gain_offset if norm is not None and source.role != "bias" else 0.0,
-            jitter=VOCABULARY_JITTER if _has(source.dimensions[0], Axis.VOCAB) else 0.0,
+            jitter=VOCABULARY_JITTER if lists_tokens else 0.0,
             noise=self.operator.noise(target),
             fan_in=source.fan_in,
         )

@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig
 
 from hf_warmscale.resize.duplicates import duplicate_fraction
 from hf_warmscale.resize.engine import Transfer
-from hf_warmscale.resize.exactness import is_exact
+from hf_warmscale.resize.exactness import means_exact
+from hf_warmscale.resize.proof import obstacle
 from hf_warmscale.resize.request import Growth
 
 RECEIPT_FILE = "growth_receipt.json"
@@ -66,8 +67,9 @@ class GrowthReceipt:
         growth_factor (`float`): their ratio.
         duplicate_fraction (`float`): the share of the grown model's scalars that repeat another one exactly, up to the
             factors of the operator.
-        exact (`bool`): the operators leave the logits as they are, up to rounding.
+        exact (`bool`): the operators leave the logits as they are, up to rounding: proved on a tiny such model.
         verification (`Verification` or `None`): what was measured.
+        obstacle (`str` or `None`): why operators that are meant to be exact are not, on this family.
         warnings (`list[str]`): what speaks against this growth.
     """
 
@@ -88,6 +90,7 @@ class GrowthReceipt:
     duplicate_fraction: float
     exact: bool
     verification: Verification | None = None
+    obstacle: str | None = None
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +114,11 @@ class GrowthReceipt:
 def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[str]:
     """Return what is known to speak against a growth like this."""
     warnings = []
+    if receipt.obstacle is not None:
+        warnings.append(
+            f"This growth should leave the logits as they are, but cannot here: {receipt.obstacle}; look at the loss "
+            "before you train, or take other operators."
+        )
     seen = receipt.verification
     if receipt.exact and seen is not None and not seen.max_abs_logit_difference <= seen.rounding:
         warnings.append(
@@ -143,6 +151,7 @@ def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedCo
 def make_receipt(growth: Growth, transfers: Mapping[str, Transfer], source: str, source_hash: str) -> GrowthReceipt:
     """Return the receipt of a growth, before anything is measured."""
     request, plan = growth.request, growth.plan
+    reason = obstacle(growth)
     parameters = plan.source.num_parameters(), plan.target.num_parameters()
     return GrowthReceipt(
         source=source,
@@ -160,7 +169,8 @@ def make_receipt(growth: Growth, transfers: Mapping[str, Transfer], source: str,
         parameters=parameters[1],
         growth_factor=parameters[1] / parameters[0],
         duplicate_fraction=duplicate_fraction(transfers),
-        exact=is_exact(plan),
+        exact=means_exact(plan) and reason is None,
+        obstacle=reason,
     )
 
 

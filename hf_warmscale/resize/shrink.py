@@ -120,7 +120,11 @@ def shrink_from_pretrained(
         plan, config = _plan(model, described, wanted, importance, dtype)
         tensors = {
             name: transfer_tensor(
-                transfer, weights[transfer.source], key=name, dtype=dtype or weights[transfer.source].dtype
+                transfer,
+                weights[transfer.source],
+                key=name,
+                dtype=dtype or weights[transfer.source].dtype,
+                compute=torch.float64,
             )
             for name, transfer in ((name, plan.transfer(name)) for name in plan.target.parameters)
         }

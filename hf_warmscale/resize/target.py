@@ -13,6 +13,9 @@ from hf_warmscale.resize.plan import Compensation
 
 Sizes = Mapping[Axis, int]
 
+FORWARD_MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+"""The fields of a Granite config that follow from a muP model's entry."""
+
 
 def requested_sizes(source: ModelMap, named: Mapping[str, int | None]) -> dict[Axis, int]:
     """Return the size of every axis of the target; an axis that is not named stays.
@@ -164,3 +167,12 @@ def _sqrt_as_held(config: PreTrainedConfig, hidden_size: int, dtype: torch.dtype
 
 def _resized_mup(config: PreTrainedConfig, sizes: Sizes) -> PreTrainedConfig:
     return MupConfig.from_dict(config.to_dict()).resized(**{str(axis): size for axis, size in sizes.items()})
+
+
+def at_own_base(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of a muP model with its own sizes as the base shape."""
+    values = config.to_dict()
+    entry = {name: value for name, value in values["mup"].items() if not name.startswith("base_")}
+    follow = dict.fromkeys(FORWARD_MULTIPLIERS, 1.0)  # MupConfig fills in what is 1
+    own = {**values, **follow, "mup": {**entry, "base_hidden_size": values["hidden_size"]}}
+    return type(config).from_dict(MupConfig.from_dict(own).to_dict())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hf_warmscale.resize.engine import Transfer
+from hf_warmscale.resize.engine import Transfer, along, compute_dtype
 from hf_warmscale.resize.request import Growth
 
 
@@ -25,6 +25,8 @@ def undo_transfers(growth: Growth) -> dict[str, tuple[str, Transfer]]:
 def undo_transfer(transfer: Transfer, target: Tensor, source_shape: tuple[int, ...]) -> Tensor:
     """Return the source tensor: the mean over all copies, freed from the factors they were given (float64).
 
+    Without noise, what was rescaled comes back to 1 ulp and what was not to the bit.
+
     Paired noise sums to zero over the copies; what is new is left out.
 
     Args:
@@ -32,15 +34,18 @@ def undo_transfer(transfer: Transfer, target: Tensor, source_shape: tuple[int, .
         target (`Tensor`): the target tensor, trained or not.
         source_shape (`tuple[int, ...]`): of the result.
     """
+    transfer = transfer.folded()
     offset = transfer.offset if transfer.rescales() else 0.0
+    compute = compute_dtype(target)
     values = target.double() + offset
+    factor = torch.tensor(transfer.scale, dtype=compute).double()
     for dim, (index, weights) in enumerate(zip(transfer.index, transfer.weights, strict=True)):
-        old = torch.nonzero(index >= 0).flatten()
-        values = values.index_select(dim, old)
+        first = _first_copies(index, source_shape[dim])
+        values = _mean_of_copies(values, dim, index, first)
         if weights is not None:
-            values = values / weights[old].reshape(-1, *[1] * (values.dim() - dim - 1))
-        values = _mean_of_copies(values, dim, index[old], source_shape[dim])
-    return values / transfer.scale - offset
+            factor = factor * along(weights[first].to(compute), dim, values).double()
+    # One division by the very factors of the growth: the growth rounds once and this rounds once.
+    return values / factor - offset
 
 
 def undo_weights(growth: Growth, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -60,9 +65,20 @@ def undo_weights(growth: Growth, weights: Mapping[str, Tensor], dtype: torch.dty
     }
 
 
-def _mean_of_copies(values: Tensor, dim: int, index: Tensor, size: int) -> Tensor:
-    if len(index) == size and torch.equal(index, torch.arange(size)):
-        return values
-    total = torch.zeros(*values.shape[:dim], size, *values.shape[dim + 1 :], dtype=values.dtype)
-    total.index_add_(dim, index, values)
-    return total / torch.bincount(index, minlength=size).reshape(-1, *[1] * (values.dim() - dim - 1))
+def _first_copies(index: Tensor, size: int) -> Tensor:
+    """Return for each source coordinate the first target coordinate that copies it."""
+    places = torch.arange(len(index))
+    first = torch.full((size,), len(index))
+    old = index >= 0
+    return first.scatter_reduce(0, index[old], places[old], "amin")
+
+
+def _mean_of_copies(values: Tensor, dim: int, index: Tensor, first: Tensor) -> Tensor:
+    """Return the first copy of each coordinate plus the mean difference of the others, which is 0 without noise."""
+    kept = values.index_select(dim, first)
+    old = torch.nonzero(index >= 0).flatten()
+    if len(old) == len(first):
+        return kept
+    difference = values.index_select(dim, old) - kept.index_select(dim, index[old])
+    total = torch.zeros_like(kept).index_add_(dim, index[old], difference)
+    return kept + total / along(torch.bincount(index[old], minlength=len(first)), dim, kept)
