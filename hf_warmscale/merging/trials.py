@@ -55,11 +55,14 @@ class Trials:
         seed: int,
         configuration: Mapping[str, str],
     ) -> None:
-        directions = [StudyDirection.MINIMIZE] * num_objectives
         with quiet_optuna():
-            self.study = optuna.create_study(
-                storage=storage, study_name=name, directions=directions, load_if_exists=True
-            )
+            if name in {study.study_name for study in storage.get_all_studies()}:  # writes nothing
+                self.study = optuna.load_study(storage=storage, study_name=name)
+            else:
+                directions = [StudyDirection.MINIMIZE] * num_objectives
+                self.study = optuna.create_study(
+                    storage=storage, study_name=name, directions=directions, load_if_exists=True
+                )
         self._storage = storage
         self._space = space
         self._seed = seed

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_warmscale.cli import main
+from hf_warmscale.merging import search_merge
 from tests.cli.shell import COMMAND, assert_refused, assert_sentence, files_below, warmscale
+from tests.cli.workspace import SENTENCES, make_model
 
 REFUSALS = {
     "no such model": ("grow ./none out --hidden-size 64", ["./none", "no folder"]),
@@ -35,12 +37,40 @@ REFUSALS = {
     "weights that do not sum to 1": ("merge model model2 --output out --weights 1 1", ["sum to 2"]),
     "two ways at once": ("merge model model2 --output out --eval-data held-out.jsonl --method ties", ["--method"]),
     "a public benchmark": ("merge model model2 --output out --eval-data gsm8k.jsonl", ["gsm8k", "worthless"]),
+    "weights that are no numbers": ("merge model model2 --output out --weights nan 1", ["nan", "finite"]),
+    "one checkpoint only": ("merge model --output out", ["at least two", "model"]),
+    "another vocabulary": ("merge model wide --output out", ["vocabularies", "300", "310"]),
+    "another dtype": ("merge model short --output out", ["float32", "bfloat16", "one dtype"]),
+    "a checkpoint with NaN": ("merge model poisoned --output out", ["model.norm.weight", "poisoned", "NaN"]),
+    "a search over a checkpoint with NaN": (
+        "merge model poisoned --output out --eval-data held-out.jsonl",
+        ["model.norm.weight", "poisoned", "NaN"],
+    ),
+    "a search over one checkpoint": ("merge model --output out --eval-data held-out.jsonl", ["at least two"]),
+    "a search over two vocabularies": ("merge model wide --output out --eval-data held-out.jsonl", ["vocabularies"]),
+    "a search over two dtypes": ("merge model short --output out --eval-data held-out.jsonl", ["one dtype"]),
+    "a loss that is NaN": ("merge huge huge2 --output out --eval-data held-out.jsonl", ["NLL of nan", "weights"]),
+    "a study of another search": (
+        "merge model model2 --output out --eval-data held-out.jsonl --storage shared.log --seed 1",
+        ["'merge'", "another seed", "(0, now 1)", "choose another"],
+    ),
+    "a storage that is none": (
+        "merge model model2 --output out --eval-data held-out.jsonl --storage nosql:///x",
+        ["nosql", "cannot be opened"],
+    ),
+    "a storage without a search": ("merge model model2 --output out --storage shared.log", ["--storage"]),
+    "no such evaluation data": ("merge model model2 --output out --eval-data none.jsonl", ["none.jsonl"]),
+    "empty documents": ("merge model model2 --output out --eval-data empty.jsonl", ["0 different", "not empty"]),
     "documents that are numbers": ("merge model model2 --output out --eval-data numbers.jsonl", ["Document 0", "5"]),
     "one document for two splits": (
         "merge model model2 --output out --eval-data one.jsonl",
         ["1 different documents"],
     ),
-    "checkpoints that do not belong together": ("merge model other --output out", ["other"]),
+    "another architecture": ("merge model other --output out", ["other", "architectures"]),
+    "a search over two architectures": (
+        "merge model other --output out --eval-data held-out.jsonl",
+        ["other", "architectures"],
+    ),
     "a model without a base": ("mup explain other", ["--base"]),
     "a rule beside a model's own": ("mup explain model --rule mup", ["--rule"]),
     "no muP model to export": ("mup export other out", ["other"]),
@@ -53,9 +83,15 @@ REFUSALS = {
 
 @pytest.fixture(scope="module")
 def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace with more to go wrong: a twin of the model, another family, a misspelt recipe, noise."""
+    """The workspace with more to go wrong: a twin of the model and bad ones, a misspelt recipe, noise."""
     folder = shutil.copytree(workspace, tmp_path_factory.mktemp("bad") / "work")
-    shutil.copytree(folder / "model", folder / "model2")
+    for twin in ("model2", "poisoned", "huge", "huge2"):
+        shutil.copytree(folder / "model", folder / twin)
+    poison(folder / "poisoned" / "model.safetensors")
+    for twin in ("huge", "huge2"):
+        overflow(folder / twin / "model.safetensors")
+    make_model().bfloat16().save_pretrained(folder / "short")
+    make_model(vocab_size=310).save_pretrained(folder / "wide")
     config = LlamaConfig(
         vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
@@ -64,7 +100,15 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "misspelt.yaml").write_text(recipe.replace("learning_rate", "learning_rat"), encoding="utf-8")
     (folder / "numbers.jsonl").write_text('{"text": 5}\n{"text": 6}\n', encoding="utf-8")
     (folder / "one.jsonl").write_text('{"text": "Once."}\n{"text": "Once."}\n', encoding="utf-8")
+    (folder / "empty.jsonl").write_text('{"text": ""}\n{"text": " "}\n' * 4, encoding="utf-8")
     (folder / "noise.txt").write_bytes(bytes(range(256)) * 8)
+    search_merge(
+        [folder / "model", folder / "model2"],
+        select=[SENTENCES[0]],
+        confirm=SENTENCES[1:],
+        n_trials=1,
+        storage=folder / "shared.log",
+    )
     return folder
 
 
@@ -113,6 +157,13 @@ def poison(weights: Path) -> None:
     """Put one NaN into one weight."""
     tensors = load_file(weights)
     tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def overflow(weights: Path) -> None:
+    """Make the last norm so large that no logit is finite."""
+    tensors = load_file(weights)
+    tensors["model.norm.weight"].fill_(3e38)
     save_file(tensors, weights, metadata={"format": "pt"})
 
 

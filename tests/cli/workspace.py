@@ -61,11 +61,11 @@ def make_workspace(folder: Path) -> Path:
     return folder
 
 
-def make_model() -> MupForCausalLM:
+def make_model(vocab_size: int = VOCAB) -> MupForCausalLM:
     """A perturbed muP model of hidden size 32 with two layers."""
     torch.manual_seed(0)
     config = MupConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
