@@ -87,7 +87,8 @@ def read_receipts(folder: Path) -> dict[str, Receipt]:
 
 
 def _card_data(receipts: Mapping[str, Receipt], name: str) -> ModelCardData:
-    bases = sorted({source for receipt in receipts.values() for source in _sources(receipt) if is_hub_id(source)})
+    used = [_used(receipt) for receipt in receipts.values()]
+    bases = sorted({source for receipt in used for source in _sources(receipt) if is_hub_id(source)})
     results = [_eval_result(receipt, row) for receipt in receipts.values() for row in _rows(receipt)]
     data = ModelCardData(
         base_model=bases[0] if len(bases) == 1 else bases or None,
@@ -101,6 +102,14 @@ def _card_data(receipts: Mapping[str, Receipt], name: str) -> ModelCardData:
         merged = "Merge" in receipts and receipts["Merge"].get("accepted", True)
         data["base_model_relation"] = "merge" if merged else "finetune"
     return data
+
+
+def _used(receipt: Receipt) -> Receipt:
+    """Return the part of a receipt that names what is in the model: without a merge, one of the inputs alone."""
+    if receipt.get("accepted", True) or "best_single" not in receipt:
+        return receipt
+    alone: Receipt = receipt["inputs"][receipt["best_single"]]
+    return alone
 
 
 def _sources(receipt: object, key: str = "") -> Iterator[str]:
@@ -140,10 +149,11 @@ def _summary(receipts: Mapping[str, Receipt]) -> Iterator[str]:
         )
     if stage := receipts.get("Training stage"):
         yield f"Trained in the stage `{stage.get('name')}`."
-    if "Merge" in receipts:
-        sources = ", ".join(dict.fromkeys(_named(source) for source in _sources(receipts["Merge"])))
-        yield f"Merged from {sources}." if sources else "Merged from several checkpoints."
-        if verdict := receipts["Merge"].get("verdict"):
+    if merge := receipts.get("Merge"):
+        sources = ", ".join(dict.fromkeys(_named(source) for source in _sources(merge)))
+        made = "Merged" if merge.get("accepted", True) else "Chosen"
+        yield f"{made} from {sources or 'several checkpoints'}."
+        if verdict := merge.get("verdict"):
             yield f"{verdict}"
     if export := receipts.get("Export"):
         yield f"Exported from {_named(export.get('source'))} to `{export.get('to')}`."

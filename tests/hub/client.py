@@ -72,9 +72,18 @@ def describe(repo_id: str, revision: str | None = None) -> str:
     return f"{checkpoint.content_hash()} {checkpoint.source.identity} {checkpoint.source.revision}"
 
 
+def warmscale(*arguments: str) -> str:
+    """Run the command line; return its exit code."""
+    from hf_warmscale.cli import main
+
+    return str(main(arguments))
+
+
 def serve() -> None:
     """Answer calls until the input ends."""
-    functions: dict[str, Callable[..., str]] = {"push": push, "load": load, "describe": describe}
+    functions: dict[str, Callable[..., str]] = {
+        function.__name__: function for function in (push, load, describe, warmscale)
+    }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:

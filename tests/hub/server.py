@@ -83,6 +83,12 @@ class HubServer:
         self._listener.server_close()
         self._thread.join()
 
+    def files_at(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """Return the files of a repository."""
+        commit = self.repositories[repo_id].at(revision)
+        assert commit is not None
+        return commit.files
+
     def is_large(self, path: str) -> bool:
         """Tell whether a file travels as a large one."""
         return self.mode == "lfs" and path.endswith((".safetensors", ".png"))

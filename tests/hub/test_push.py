@@ -1,6 +1,5 @@
 """A pushed model arrives in one commit, complete, and loads back to the bit. What must not be sent is refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,27 +8,9 @@ from huggingface_hub import ModelCard
 
 from hf_warmscale.checkpoints import open_checkpoint, write_json
 from hf_warmscale.hub import make_card, push_to_hub
-from tests.hub.client import HubClient, hub_client
-from tests.hub.server import HubServer, Mode, hub_server
+from tests.hub.client import HubClient
+from tests.hub.server import HubServer, Mode
 from tests.hub.tiny import tiny_folder
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with hub_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
-    with hub_client(server.url, tmp_path_factory.mktemp("hub_cache")) as running:
-        yield running
-
-
-def files_at(server: HubServer, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-    commit = server.repositories[repo_id].at(revision)
-    assert commit is not None
-    return commit.files
 
 
 @pytest.mark.parametrize("mode", ["regular", "lfs"])
@@ -50,7 +31,7 @@ def test_round_trip(tmp_path: Path, server: HubServer, client: HubClient, mode: 
     assert url == f"{server.url}/{repo_id}/commit/{repository.branches['main']}"
     assert [commit.title for commit in repository.commits.values()] == ["initial commit", "Grow"]
     assert repository.private
-    sent = files_at(server, repo_id)
+    sent = server.files_at(repo_id)
     withheld = {"training_args.bin", "optimizer.pt", "trainer_state.json"}
     assert set(sent) == (set(before) - withheld) | {"README.md", ".gitattributes"}
     assert not [name for name, content in sent.items() if str(tmp_path).encode() in content]
@@ -75,7 +56,7 @@ def test_an_interrupted_push_is_resumed(tmp_path: Path, server: HubServer, clien
     server.failing_commits = 1
     message = client.call("push", folder, "me/resumed")
     assert message == "OSError The Hub refused the push to me/resumed: The commit failed."
-    assert set(files_at(server, "me/resumed")) == {".gitattributes"}
+    assert set(server.files_at("me/resumed")) == {".gitattributes"}
     assert client.call("push", folder, "me/resumed").startswith(server.url)
     assert server.uploads == uploads + 1
 
@@ -88,13 +69,13 @@ def test_another_model_is_replaced_only_when_asked(tmp_path: Path, server: HubSe
     assert message.startswith("ValueError The repository me/replaced is not empty")
     assert client.call("push", new, "me/replaced", overwrite=True).startswith(server.url)
     assert len(server.repositories["me/replaced"].commits) == 3
-    assert [name for name in files_at(server, "me/replaced") if name.startswith("model")] == ["model.safetensors"]
+    assert [name for name in server.files_at("me/replaced") if name.startswith("model")] == ["model.safetensors"]
 
 
 def test_a_branch(tmp_path: Path, server: HubServer, client: HubClient) -> None:
     client.call("push", tiny_folder(tmp_path / "model"), "me/branched", revision="step-100")
-    assert set(files_at(server, "me/branched")) == {".gitattributes"}
-    assert "model.safetensors" in files_at(server, "me/branched", "step-100")
+    assert set(server.files_at("me/branched")) == {".gitattributes"}
+    assert "model.safetensors" in server.files_at("me/branched", "step-100")
 
 
 def test_what_the_hub_refuses(tmp_path: Path, server: HubServer, client: HubClient) -> None:
@@ -117,10 +98,10 @@ def test_a_card_of_ones_own(tmp_path: Path, server: HubServer, client: HubClient
     assert "me/own-card" not in server.repositories
     (folder / "README.md").write_text("# Mine\n")
     client.call("push", folder, "me/own-card")
-    assert files_at(server, "me/own-card")["README.md"] == b"# Mine\n"
+    assert server.files_at("me/own-card")["README.md"] == b"# Mine\n"
     make_card(folder).save(folder / "README.md")  # as a verb leaves it: under the folder's name
     client.call("push", folder, "me/made-card")
-    assert b'from_pretrained("me/made-card")' in files_at(server, "me/made-card")["README.md"]
+    assert b'from_pretrained("me/made-card")' in server.files_at("me/made-card")["README.md"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
