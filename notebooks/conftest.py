@@ -1,0 +1,16 @@
+"""Give the notebook about SmolLM2 the model: there is no network at test time."""
+
+import os
+import tempfile
+
+import pytest
+
+from tests.smollm2 import save_smollm2
+
+VARIABLE = "WARMSCALE_SMOLLM2"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Name the folder of the model to the kernel, which inherits the environment."""
+    if item.path.stem == "02_grow_smollm2" and VARIABLE not in os.environ:
+        os.environ[VARIABLE] = str(save_smollm2(tempfile.mkdtemp()))
