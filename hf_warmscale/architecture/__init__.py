@@ -1,7 +1,7 @@
 """Describe a model once: every parameter, the axis of each of its dimensions, and its role."""
 
 from hf_warmscale.architecture.describe import describe
-from hf_warmscale.architecture.fields import find_field, per_layer_fields, resized_config
+from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, per_layer_fields, resized_config
 from hf_warmscale.architecture.indexing import flat_index
 from hf_warmscale.architecture.model_map import (
     Axis,
@@ -20,6 +20,7 @@ from hf_warmscale.architecture.proof import random_model
 from hf_warmscale.architecture.tiny import named_state
 
 __all__ = [
+    "LEADING_BLOCKS",
     "Axis",
     "Block",
     "Component",

@@ -36,6 +36,9 @@ FIELDS: Mapping[Axis, tuple[str, ...]] = {
 COMPANIONS: Mapping[Axis, tuple[str, ...]] = {Axis.HIDDEN: ("word_embed_proj_dim", "embedding_size")}
 """Fields that must equal the axis wherever they exist (OPT's embedding width)."""
 
+LEADING_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
+"""Fields that count the first blocks, which are dense where the others are mixtures of experts."""
+
 
 def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
     """Return the config's own name for `axis`, or `None` if the family has no such field."""

@@ -95,13 +95,18 @@ class Plan:
         return transfer
 
     def _source_of(self, target: ParameterMap) -> ParameterMap:
-        name = target.name
-        if target.layer is not None:
-            rest = name.removeprefix(f"{self.target.layer_path}.{target.layer}.")
-            name = f"{self.source.layer_path}.{self.layers.source[target.layer]}.{rest}"
-        if name not in self.source.parameters:
-            raise ValueError(f"The target's {target.name} would copy {name}, which the source does not have.")
-        return self.source.parameters[name]
+        if target.layer is None:
+            return self.source.parameters[target.name]
+        rest = target.name.removeprefix(f"{self.target.layer_path}.{target.layer}.")
+        copied = self.layers.source[target.layer]
+        parameter = self.source.parameters.get(f"{self.source.layer_path}.{copied}.{rest}")
+        if parameter is None:
+            raise ValueError(
+                f"Block {target.layer} of the target would copy block {copied}, which has no {rest}: in a "
+                f"{self.source.model_type} model a block's place decides its kind; choose the depth operator identity "
+                "or interleave, which keep the order of the blocks."
+            )
+        return parameter
 
     def _fill(self, source: ParameterMap, dim: int) -> Fill:
         return "mean" if _has(source.dimensions[dim], Axis.VOCAB) else self.operator.fill(source, dim)

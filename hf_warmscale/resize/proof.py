@@ -32,7 +32,7 @@ def obstacle(growth: Growth) -> str | None:
     grown = tuple(
         axis for axis in source.fields if axis not in source.derived and source.sizes[axis] != target.sizes[axis]
     )
-    tiny = source.proved_on.to_json_string(use_diff=False)
+    tiny = json.dumps(source.proved_on.to_dict(), default=str)
     try:
         error = _error_of_doubling(tiny, grown, request.width, request.depth, request.snr_db)
     except ValueError as refusal:

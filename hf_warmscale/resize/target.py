@@ -1,12 +1,13 @@
 """From what the user names to the config of the target: sizes, lists with one entry a layer, muP's multipliers."""
 
 from collections.abc import Mapping
+from itertools import takewhile
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture import Axis, ModelMap, find_field, resized_config
+from hf_warmscale.architecture import LEADING_BLOCKS, Axis, ModelMap, find_field, resized_config
 from hf_warmscale.mup import MupConfig
 from hf_warmscale.resize.layer_map import LayerMap
 from hf_warmscale.resize.plan import Compensation
@@ -93,6 +94,7 @@ def target_config(
     Raises:
         ValueError: if the family refuses the sizes.
     """
+    values = config.to_dict()
     settable = {axis: size for axis, size in sizes.items() if axis in source.fields and axis not in source.derived}
     if Axis.HEAD_DIM in sizes and Axis.HEAD_DIM not in source.derived:
         settable[Axis.HEAD_DIM] = sizes[Axis.HEAD_DIM]
@@ -100,11 +102,17 @@ def target_config(
         settable |= _kv_heads_without_weights(config, source, sizes)
         target = _resized_mup(config, settable) if is_mup(config) else resized_config(config, settable)
         lists = {name: [getattr(config, name)[layer] for layer in layers.source] for name in source.layer_fields}
+        counts = {name: _leading_blocks(count, layers) for name in LEADING_BLOCKS if (count := values.get(name))}
         dtypes = {} if dtype is None else {"dtype": dtype}
-        return type(config).from_dict({**target.to_dict(), **lists, **dtypes})
+        return type(config).from_dict({**target.to_dict(), **lists, **counts, **dtypes})
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = error.__cause__ or error
         raise ValueError(f"A {config.model_type} config refuses these sizes: {reason}") from error
+
+
+def _leading_blocks(count: int, layers: LayerMap) -> int:
+    """Return how many of the target's first blocks copy one of the first `count` of the source."""
+    return len(list(takewhile(lambda layer: layer < count, layers.source)))
 
 
 def _kv_heads_without_weights(config: PreTrainedConfig, source: ModelMap, sizes: Sizes) -> dict[Axis, int]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, DeepseekV3Config, PreTrainedConfig
 
 from hf_warmscale.architecture import StayInFloat64
 from hf_warmscale.mup import MupConfig, MupForCausalLM
-from hf_warmscale.resize import grow_from_pretrained
+from hf_warmscale.resize import grow_from_pretrained, shrink_from_pretrained
 from tests.resize.families import HEADED, SIZES, random_model
 from tests.resize.test_exactness import logit_error
 
@@ -61,3 +61,22 @@ def test_a_mup_model_is_proved_with_its_multipliers() -> None:
     config = MupConfig(**HEADED, mup={"base_hidden_size": 16, "base_num_hidden_layers": 1, "rule": "completep"})
     grown = grow_from_pretrained(MupForCausalLM(config), **WIDER, **DEEPER, verify=False)
     assert grown.growth_receipt["exact"]  # type: ignore[index]
+
+
+MIXTURE: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "num_hidden_layers": 3}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+
+
+def test_dense_blocks_before_a_mixture_stay_in_front() -> None:
+    config = DeepseekV3Config(
+        **SIZES | LATENT | MIXTURE, n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1
+    )
+    source = random_model(config)
+    grown = grow_from_pretrained(source, num_hidden_layers=6, depth="identity", verify=False)
+    assert grown.config.to_dict()["first_k_dense_replace"] == 2
+    assert grown.growth_receipt["exact"]  # type: ignore[index]
+    assert logit_error(source, grown) <= 5e-6  # its router computes in float32
+    small = shrink_from_pretrained(grown, verify=False)
+    assert small.config.to_dict()["first_k_dense_replace"] == 1
+    with pytest.raises(ValueError, match="depth operator identity or interleave"):
+        grow_from_pretrained(source, num_hidden_layers=6, depth="stack", verify=False)
