@@ -130,7 +130,7 @@ def write_card(output: str) -> None:
 
 def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
     """Show given weights."""
-    rows = weight_rows(arguments, receipt.weights)
+    rows = weight_rows(arguments, receipt.weights or [None] * len(receipt.inputs))
     show(rows, title=f"Merged by {receipt.method}", written=[arguments.output], then=next_command(arguments))
 
 
@@ -165,7 +165,7 @@ def show_search(arguments: Namespace, result: "MergeResult") -> None:
     show([], written=[arguments.output], then=next_command(arguments))
 
 
-def weight_rows(arguments: Namespace, weights: Sequence[float]) -> list[dict[str, object]]:
+def weight_rows(arguments: Namespace, weights: Sequence[float | None]) -> list[dict[str, object]]:
     """Return a row for each checkpoint."""
     pairs = zip(arguments.checkpoints, weights, strict=True)
     return [{"checkpoint": checkpoint, "weight": weight} for checkpoint, weight in pairs]

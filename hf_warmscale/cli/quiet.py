@@ -11,8 +11,9 @@ SLOW = 2.0
 
 
 def quieten() -> None:
-    """Leave out what torch and DeepSpeed (imported whenever a model is saved) say of a machine without a GPU."""
+    """Leave out what torch, peft and DeepSpeed (imported whenever a model is saved) say to nobody at a shell."""
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")  # peft 0.21.2 reads it
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
 
 

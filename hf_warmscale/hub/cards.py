@@ -108,8 +108,7 @@ def _used(receipt: Receipt) -> Receipt:
     """Return the part of a receipt that names what is in the model: without a merge, one of the inputs alone."""
     if receipt.get("accepted", True) or "best_single" not in receipt:
         return receipt
-    alone: Receipt = receipt["inputs"][receipt["best_single"]]
-    return alone
+    return {"inputs": [receipt["inputs"][receipt["best_single"]]], "base": receipt.get("base")}
 
 
 def _sources(receipt: object, key: str = "") -> Iterator[str]:

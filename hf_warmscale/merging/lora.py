@@ -21,7 +21,7 @@ from hf_warmscale.checkpoints import (
     source_identity,
 )
 from hf_warmscale.merging.combine import CheckpointWeights
-from hf_warmscale.merging.inputs import MergeInput
+from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input
 from hf_warmscale.merging.sources import load_tokenizer
 
 Product = Linear | Embedding
@@ -65,10 +65,12 @@ class AdapterSource:
         bases = {str(config.base_model_name_or_path) for config in configs}
         if len(bases) > 1:
             raise ValueError(f"The adapters have different bases ({', '.join(sorted(bases))}); merge those of one.")
-        (self.base,) = bases
+        (base,) = bases
         self.steps: list[int | None] = [None] * len(self.folders)
-        self.stored = ModelWeights(open_checkpoint(self.base))
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.base, trust_remote_code=False)
+        self.stored = ModelWeights(open_checkpoint(base))
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.stored.checkpoint.folder, trust_remote_code=False
+        )
         wrapped = PeftModel.from_pretrained(self.model, str(self.folders[0]), adapter_name=_name(0))
         for index, folder in enumerate(self.folders[1:], start=1):
             wrapped.load_adapter(str(folder), adapter_name=_name(index))
@@ -86,11 +88,12 @@ class AdapterSource:
         return len(self.folders)
 
     def check(self) -> list[MergeInput]:
-        """Read every adapter once: refuse NaN, return what is recorded of each.
+        """Read the base and every adapter once: refuse NaN, return what is recorded of each adapter.
 
         Raises:
-            ValueError: naming the adapter and the tensor that holds NaN or an infinity.
+            ValueError: naming the folder and the tensor that holds NaN or an infinity.
         """
+        check_finite(self.stored.checkpoint)
         inputs = []
         for folder in self.folders:
             tensors = load_file(folder / ADAPTER_FILE)
@@ -98,6 +101,10 @@ class AdapterSource:
                 refuse_non_finite(f"{name} of {folder}", tensor)
             inputs.append(MergeInput(source_identity(folder), revision=None, step=None, sha256=content_hash(tensors)))
         return inputs
+
+    def base(self) -> MergeInput:
+        """Return what is recorded of the base."""
+        return describe_input(self.stored.checkpoint)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the base."""

@@ -32,7 +32,8 @@ class MergeResult:
         domains (`list[dict]`): a row for each domain of the confirm split, before and after.
         front (`list[dict]`): with several objectives, the trials that no other beats in all of them.
         mergeability (`Mergeability` or `None`): what lies between the first and the last checkpoint.
-        inputs (`tuple[MergeInput, ...]`): the checkpoints.
+        inputs (`tuple[MergeInput, ...]`): the checkpoints or adapters.
+        base (`MergeInput` or `None`): the base of the adapters.
         num_trials (`int`): finished trials.
         study (`optuna.Study` or `None`): on the main process; the others have none.
         settings (`Mapping[str, Any]`): of the search, with the hashes of what was searched and on what.
@@ -49,6 +50,7 @@ class MergeResult:
     front: list[dict[str, Any]]
     mergeability: Mergeability | None
     inputs: tuple[MergeInput, ...]
+    base: MergeInput | None
     num_trials: int
     study: optuna.Study | None
     settings: Mapping[str, Any]
@@ -67,6 +69,7 @@ class MergeResult:
             "best_single": self.best_single,
             "front": self.front,
             "inputs": [each.to_dict() for each in self.inputs],
+            "base": self.base.to_dict() if self.base else None,
             "num_trials": self.num_trials,
             "mergeability": self.mergeability.to_dict() if self.mergeability else None,
             "settings": dict(self.settings),

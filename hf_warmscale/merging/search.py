@@ -134,11 +134,11 @@ def search_merge(
     )
     yardsticks, judges, limits = prepare(select), prepare(confirm), dict(limits or {})
     check_splits(yardsticks, judges, limits)
-    inputs = ranks.from_main(source.check)
+    inputs, base = ranks.from_main(source.check), ranks.from_main(source.base)
     configuration = {
         "space": repr(box),
         "seed": str(seed),
-        "checkpoints": " ".join(each.sha256[:12] for each in inputs),
+        "checkpoints": " ".join(each.sha256[:12] for each in (*inputs, *([base] if base else []))),
         "select": " ".join(f"{domain}:{each.sha256[:12]}" for domain, each in yardsticks.items()),
         "max_length": str(max_length),
         "limits": repr(sorted(limits.items())),
@@ -185,6 +185,7 @@ def search_merge(
         front=selection.front,
         mergeability=mergeability,
         inputs=tuple(inputs),
+        base=base,
         num_trials=selection.num_trials,
         study=trials.study if trials else None,
         settings={

@@ -30,6 +30,10 @@ class MergeSource(Protocol):
         """Read everything once: refuse NaN, return what is recorded of each."""
         ...
 
+    def base(self) -> MergeInput | None:
+        """Return what is recorded of the model that they are adapters of, if they are."""
+        ...
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer that the merged model will have."""
         ...
@@ -78,6 +82,9 @@ class CheckpointSource:
         for checkpoint in self.checkpoints:
             check_finite(checkpoint)
         return [describe_input(checkpoint) for checkpoint in self.checkpoints]
+
+    def base(self) -> None:
+        """Return nothing: a checkpoint is a whole model."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the last checkpoint.

@@ -1,10 +1,12 @@
 """Adapters of one base, merged through their products."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -84,6 +86,10 @@ def test_the_search(adapters: list[Path], splits: tuple[list[str], list[str]], t
     assert result.study is not None
     assert [trial.user_attrs.get("start") for trial in result.study.trials][:3] == ["1", "0+1", "0"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "llama"
+    record = json.loads((tmp_path / "out" / "merge_result.json").read_text())
+    assert record["base"]["source"] == str(tmp_path / "base")
+    assert record["base"]["sha256"] == open_checkpoint(tmp_path / "base").content_hash()
+    assert [each["source"] for each in record["inputs"]] == [str(folder) for folder in adapters]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,19 @@ def test_more_than_a_product(
     other = adapter(base, tmp_path / "other", 3, **settings)
     with pytest.raises(ValueError, match=message):
         AdapterSource([adapters[0], other], CPU)
+
+
+def test_nan(base: Path, adapters: list[Path]) -> None:
+    """In an adapter, and in their base."""
+    for file in (adapters[1] / "adapter_model.safetensors", base / "model.safetensors"):
+        whole = file.read_bytes()
+        tensors = load_file(file)
+        name = sorted(tensors)[-1]
+        tensors[name].flatten()[0] = torch.nan
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"{name} of .*{file.parent.name} holds NaN"):
+            AdapterSource(adapters, CPU).check()
+        file.write_bytes(whole)
 
 
 def test_another_base(adapters: list[Path], tmp_path: Path) -> None:
