@@ -80,8 +80,14 @@ def show_run(trainer: "ContinualTrainer") -> None:
     }
     rows = [{"": name, "value": value} for name, value in measured.items()]
     saved = sorted(Path(output).glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    last = " ".join(map(str, saved[-2:]))
-    show(rows, title=f"Stage {record.name}", written=[output], then=f"warmscale merge {last} --output MERGED")
+    show(rows, title=f"Stage {record.name}", written=[output], then=next_command(saved))
+
+
+def next_command(saved: list[Path]) -> str:
+    """Return what to type after a stage that left these checkpoints, the oldest first."""
+    if len(saved) < 2:
+        return f"warmscale push {saved[0]} REPO_ID --private" if saved else ""
+    return f"warmscale merge {saved[-2]} {saved[-1]} --output MERGED"
 
 
 TRAIN = Verb(

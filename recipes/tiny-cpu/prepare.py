@@ -27,15 +27,17 @@ def main() -> None:
     output = parser.parse_args().output
     documents = installed_documents(dict.fromkeys(DOMAINS, BYTES))
     splits = {
-        f"{domain}{suffix}": [document.text for document in documents[domain] if document.split in kept]
+        f"{domain}{suffix}": [document.text for document in documents[domain] if document.split in kept][:most]
         for domain in DOMAINS
-        for suffix, kept in (("", ("train", "more")), ("-held-out", ("evaluation", "select", "confirm")))
+        for suffix, kept, most in (
+            ("", ("train", "more"), None),
+            ("-held-out", ("evaluation", "select", "confirm"), HELD_OUT),
+        )
     }
     with staged_directory(output) as folder:
         for name, texts in splits.items():
-            kept = texts[:HELD_OUT] if name.endswith("held-out") else texts
             (folder / f"{name}.jsonl").write_text(
-                "".join(json.dumps({"text": text}) + "\n" for text in kept), encoding="utf-8"
+                "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
             )
         training = [text for domain in DOMAINS for text in splits[domain]]
         train_tokenizer(training, Settings()).save_pretrained(folder / "tokenizer")
