@@ -81,7 +81,7 @@ def search(arguments: Namespace) -> "MergeResult":
     from hf_warmscale.cli.quiet import no_bars_of_datasets
     from hf_warmscale.evaluation.bootstrap import MIN_DOCUMENTS
     from hf_warmscale.merging import refuse_public_benchmark, search_merge
-    from hf_warmscale.merging.search import SpaceName
+    from hf_warmscale.merging.named_spaces import SpaceName
     from hf_warmscale.training.documents import load_documents
 
     for option in ("method", "weights", "base", "density"):
@@ -136,7 +136,8 @@ def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
 
 def show_search(arguments: Namespace, result: "MergeResult") -> None:
     """Show what the held-out text says, whichever way it went, and the weights of the model that was written."""
-    from hf_warmscale.merging.result import JOURNAL, RESULT
+    from hf_warmscale.merging.result import JOURNAL
+    from hf_warmscale.merging.streamed import RESULT
 
     output = Path(arguments.output)
     rows = [

@@ -149,9 +149,11 @@ def _summary(receipts: Mapping[str, Receipt]) -> Iterator[str]:
     if stage := receipts.get("Training stage"):
         yield f"Trained in the stage `{stage.get('name')}`."
     if merge := receipts.get("Merge"):
-        sources = ", ".join(dict.fromkeys(_named(source) for source in _sources(merge)))
+        inputs = {key: value for key, value in merge.items() if key != "base"}
+        sources = ", ".join(dict.fromkeys(_named(source) for source in _sources(inputs)))
         made = "Merged" if merge.get("accepted", True) else "Chosen"
-        yield f"{made} from {sources or 'several checkpoints'}."
+        base = f", on the base {_named(merge['base']['source'])}" if merge.get("base") else ""
+        yield f"{made} from {sources or 'several checkpoints'}{base}."
         if verdict := merge.get("verdict"):
             yield f"{verdict}"
     if export := receipts.get("Export"):

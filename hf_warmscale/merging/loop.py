@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -79,7 +80,7 @@ class SearchLoop:
     def singles(self) -> dict[int, dict[str, Any]]:
         """Return what is known of each checkpoint alone, in the space or not (on the main process)."""
         known = {next(iter(members)): record for members, record in self._starts() if len(members) == 1}
-        outside = {index: self.trials.noted(_outsider(index)) for index in self._outsiders()}
+        outside = {index: self._noted(index) for index in self._outsiders()}
         return known | {index: record for index, record in outside.items() if record is not None}
 
     def _next(self, n_trials: int, tolerance: float, bar: "tqdm[Any]") -> Plan | None:
@@ -152,11 +153,14 @@ class SearchLoop:
 
     def _score_outsiders(self) -> None:
         for index in self._outsiders():
-            if self._ranks.from_main(lambda index=index: self.trials.noted(_outsider(index))) is not None:  # type: ignore[misc]
+            if self._ranks.from_main(partial(self._noted, index)) is not None:
                 continue
             outcome = self._evaluator.trial(vertex(self._count, index), None)
             if self._trials is not None:
                 self.trials.note(_outsider(index), outcome.to_dict())
+
+    def _noted(self, index: int) -> dict[str, Any] | None:
+        return self.trials.noted(_outsider(index))
 
 
 def _outsider(index: int) -> str:

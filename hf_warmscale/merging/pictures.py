@@ -59,6 +59,7 @@ def draw_history(path: Path, trials: Sequence[FrozenTrial]) -> None:
         best = np.minimum.accumulate([trial.values[0] if is_feasible(trial) else np.inf for trial in trials])
         axes.step([trial.number for trial in trials], best, where="post", color="black", lw=1, label="best so far")
         axes.set(xlabel="trial", ylabel=NATS, title="History of the search")
+        axes.locator_params(axis="x", integer=True)
         axes.legend()
 
 

@@ -11,7 +11,6 @@ from hf_warmscale.merging.combine import CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput
 from hf_warmscale.merging.mergeability import Mergeability
 
-RESULT = "merge_result.json"
 STUDY = "merge_study.jsonl"
 JOURNAL = "merge_journal.log"
 

@@ -8,33 +8,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 import optuna
 from optuna.storages import BaseStorage
 from transformers import PreTrainedTokenizerBase
 
-from hf_warmscale.architecture import describe
 from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json, write_text
 from hf_warmscale.evaluation import DEFAULT_BATCH_TOKENS, default_max_length
 from hf_warmscale.merging.choice import confirm_winner
 from hf_warmscale.merging.evaluator import Evaluator
-from hf_warmscale.merging.inputs import check_order
 from hf_warmscale.merging.journal import open_storage
 from hf_warmscale.merging.loop import SearchLoop
 from hf_warmscale.merging.mergeability import NOTICEABLE, Mergeability, look_along
+from hf_warmscale.merging.named_spaces import SpaceName, make_space, open_source
 from hf_warmscale.merging.pictures import draw_all
 from hf_warmscale.merging.ranks import Ranks
-from hf_warmscale.merging.result import JOURNAL, RESULT, STUDY, MergeResult
+from hf_warmscale.merging.result import JOURNAL, STUDY, MergeResult
 from hf_warmscale.merging.selection import choose
-from hf_warmscale.merging.sources import CheckpointSource, MergeSource
-from hf_warmscale.merging.spaces import AdapterSpace, GroupSpace, PairSpace, SimplexSpace, Space, TrajectorySpace
+from hf_warmscale.merging.sources import MergeSource
+from hf_warmscale.merging.spaces import AdapterSpace, Space
 from hf_warmscale.merging.splits import check_splits
+from hf_warmscale.merging.streamed import RESULT
 from hf_warmscale.merging.trials import Trials
 from hf_warmscale.merging.weights import pair_weights, vertex
 from hf_warmscale.merging.yardsticks import Domains, prepare_domains
-
-SpaceName = Literal["pair", "trajectory", "simplex", "groups", "lora"]
 
 
 def search_merge(
@@ -120,8 +117,8 @@ def search_merge(
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
     if output is not None:
         ranks.from_main(lambda: refuse_existing(output))
-    source = _open_source(checkpoints, space, ranks)
-    box = _make_space(space, source)
+    source = open_source(checkpoints, space, ranks.device)
+    box = make_space(space, source)
     max_length = default_max_length(source.model) if max_length is None else max_length
     prepare = partial(
         prepare_domains,
@@ -203,36 +200,6 @@ def search_merge(
             moved = open_storage(Path(output) / JOURNAL)
             return replace(result, study=optuna.load_study(study_name=study_name, storage=moved))
     return result
-
-
-def _open_source(checkpoints: Sequence[str | os.PathLike[str]], space: SpaceName | Space, ranks: Ranks) -> MergeSource:
-    if space == "lora" or isinstance(space, AdapterSpace):
-        from hf_warmscale.merging.lora import AdapterSource  # peft takes seconds to import
-
-        return AdapterSource(checkpoints, ranks.device)
-    source = CheckpointSource(checkpoints, ranks.device)
-    if space in ("pair", "trajectory") or isinstance(space, PairSpace | TrajectorySpace):
-        check_order(source.checkpoints)
-    if (space == "pair" or isinstance(space, PairSpace)) and len(source) != 2:
-        raise ValueError(f"The space 'pair' merges two checkpoints, not {len(source)}; use 'trajectory' or 'simplex'.")
-    return source
-
-
-def _make_space(space: SpaceName | Space, source: MergeSource) -> Space:
-    if not isinstance(space, str):
-        return space
-    count = len(source)
-    if space == "pair":
-        return PairSpace()
-    if space == "trajectory":
-        return TrajectorySpace(count)
-    if space == "simplex":
-        return SimplexSpace(count)
-    if space == "groups":
-        return GroupSpace(describe(source.model.config), count)
-    if space == "lora":
-        return AdapterSpace(count)
-    raise ValueError(f"The space {space!r} is unknown; choose one of {', '.join(get_args(SpaceName))}.")
 
 
 def _journal_file(

@@ -10,16 +10,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import Checkpoint, ModelWeights
-from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights
+from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights, Combiner
 from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input, open_inputs, training_step
 from hf_warmscale.merging.methods import linear
 from hf_warmscale.merging.streamed import write_merged
 
 
-class MergeSource(Protocol):
+class MergeSource(Combiner, Protocol):
     """Several trained models that a search weighs against each other."""
 
-    model: PreTrainedModel
     steps: list[int | None]
 
     def __len__(self) -> int:
@@ -36,10 +35,6 @@ class MergeSource(Protocol):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer that the merged model will have."""
-        ...
-
-    def combine(self, weights: CheckpointWeights) -> None:
-        """Overwrite the live model with a merge."""
         ...
 
     def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:

@@ -28,7 +28,7 @@ Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare", "model_st
 
 WITH_BASE: frozenset[Method] = frozenset({"task_arithmetic", "ties", "dare", "model_stock"})
 WITH_DENSITY: frozenset[Method] = frozenset({"ties", "dare"})
-RECEIPT = "merge_result.json"
+RESULT = "merge_result.json"
 
 Merge = Callable[[str, Sequence[Tensor]], Tensor]
 """A tensor's name and its values in the checkpoints, to the merged value."""
@@ -123,7 +123,7 @@ def merge_checkpoints(
             rescale=rescale if method == "dare" else None,
             seed=seed if method == "dare" else None,
         )
-        write_json(folder / RECEIPT, receipt.to_dict())
+        write_json(folder / RESULT, receipt.to_dict())
     return receipt
 
 

@@ -44,7 +44,7 @@ def test_every_verb_says_what_it_is_for(verb: Verb) -> None:
 
 def test_choices_are_those_of_the_functions() -> None:
     """Written out in the parser so that `--help` need not import torch."""
-    from hf_warmscale.merging.search import SpaceName
+    from hf_warmscale.merging.named_spaces import SpaceName
     from hf_warmscale.merging.streamed import Method
     from hf_warmscale.resize.layer_map import DepthOperator
     from hf_warmscale.resize.operators import WidthName

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_warmscale.checkpoints import open_checkpoint, save_model
 from hf_warmscale.evaluation import document_nll
-from hf_warmscale.merging import PairSpace, search_merge
+from hf_warmscale.merging import PairSpace, SimplexSpace, search_merge
 from hf_warmscale.merging.methods import linear
 from tests.evaluation.tiny import tiny_llama, tiny_tokenizer
 
@@ -264,6 +264,7 @@ class TestRefusals:
             ),
             ({"storage": "nosql:///x"}, "The nosql storage cannot be opened"),
             ({"space": "line"}, "'line' is unknown; choose one of pair"),
+            ({"space": SimplexSpace(3)}, r"SimplexSpace\(count=3\) gives 3 weights for 2 checkpoints; make it for 2"),
             ({"limits": {"old": 0.1}}, "limit for 'old', which is none of the domains"),
             ({"limits": {"held-out": 0.1}}, "none is left to improve"),
             ({"limits": {"held-out": -1.0}}, "The limit of 'held-out' is -1.0"),
