@@ -31,7 +31,7 @@ from hf_warmscale.merging.splits import check_splits
 from hf_warmscale.merging.streamed import RESULT
 from hf_warmscale.merging.trials import Trials
 from hf_warmscale.merging.weights import pair_weights, vertex
-from hf_warmscale.merging.yardsticks import Domains, prepare_domains
+from hf_warmscale.merging.yardsticks import Domains, Yardstick, prepare_domains
 
 
 def search_merge(
@@ -109,12 +109,7 @@ def search_merge(
     ```
     """
     ranks = Ranks()
-    if n_trials < 1:
-        raise ValueError(f"n_trials is {n_trials}; it must be at least 1.")
-    if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"tolerance is {tolerance}; it must be a number of nats, 0 or more.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
+    _check_settings(n_trials, tolerance, confidence)
     if output is not None:
         ranks.from_main(lambda: refuse_existing(output))
     source = open_source(checkpoints, space, ranks.device)
@@ -136,10 +131,12 @@ def search_merge(
         "space": repr(box),
         "seed": str(seed),
         "checkpoints": " ".join(each.sha256[:12] for each in (*inputs, *([base] if base else []))),
-        "select": " ".join(f"{domain}:{each.sha256[:12]}" for domain, each in yardsticks.items()),
+        "select": _fingerprint(yardsticks),
         "max_length": str(max_length),
         "limits": repr(sorted(limits.items())),
     }
+    last = vertex(len(source), len(source) - 1)
+    evaluator = Evaluator(source, yardsticks, limits, last)
     journal = _journal_file(output, storage)
     trials = ranks.on_main(
         lambda: Trials(
@@ -151,8 +148,6 @@ def search_merge(
             configuration=configuration,
         )
     )
-    last = vertex(len(source), len(source) - 1)
-    evaluator = Evaluator(source, yardsticks, limits, last)
     loop = SearchLoop(ranks, trials, box, evaluator, len(source))
     try:
         mergeability = _look(ranks, trials, source, box, evaluator)
@@ -190,7 +185,7 @@ def search_merge(
             "n_trials": n_trials,
             "tolerance": tolerance,
             "confidence": confidence,
-            "confirm": " ".join(f"{domain}:{each.sha256[:12]}" for domain, each in judges.items()),
+            "confirm": _fingerprint(judges),
         },
     )
     if output is not None:
@@ -200,6 +195,19 @@ def search_merge(
             moved = open_storage(Path(output) / JOURNAL)
             return replace(result, study=optuna.load_study(study_name=study_name, storage=moved))
     return result
+
+
+def _check_settings(n_trials: int, tolerance: float, confidence: float) -> None:
+    if n_trials < 1:
+        raise ValueError(f"n_trials is {n_trials}; it must be at least 1.")
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"tolerance is {tolerance}; it must be a number of nats, 0 or more.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
+
+
+def _fingerprint(yardsticks: Mapping[str, Yardstick]) -> str:
+    return " ".join(f"{domain}:{yardstick.sha256[:12]}" for domain, yardstick in yardsticks.items())
 
 
 def _journal_file(

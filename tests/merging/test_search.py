@@ -194,6 +194,15 @@ class TestRefusals:
         self.refused(r"The objective 'held-out' returned \[nan\]", tmp_path / "o", trajectory[-2:], **losses)
         assert not list(tmp_path.iterdir())
 
+    def test_a_limited_domain_that_gives_nan(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
+        """It is scored once before the first trial."""
+        domains = {
+            split: {"text": texts, "broken": lambda model: [float("nan")] * 2}
+            for split, texts in zip(("select", "confirm"), splits, strict=True)
+        }
+        self.refused("'broken' returned", tmp_path / "o", trajectory[-2:], limits={"broken": 0.1}, **domains)
+        assert not list(tmp_path.iterdir())
+
     def test_one_checkpoint(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
         self.refused("at least two", tmp_path / "o", trajectory[:1], select=splits[0], confirm=splits[1])
 
