@@ -1,6 +1,6 @@
 """`warmscale grow`: a bigger model that starts from a smaller one."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
@@ -32,7 +32,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="OP",
         help="stack, interleave, identity (exact) or dus; by default stack",
     )
-    how.add_argument("--snr-db", type=float, default=10.0, metavar="DB", help="of the noise of clone; 10 by default")
+    how.add_argument(
+        "--snr-db", type=decibels, default=10.0, metavar="DB", help="of the noise of clone, or none; 10 by default"
+    )
+    how.add_argument(
+        "--num-experts", type=positive_int, metavar="E", help="make each MLP of a dense model a mixture of E copies"
+    )
     how.add_argument("--shrink", type=float, default=0.4, metavar="LAMBDA", help="of szp; 0.4 by default")
     how.add_argument(
         "--insert-after", type=int, nargs="+", metavar="LAYER", help="identity: the block before each new one"
@@ -45,6 +50,16 @@ def add_arguments(parser: Parser) -> None:
     how.add_argument("--verify", action="store_true", help="load both models and compare their logits on a probe")
 
 
+def decibels(text: str) -> float | None:
+    """Read a number of decibels, or the word none."""
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is no number of decibels, nor the word none") from error
+
+
 def run(arguments: Namespace) -> None:
     """Grow, then show the sizes before and after."""
     import torch
@@ -55,6 +70,7 @@ def run(arguments: Namespace) -> None:
         arguments.source,
         arguments.output,
         **chosen_sizes(arguments),
+        num_experts=arguments.num_experts,
         width=arguments.width,
         depth=arguments.depth,
         snr_db=arguments.snr_db,
@@ -66,12 +82,13 @@ def run(arguments: Namespace) -> None:
         target_tokens=arguments.target_tokens,
     )
     rows: list[dict[str, object]] = [
-        {"": axis, "source": receipt.source_sizes[axis], "grown": size}
+        {"": axis, "source": receipt.source_sizes.get(axis, ""), "grown": size}
         for axis, size in receipt.sizes.items()
-        if size != receipt.source_sizes[axis]
+        if size != receipt.source_sizes.get(axis)
     ]
     rows.append({"": "parameters", "source": receipt.source_parameters, "grown": receipt.parameters})
-    show(rows, title=f"Grown {receipt.growth_factor:.2f}-fold by {receipt.width} and {receipt.depth}")
+    how = receipt.width if receipt.width == "experts" else f"{receipt.width} and {receipt.depth}"
+    show(rows, title=f"Grown {receipt.growth_factor:.2f}-fold by {how}")
     if receipt.verification is not None:
         seen = receipt.verification
         print(

@@ -4,28 +4,23 @@ The weights of the chosen experts sum to 1, so that equal experts give what the 
 experts come apart as they see other tokens.
 """
 
-import copy
+import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    MixtralConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from transformers import CONFIG_MAPPING, MixtralConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
-from hf_warmscale.architecture import Axis, ModelMap, describe
-from hf_warmscale.checkpoints import content_hash, refuse_non_finite
+from hf_warmscale.architecture import Axis, ModelMap, describe, find_field, random_model
 from hf_warmscale.resize.engine import generator
-from hf_warmscale.resize.in_memory import load_weights, match_source
 from hf_warmscale.resize.init_std import DEFAULT_RANGE
-from hf_warmscale.resize.receipt import RECEIPT_ATTRIBUTE, GrowthReceipt, finish_receipt, with_entry
-from hf_warmscale.resize.verify import probe_tokens, verify_growth
+from hf_warmscale.resize.proof import TOLERANCE, logit_change
+from hf_warmscale.resize.receipt import GrowthReceipt, make_receipt
+from hf_warmscale.resize.request import Growth, GrowthRequest, Read, plan_growth
 
 TARGETS: Mapping[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (MixtralConfig, {"sliding_window": None}),
@@ -39,67 +34,131 @@ OF_THE_FAMILY = ("model_type", "architectures", "auto_map", "transformers_versio
 """Entries of a config that do not go over."""
 
 
-def upcycle_model(
-    model: PreTrainedModel,
-    num_experts: int,
-    *,
-    num_experts_per_tok: int = 2,
-    seed: int = 0,
-    verify: bool = True,
-    target_tokens: int | None = None,
-) -> PreTrainedModel:
-    """Return a mixture of experts that computes what the dense model computes.
+NUM_EXPERTS_PER_TOKEN = 2
+"""As Mixtral has it."""
+
+
+@dataclass(frozen=True)
+class Upcycling:
+    """A dense Llama or Mistral becomes a Mixtral, a Qwen2 or Qwen3 a Qwen-MoE, perhaps after it grew.
 
     Args:
-        model (`PreTrainedModel`): a dense Llama or Mistral (it becomes a Mixtral), Qwen2 or Qwen3 (Qwen-MoE).
-        num_experts (`int`): experts in each block.
-        num_experts_per_tok (`int`): experts that a token goes to.
+        dense (`ModelMap`): what every block's MLP is copied from: the source, or what it grows to first.
+        target (`ModelMap`): the mixture.
+        config (`PreTrainedConfig`): of the mixture.
+        growth (`Growth` or `None`): how the dense model follows from the source, if it is another.
         seed (`int`): of the router.
-        verify (`bool`): run both models on a short probe and keep the difference in the receipt.
-        target_tokens (`int`, *optional*): the planned training length, in tokens.
+        std (`float`): of the router.
+        dtype (`torch.dtype` or `None`): of the weights; `None` keeps the source's.
+    """
+
+    dense: ModelMap
+    target: ModelMap
+    config: PreTrainedConfig
+    growth: Growth | None
+    seed: int
+    std: float
+    dtype: torch.dtype | None
+
+    @property
+    def source(self) -> ModelMap:
+        """The source."""
+        return self.dense if self.growth is None else self.growth.source
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return the tensors of the source that a tensor of the mixture is made of; of a router its MLP's first."""
+        parts = (name,) if name in self.dense.parameters else _mlp_parts(name)
+        return parts if self.growth is None else tuple(self.growth.parts(part)[0] for part in parts)
+
+    def tensor(self, name: str, read: Read) -> Tensor:
+        """Return a tensor of the mixture.
+
+        Args:
+            name (`str`): its name.
+            read (`Callable[[str], Tensor]`): gives a tensor of the source.
+        """
+        if name in self.dense.parameters:
+            return self._dense(name, read)
+        shape = self.target.parameters[name].shape(self.target.sizes)
+        if ".mlp.experts." in name:
+            return torch.cat([self._dense(part, read) for part in _mlp_parts(name)]).expand(shape).clone()
+        dtype = self.dtype or read(self.parts(name)[0]).dtype
+        if name.endswith("shared_expert.down_proj.weight"):  # an expert for all tokens that says nothing at first
+            return torch.zeros(shape, dtype=dtype)
+        return (self.std * torch.randn(shape, generator=generator(f"{self.seed}:{name}"))).to(dtype)
+
+    def _dense(self, name: str, read: Read) -> Tensor:
+        if self.growth is not None:
+            return self.growth.tensor(name, read)
+        tensor = read(name)
+        return tensor.to(self.dtype or tensor.dtype)
+
+
+def _mlp_parts(name: str) -> tuple[str, ...]:
+    """Return the dense weights that a weight of experts is made of."""
+    block, _, part = name.rpartition(".mlp.")
+    kinds = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}.get(part, ("gate",))
+    return tuple(f"{block}.mlp.{kind}_proj.weight" for kind in kinds)
+
+
+def plan_target(
+    config: PreTrainedConfig, request: GrowthRequest, dtype: torch.dtype, embedding_factor: float | None = None
+) -> Growth | Upcycling:
+    """Return the plan of a growth, which makes experts where a dense model is asked for `num_experts`.
+
+    Args:
+        config (`PreTrainedConfig`): of the source.
+        request (`GrowthRequest`): what is asked.
+        dtype (`torch.dtype`): of the target's weights.
+        embedding_factor (`float`, *optional*): see `plan_growth`.
 
     Raises:
-        ValueError: if the family has no mixture of its form, has biases that the mixture has not, or there are fewer
-            experts than a token goes to.
+        ValueError: if the request cannot be met; see `grow_from_pretrained`.
     """
-    source = describe(model.config)
-    config = experts_config(model.config, num_experts, num_experts_per_tok)
-    weights = {name: model.state_dict()[name] for name in source.parameters}
-    for name, tensor in weights.items():
-        refuse_non_finite(name, tensor)
-    target = describe(config)
-    random = generator(f"{seed}:experts")
-    std = float(model.config.to_dict().get("initializer_range") or DEFAULT_RANGE)
-    tensors = {
-        name: _weight(name, parameter.shape(target.sizes), weights, std, random, model.dtype)
-        for name, parameter in target.parameters.items()
-    }
-    lost = weights.keys() - tensors.keys() - {name for name in weights if ".mlp." in name and name.endswith("weight")}
+    experts = request.sizes.get(Axis.EXPERTS)
+    if experts is None or find_field(config, Axis.EXPERTS) is not None:
+        return plan_growth(config, request, dtype, embedding_factor)
+    others = {name: size for name, size in request.sizes.items() if name != Axis.EXPERTS and size is not None}
+    experts_config(config, experts, NUM_EXPERTS_PER_TOKEN)  # refuses the family before anything else
+    growth = plan_growth(config, replace(request, sizes=others), dtype, embedding_factor) if others else None
+    dense = config if growth is None else growth.config
+    mixture = experts_config(dense, experts, NUM_EXPERTS_PER_TOKEN)
+    if request.dtype is not None:
+        mixture.dtype = request.dtype
+    return _upcycling(dense, mixture, growth, request.seed, request.dtype)
+
+
+def _upcycling(
+    config: PreTrainedConfig, mixture: PreTrainedConfig, growth: Growth | None, seed: int, dtype: torch.dtype | None
+) -> Upcycling:
+    dense, target = describe(config), describe(mixture)
+    lost = [name for name in dense.parameters if name not in target.parameters and not _is_expert(name)]
     if lost:
         raise ValueError(
-            f"A {config.model_type} model has no {min(lost)}, which the {model.config.model_type} model has."
+            f"A {mixture.model_type} model has no {min(lost)}, which the {config.model_type} model has, so it cannot "
+            "become one."
         )
-    receipt = _receipt(model, source, target, weights, seed)
-    grown = load_weights(_class_of(config), with_entry(config, receipt), tensors, model.dtype)
-    match_source(grown, model)
-    grown.generation_config = copy.deepcopy(model.generation_config)
-    if verify:
-        receipt.verification = verify_growth(model, grown, source.layer_path, probe_tokens(model))
-    finish_receipt(receipt, target_tokens)
-    setattr(grown, RECEIPT_ATTRIBUTE, receipt.to_dict())
-    return grown
+    std = float(config.to_dict().get("initializer_range") or DEFAULT_RANGE)
+    return Upcycling(dense, target, mixture, growth, seed, std, dtype)
+
+
+def _is_expert(name: str) -> bool:
+    """Tell whether a dense weight goes into every expert."""
+    return ".mlp." in name and name.endswith("weight")
 
 
 def experts_config(config: PreTrainedConfig, num_experts: int, num_experts_per_tok: int) -> PreTrainedConfig:
     """Return the config of the mixture.
 
     Raises:
-        ValueError: as for [`upcycle_model`].
+        ValueError: if the family has no mixture of its form, or there are fewer experts than a token goes to.
     """
     if config.model_type not in TARGETS:
         raise ValueError(
             f"A {config.model_type} model cannot become a mixture of experts; {', '.join(TARGETS)} models can."
         )
+    if not isinstance(num_experts, int) or isinstance(num_experts, bool):
+        raise ValueError(f"num_experts is {num_experts!r}; it must be a positive whole number.")
     if not 1 <= num_experts_per_tok <= num_experts:
         raise ValueError(f"A token cannot go to {num_experts_per_tok} of {num_experts} experts; take more experts.")
     family, own = TARGETS[config.model_type]
@@ -119,53 +178,62 @@ def experts_config(config: PreTrainedConfig, num_experts: int, num_experts_per_t
     return family.from_dict({**values, **{name: size for name, size in sizes.items() if name in known}, **own})
 
 
-def _weight(
-    name: str,
-    shape: tuple[int, ...],
-    weights: Mapping[str, Tensor],
-    std: float,
-    random: torch.Generator,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return one weight of the mixture."""
-    if name in weights:
-        return weights[name]
-    block, _, part = name.rpartition(".mlp.")
-    mlp = {kind: weights[f"{block}.mlp.{kind}_proj.weight"] for kind in ("gate", "up", "down")}
-    if part == "experts.gate_up_proj":
-        return torch.cat([mlp["gate"], mlp["up"]]).expand(shape).clone()
-    if part == "experts.down_proj":
-        return mlp["down"].expand(shape).clone()
-    if part == "shared_expert.down_proj.weight":  # an expert for all tokens that says nothing at first
-        return torch.zeros(shape, dtype=dtype)
-    return (std * torch.randn(shape, generator=random)).to(dtype)
+def receipt_of(growth: Growth | Upcycling, source: str, source_hash: str) -> GrowthReceipt:
+    """Return the receipt of a growth, with experts or without, before anything is measured."""
+    if isinstance(growth, Growth):
+        return make_receipt(growth, source, source_hash)
+    dense, target, experts = growth.dense, growth.target, growth.target.sizes[Axis.EXPERTS]
+    copied = [parameter for name, parameter in dense.parameters.items() if _is_expert(name)]
+    repeated = sum(math.prod(parameter.shape(dense.sizes)) for parameter in copied) * (experts - 1)
+    before = _unchanged(growth, source, source_hash)
+    if growth.growth is not None:
+        before = make_receipt(growth.growth, source, source_hash)
+    reason = before.obstacle or _obstacle(growth)
+    return replace(
+        before,
+        sizes={str(axis): size for axis, size in target.sizes.items()},
+        parameters=target.num_parameters(),
+        growth_factor=target.num_parameters() / before.source_parameters,
+        duplicate_fraction=(before.duplicate_fraction * dense.num_parameters() + repeated) / target.num_parameters(),
+        exact=before.exact and reason is None,
+        obstacle=reason,
+        experts=experts,
+    )
 
 
-def _class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    with torch.device("meta"):
-        return type(AutoModelForCausalLM.from_config(config))
-
-
-def _receipt(
-    model: PreTrainedModel, source: ModelMap, target: ModelMap, weights: Mapping[str, Tensor], seed: int
-) -> GrowthReceipt:
-    experts = target.sizes[Axis.EXPERTS]
-    repeated = sum(w.numel() for name, w in weights.items() if ".mlp." in name) * (experts - 1)
+def _unchanged(growth: Upcycling, source: str, source_hash: str) -> GrowthReceipt:
+    sizes = {str(axis): size for axis, size in growth.dense.sizes.items()}
     return GrowthReceipt(
-        source=model.config.name_or_path or type(model).__name__,
-        source_hash=content_hash(weights),
+        source=source,
+        source_hash=source_hash,
         width="experts",
         depth="stack",
         snr_db=None,
         shrink=None,
-        seed=seed,
-        source_sizes={str(axis): size for axis, size in source.sizes.items()},
-        sizes={str(axis): size for axis, size in target.sizes.items()},
-        layers=list(range(source.sizes[Axis.LAYERS])),
+        seed=growth.seed,
+        source_sizes=sizes,
+        sizes=sizes,
+        layers=list(range(growth.dense.sizes[Axis.LAYERS])),
         new_layers=[],
-        source_parameters=source.num_parameters(),
-        parameters=target.num_parameters(),
-        growth_factor=target.num_parameters() / source.num_parameters(),
-        duplicate_fraction=repeated / target.num_parameters(),
+        source_parameters=growth.dense.num_parameters(),
+        parameters=growth.dense.num_parameters(),
+        growth_factor=1.0,
+        duplicate_fraction=0.0,
         exact=True,
     )
+
+
+def _obstacle(growth: Upcycling) -> str | None:
+    error = _error_of_experts(json.dumps(growth.dense.proved_on.to_dict(), default=str))
+    if error <= TOLERANCE:
+        return None
+    return f"a tiny {growth.dense.model_type} model made a mixture moves a logit by {error:.1g} of the largest"
+
+
+@lru_cache(maxsize=16)
+def _error_of_experts(config: str) -> float:
+    """Return max |change of a logit| / max |logit| of a small dense model that becomes a mixture, in float64."""
+    values = json.loads(config)
+    tiny = CONFIG_MAPPING[values["model_type"]].from_dict({**values, "dtype": "float64"})
+    mixture = experts_config(tiny, 2 * NUM_EXPERTS_PER_TOKEN, NUM_EXPERTS_PER_TOKEN)
+    return logit_change(random_model(tiny), mixture, _upcycling(tiny, mixture, None, 0, None).tensor)

@@ -4,10 +4,8 @@ import os
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_warmscale.architecture import Axis, find_field
-from hf_warmscale.resize.experts import upcycle_model
 from hf_warmscale.resize.in_memory import grow_model
 from hf_warmscale.resize.layer_map import DepthOperator
 from hf_warmscale.resize.operators import WidthName
@@ -61,7 +59,7 @@ def grow_from_pretrained(
         verify (`bool`): run both models on a short probe and keep the difference in the receipt.
         target_tokens (`int`, *optional*): the planned training length, in tokens, to be warned if growth is a bad bet.
         other_sizes (`int`): further axes by their name in the config (`moe_intermediate_size`). `num_experts` makes a
-            dense Llama, Mistral, Qwen2 or Qwen3 a mixture of equal experts; see [`upcycle_model`].
+            dense Llama, Mistral, Qwen2 or Qwen3 a mixture of equal experts; see [`Upcycling`].
 
     Returns:
         `PreTrainedModel`: in evaluation mode, with the receipt as a dict in `growth_receipt` and as the entry `growth`
@@ -80,11 +78,6 @@ def grow_from_pretrained(
     >>> model.growth_receipt["verification"]["max_abs_logit_difference"]
     ```
     """
-    model = (
-        source
-        if isinstance(source, PreTrainedModel)
-        else AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
-    )
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -94,18 +87,13 @@ def grow_from_pretrained(
         "vocab_size": vocab_size,
         **other_sizes,
     }
-    experts = None if has_experts(model.config) else sizes.pop(Axis.EXPERTS, None)
     request = GrowthRequest(sizes, width, depth, snr_db, shrink, insert_after, seed, dtype)
-    if experts is None:
-        return grow_model(model, request, verify=verify, target_tokens=target_tokens)
-    if any(size is not None for size in sizes.values()):
-        model = grow_model(model, request, verify=verify, target_tokens=target_tokens)
-    return upcycle_model(model, experts, seed=seed, verify=verify, target_tokens=target_tokens)
-
-
-def has_experts(config: PreTrainedConfig) -> bool:
-    """Tell whether a model is a mixture of experts already."""
-    return find_field(config, Axis.EXPERTS) is not None
+    model = (
+        source
+        if isinstance(source, PreTrainedModel)
+        else AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
+    )
+    return grow_model(model, request, verify=verify, target_tokens=target_tokens)
 
 
 def grow_checkpoint(

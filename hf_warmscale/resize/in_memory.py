@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.checkpoints import content_hash, refuse_non_finite
-from hf_warmscale.resize.engine import transfer_tensor
-from hf_warmscale.resize.receipt import RECEIPT_ATTRIBUTE, finish_receipt, make_receipt, with_entry
-from hf_warmscale.resize.request import GrowthRequest, plan_growth
+from hf_warmscale.resize.experts import plan_target, receipt_of
+from hf_warmscale.resize.receipt import RECEIPT_ATTRIBUTE, finish_receipt, with_entry
+from hf_warmscale.resize.request import Growth, GrowthRequest
 from hf_warmscale.resize.target import embedding_buffer
 from hf_warmscale.resize.verify import probe_tokens, verify_growth
 
@@ -20,30 +20,31 @@ def grow_model(
 ) -> PreTrainedModel:
     """Return a grown copy of a live model; see [`grow_from_pretrained`]."""
     factor = embedding_buffer(model)
-    growth = plan_growth(
+    growth = plan_target(
         model.config, request, request.dtype or model.dtype, None if factor is None else float(factor)
     )
     state = model.state_dict()
-    weights = {name: state[name] for name in growth.plan.source.parameters}
+    weights = {name: state[name] for name in growth.source.parameters}
     for name, tensor in weights.items():
         refuse_non_finite(name, tensor)
-    transfers = growth.transfers()
-    tensors = {
-        name: transfer_tensor(
-            each, weights[each.source], key=growth.key(name), dtype=request.dtype or weights[each.source].dtype
-        )
-        for name, each in transfers.items()
-    }
-    receipt = make_receipt(growth, transfers, model.config.name_or_path or type(model).__name__, content_hash(weights))
-    grown = load_weights(type(model), with_entry(growth.config, receipt), tensors, request.dtype or model.dtype)
+    tensors = {name: growth.tensor(name, weights.__getitem__) for name in growth.target.parameters}
+    receipt = receipt_of(growth, model.config.name_or_path or type(model).__name__, content_hash(weights))
+    model_class = type(model) if isinstance(growth, Growth) else stock_class(growth.config)
+    grown = load_weights(model_class, with_entry(growth.config, receipt), tensors, request.dtype or model.dtype)
     match_source(grown, model)
     grown.generation_config = copy.deepcopy(model.generation_config)
     if verify:
         tokens = probe_tokens(model)
-        receipt.verification = verify_growth(model, grown, growth.plan.source.layer_path, tokens)
+        receipt.verification = verify_growth(model, grown, growth.source.layer_path, tokens)
     finish_receipt(receipt, target_tokens)
     setattr(grown, RECEIPT_ATTRIBUTE, receipt.to_dict())
     return grown
+
+
+def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class that `AutoModelForCausalLM` would take."""
+    with torch.device("meta"):
+        return type(AutoModelForCausalLM.from_config(config))
 
 
 def load_weights(

@@ -1,17 +1,18 @@
 """A growth proves itself: a tiny model of the family, grown by the same operators, must keep its logits."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from transformers import CONFIG_MAPPING
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, describe, logits_of, named_state, random_model, sample_tokens
-from hf_warmscale.resize.engine import transfer_tensor
 from hf_warmscale.resize.exactness import means_exact
 from hf_warmscale.resize.layer_map import DepthOperator
 from hf_warmscale.resize.operators import WidthName
-from hf_warmscale.resize.request import Growth, GrowthRequest, plan_growth
+from hf_warmscale.resize.request import Growth, GrowthRequest, Read, plan_growth
 from hf_warmscale.resize.target import at_own_base, is_mup
 
 TOLERANCE = 1e-11
@@ -53,12 +54,21 @@ def _error_of_doubling(
     sizes = describe(source.config).sizes
     request = GrowthRequest({axis: 2 * sizes[axis] for axis in axes}, width, depth, snr_db)
     growth = plan_growth(source.config, request, torch.float64)
-    grown, weights = random_model(type(tiny).from_dict(growth.config.to_dict())), named_state(source)
+    return logit_change(source, type(tiny).from_dict(growth.config.to_dict()), growth.tensor)
+
+
+def logit_change(source: PreTrainedModel, config: PreTrainedConfig, make: Callable[[str, Read], Tensor]) -> float:
+    """Return max |change of a logit| / max |logit| from a small model to what is made of it, in float64.
+
+    Args:
+        source (`PreTrainedModel`): the small model.
+        config (`PreTrainedConfig`): of the other.
+        make (`Callable`): gives a tensor of the other by its name, from a reader of the source's.
+    """
+    target, weights = random_model(config), named_state(source)
     with torch.no_grad():
-        for name, tensor in named_state(grown).items():
-            transfer = growth.plan.transfer(name)
-            before = weights[transfer.source]
-            tensor.copy_(transfer_tensor(transfer, before, key=growth.key(name), dtype=tensor.dtype))
-    tokens = sample_tokens(sizes[Axis.VOCAB])
-    logits, after = logits_of(source, tokens), logits_of(grown, tokens)
-    return float((after[..., : logits.shape[-1]] - logits).abs().max() / logits.abs().max())
+        for name, tensor in named_state(target).items():
+            tensor.copy_(make(name, weights.__getitem__))
+    tokens = sample_tokens(describe(source.config).sizes[Axis.VOCAB])
+    before, after = logits_of(source, tokens), logits_of(target, tokens)
+    return float((after[..., : before.shape[-1]] - before).abs().max() / before.abs().max())

@@ -8,7 +8,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_warmscale.resize.duplicates import duplicate_fraction
-from hf_warmscale.resize.engine import Transfer
 from hf_warmscale.resize.exactness import means_exact
 from hf_warmscale.resize.proof import obstacle
 from hf_warmscale.resize.request import Growth
@@ -53,7 +52,7 @@ class GrowthReceipt:
     Args:
         source (`str`): what was grown.
         source_hash (`str`): SHA-256 over its names, shapes, dtypes and data.
-        width (`str`): the width operator.
+        width (`str`): the width operator; `"experts"` if nothing grew but the number of experts.
         depth (`str`): the depth operator.
         snr_db (`float` or `None`): of the paired noise of `clone`.
         shrink (`float` or `None`): lambda of `szp`.
@@ -70,6 +69,7 @@ class GrowthReceipt:
         exact (`bool`): the operators leave the logits as they are, up to rounding: proved on a tiny such model.
         verification (`Verification` or `None`): what was measured.
         obstacle (`str` or `None`): why operators that are meant to be exact are not, on this family.
+        experts (`int` or `None`): the experts that each MLP of a dense source became.
         warnings (`list[str]`): what speaks against this growth.
     """
 
@@ -91,6 +91,7 @@ class GrowthReceipt:
     exact: bool
     verification: Verification | None = None
     obstacle: str | None = None
+    experts: int | None = None
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedCo
     return type(config).from_dict({**config.to_dict(), CONFIG_ENTRY: receipt.config_entry()})
 
 
-def make_receipt(growth: Growth, transfers: Mapping[str, Transfer], source: str, source_hash: str) -> GrowthReceipt:
+def make_receipt(growth: Growth, source: str, source_hash: str) -> GrowthReceipt:
     """Return the receipt of a growth, before anything is measured."""
     request, plan = growth.request, growth.plan
     reason = obstacle(growth)
@@ -168,7 +169,7 @@ def make_receipt(growth: Growth, transfers: Mapping[str, Transfer], source: str,
         source_parameters=parameters[0],
         parameters=parameters[1],
         growth_factor=parameters[1] / parameters[0],
-        duplicate_fraction=duplicate_fraction(transfers),
+        duplicate_fraction=duplicate_fraction(growth.transfers),
         exact=means_exact(plan) and reason is None,
         obstacle=reason,
     )

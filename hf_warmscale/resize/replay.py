@@ -41,6 +41,11 @@ def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
     Raises:
         ValueError: if the source has other sizes than the receipt says.
     """
+    if receipt.experts is not None:
+        raise ValueError(
+            f"The growth made {receipt.experts} experts of each MLP, and what was trained on the dense model has no "
+            "counterpart in them; begin it anew."
+        )
     model = describe(source)
     sizes = {str(axis): size for axis, size in model.sizes.items()}
     if sizes != receipt.source_sizes:

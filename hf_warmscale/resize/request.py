@@ -1,7 +1,9 @@
 """What a user asks of a growth, and the plan that follows."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,13 +11,16 @@ from transformers import GraniteConfig, PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, ModelMap, describe
 from hf_warmscale.resize.axis_map import head_maps, is_identity, pad
-from hf_warmscale.resize.engine import Transfer
+from hf_warmscale.resize.engine import Transfer, transfer_tensor
 from hf_warmscale.resize.exactness import width_obstacle
 from hf_warmscale.resize.init_std import mup_init_std, own_base_init_std
 from hf_warmscale.resize.layer_map import DepthOperator, layer_map
 from hf_warmscale.resize.operators import Clone, Net2Net, ShrinkZeroPadPerturb, WidthName, WidthOperator, ZeroPad
 from hf_warmscale.resize.plan import Compensation, Plan
 from hf_warmscale.resize.target import compensation, is_mup, requested_sizes, target_config
+
+Read = Callable[[str], Tensor]
+"""Gives the tensor of a name."""
 
 WIDTHS = (Axis.HIDDEN, Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE, Axis.SHARED_INTERMEDIATE)
 
@@ -44,6 +49,12 @@ class GrowthRequest:
     seed: int = 0
     dtype: torch.dtype | None = None
 
+    def __post_init__(self) -> None:
+        if self.snr_db is not None and not math.isfinite(self.snr_db):
+            raise ValueError(f"snr_db is {self.snr_db}; give a number of decibels, or none for no noise.")
+        if not 0 < self.shrink <= 1:
+            raise ValueError(f"The shrink factor is {self.shrink}; it must lie between 0 and 1.")
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -59,13 +70,36 @@ class Growth:
     config: PreTrainedConfig
     plan: Plan
 
+    @cached_property
     def transfers(self) -> dict[str, Transfer]:
-        """Return how every parameter of the target is made, in the model's order."""
+        """How every parameter of the target is made, in the model's order."""
         return {name: self.plan.transfer(name) for name in self.plan.target.parameters}
 
-    def key(self, name: str) -> str:
-        """Return the name of a parameter's stream of random numbers."""
-        return f"{self.request.seed}:{name}"
+    @property
+    def source(self) -> ModelMap:
+        """The source."""
+        return self.plan.source
+
+    @property
+    def target(self) -> ModelMap:
+        """The target."""
+        return self.plan.target
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return the tensors of the source that a tensor of the target is made of."""
+        return (self.transfers[name].source,)
+
+    def tensor(self, name: str, read: Read) -> Tensor:
+        """Return a tensor of the target, in the request's dtype or the source's.
+
+        Args:
+            name (`str`): its name.
+            read (`Callable[[str], Tensor]`): gives a tensor of the source.
+        """
+        transfer = self.transfers[name]
+        source = read(transfer.source)
+        key = f"{self.request.seed}:{name}"
+        return transfer_tensor(transfer, source, key=key, dtype=self.request.dtype or source.dtype)
 
 
 def plan_growth(
@@ -129,8 +163,6 @@ def _operator(
         return ZeroPad(source, target.sizes)
     if request.width != "szp":
         raise ValueError(f"The width operator {request.width!r} is unknown; use clone, szp, zero_pad or net2net.")
-    if not 0 < request.shrink <= 1:
-        raise ValueError(f"The shrink factor is {request.shrink}; it must lie between 0 and 1.")
     if is_mup(grown) and isinstance(grown, GraniteConfig):
         return ShrinkZeroPadPerturb(source, mup_init_std(grown, target), request.shrink)
     carried = Compensation(embedding=factors.embedding, logits=_own_base_logits(config, source, target))

@@ -183,7 +183,7 @@ def _receipt_to_undo(config: PreTrainedConfig, source: ModelMap, wanted: Mapping
     asked = {str(axis): size for axis, size in wanted.items()}
     if asked not in (receipt.source_sizes, receipt.sizes):
         return None
-    return None if receipt.width == "szp" else receipt
+    return None if receipt.width == "szp" or receipt.experts is not None else receipt
 
 
 def _first_of_each(receipt: GrowthReceipt) -> list[int]:

@@ -1,9 +1,10 @@
 """Grow a stored model, one tensor at a time."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -19,9 +20,9 @@ from hf_warmscale.checkpoints import (
     staged_directory,
     write_json,
 )
-from hf_warmscale.resize.engine import Transfer, transfer_tensor
-from hf_warmscale.resize.receipt import RECEIPT_FILE, GrowthReceipt, finish_receipt, make_receipt, with_entry
-from hf_warmscale.resize.request import Growth, GrowthRequest, plan_growth
+from hf_warmscale.resize.experts import Upcycling, plan_target, receipt_of
+from hf_warmscale.resize.receipt import RECEIPT_FILE, GrowthReceipt, finish_receipt, with_entry
+from hf_warmscale.resize.request import Growth, GrowthRequest
 from hf_warmscale.resize.verify import probe_tokens, verify_growth
 
 
@@ -37,45 +38,49 @@ def grow_stored(
     """Grow a stored model into a new folder; see [`grow_checkpoint`]."""
     refuse_existing(output)
     weights = ModelWeights(open_checkpoint(source))
-    growth = plan_growth(weights.checkpoint.config, request, request.dtype or next(iter(weights.specs.values())).dtype)
-    transfers = growth.transfers()
+    growth = plan_target(weights.checkpoint.config, request, request.dtype or next(iter(weights.specs.values())).dtype)
     with staged_directory(output) as folder:
         copy_side_files(weights.checkpoint.folder, folder)
-        _write_weights(growth, transfers, weights, folder, max_shard_size)
-        receipt = make_receipt(growth, transfers, os.fspath(source), weights.checkpoint.content_hash())
+        _write_weights(growth, request.dtype, weights, folder, max_shard_size)
+        receipt = receipt_of(growth, os.fspath(source), weights.checkpoint.content_hash())
         with_entry(growth.config, receipt).save_pretrained(folder)
         if verify:
             before, after = (
                 AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)
                 for path in (weights.checkpoint.folder, folder)
             )
-            layers = growth.plan.source.layer_path
-            receipt.verification = verify_growth(before, after, layers, probe_tokens(before))
+            receipt.verification = verify_growth(before, after, growth.source.layer_path, probe_tokens(before))
         finish_receipt(receipt, target_tokens)
         write_json(folder / RECEIPT_FILE, receipt.to_dict())
     return receipt
 
 
 def _write_weights(
-    growth: Growth,
-    transfers: Mapping[str, Transfer],
+    growth: Growth | Upcycling,
+    dtype: torch.dtype | None,
     weights: ModelWeights,
     folder: Path,
     max_shard_size: int | str,
 ) -> None:
-    dtypes = {name: growth.request.dtype or weights.specs[each.source].dtype for name, each in transfers.items()}
-    specs = {name: TensorSpec(transfer.shape, dtypes[name]) for name, transfer in transfers.items()}
+    parameters = growth.target.parameters
+    first = {name: growth.parts(name)[0] for name in parameters}
+    specs = {
+        name: TensorSpec(parameter.shape(growth.target.sizes), dtype or weights.specs[first[name]].dtype)
+        for name, parameter in parameters.items()
+    }
     place = {name: index for index, name in enumerate(weights.specs)}
     checked: set[str] = set()
+
+    def read(name: str) -> Tensor:
+        tensor = weights.tensor(name)
+        if name not in checked:
+            refuse_non_finite(name, tensor)
+            for stored in weights.sources(name):
+                weights.checkpoint.digest(stored)
+            checked.add(name)
+        return tensor
+
     with ModelWriter(folder, skeleton(growth.config), specs, max_shard_size=max_shard_size) as writer:
         # In the order of the source: what a block gives to several others is read once.
-        for name in tqdm(
-            sorted(transfers, key=lambda name: place[transfers[name].source]), desc="growing", leave=False
-        ):
-            source = weights.tensor(transfers[name].source)
-            if transfers[name].source not in checked:
-                refuse_non_finite(transfers[name].source, source)
-                checked.add(transfers[name].source)
-                for stored in weights.sources(transfers[name].source):
-                    weights.checkpoint.digest(stored)
-            writer.write(name, transfer_tensor(transfers[name], source, key=growth.key(name), dtype=dtypes[name]))
+        for name in tqdm(sorted(first, key=lambda name: place[first[name]]), desc="growing", leave=False):
+            writer.write(name, growth.tensor(name, read))

@@ -3,13 +3,34 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    DogeConfig,
+    DogeForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from hf_warmscale.cli import main
 from tests.cli.shell import assert_sentence, files_below
+from tests.cli.test_refusals import poison
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 @pytest.fixture
@@ -43,13 +64,44 @@ def test_by_calibration(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert receipt["layers"] == [int(torch.tensor(receipt["block_influence"]).argmax())]
 
 
+def test_experts_at_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense_llama().save_pretrained(here / "dense")
+    grow = "grow dense mixture --num-experts 4 --hidden-size 64 --snr-db none --verify"
+    assert main(grow.split()) == 0
+    printed = capsys.readouterr().out
+    assert "num_experts" in printed and "largest logit difference" in printed
+    receipt = json.loads((here / "mixture/growth_receipt.json").read_text())
+    assert (receipt["experts"], receipt["snr_db"], receipt["exact"]) == (4, None, True)
+    assert receipt["verification"]["max_abs_logit_difference"] <= receipt["verification"]["rounding"]
+    assert AutoConfig.from_pretrained(here / "mixture").model_type == "mixtral"
+
+
+def test_what_is_not_exact_is_said_at_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DogeForCausalLM(DogeConfig(**SIZES)).save_pretrained(here / "doge")
+    grow = "grow doge out --num-hidden-layers 4 --depth identity"
+    assert main(grow.split()) == 0
+    assert "cannot here: a tiny doge model" in capsys.readouterr().err
+    assert not json.loads((here / "out/growth_receipt.json").read_text())["exact"]
+
+
 REFUSALS = {
     "grow model out --hidden-size 16": ["hidden_size", "shrink"],
     "grow model out --num-attention-heads 5": ["heads", "key-value"],
     "grow model out --hidden-size 80": ["clone", "zero_pad"],
     "grow model out": ["at least one that grows"],
     "grow model out --width szp --hidden-size 64 --shrink 2": ["between 0 and 1"],
+    "grow model out --hidden-size 64 --snr-db nan": ["snr_db is nan"],
+    "grow model out --hidden-size 64 --snr-db inf": ["snr_db is inf"],
+    "grow model out --hidden-size 64 --snr-db loud": ["'loud' is no number of decibels"],
     "grow model out --num-hidden-layers 3 --depth dus": ["even number"],
+    "grow gpt2 out --num-key-value-heads 2": ["gpt2", "no num_key_value_heads"],
+    "grow gpt2 out --num-experts 4": ["gpt2", "mixture of experts", "mistral"],
+    "grow mixture out --num-experts 8": ["number of experts", "from 4 to 8"],
+    "grow dense out --num-experts 1": ["2 of 1 experts", "more experts"],
+    "grow poisoned out --hidden-size 64": ["model.norm.weight", "NaN"],
+    "shrink poisoned out --hidden-size 16": ["model.norm.weight", "NaN"],
+    "shrink mixture out": ["at least one that shrinks"],
+    "shrink gpt2 out --num-key-value-heads 2": ["gpt2", "no num_key_value_heads"],
     "shrink model out --hidden-size 64": ["hidden_size", "grow"],
     "shrink model out": ["at least one that shrinks"],
     "shrink none out --hidden-size 16": ["none"],
@@ -61,7 +113,26 @@ REFUSALS = {
 
 @pytest.mark.parametrize("command", REFUSALS)
 def test_refused(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_source(command.split()[1], here)
     before = files_below(here)
     code = main(command.split())
     assert_sentence(code, capsys.readouterr(), *REFUSALS[command])
     assert files_below(here) == before
+
+
+def make_source(name: str, folder: Path) -> None:
+    """Save the model that a command names, if the workspace does not have it."""
+    if name == "gpt2":
+        GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)).save_pretrained(folder / name)
+    elif name == "dense":
+        dense_llama().save_pretrained(folder / name)
+    elif name == "mixture":
+        config = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)
+        MixtralForCausalLM(config).save_pretrained(folder / name)
+    elif name == "poisoned":
+        shutil.copytree(folder / "model", folder / name)
+        poison(folder / name / "model.safetensors")
+
+
+def dense_llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SIZES))

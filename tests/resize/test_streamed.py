@@ -61,7 +61,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "at least one"),
     "fractional": ({"hidden_size": 64.0}, "whole number"),
     "operator": ({"hidden_size": 64, "width": "copy"}, "unknown"),
-    "experts": ({"num_experts": 4}, "has no num_experts"),
+    "experts": ({"num_experts": 4}, "mixtral model has no"),
+    "no decibels": ({"hidden_size": 64, "snr_db": float("nan")}, "snr_db is nan"),
+    "no factor": ({"hidden_size": 64, "width": "szp", "shrink": float("nan")}, "factor is nan"),
 }
 
 
