@@ -1,5 +1,9 @@
-"""Training tokens without the held-out documents, and the held-out documents."""
+"""Training tokens without the held-out documents, and the held-out documents.
 
+python recipes/reproduce/merging/text.py --corpora CORPORA --output held-out.jsonl    (for `warmscale merge`)
+"""
+
+import argparse
 import gzip
 import json
 import sys
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -70,3 +75,18 @@ def read_file(path: Path) -> tuple[str, ...]:
     """Return the documents of a file, read once."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return tuple(json.loads(line)["text"] for line in lines)
+
+
+def main() -> None:
+    """Write the held-out documents of the domains in training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    study = yaml.safe_load((Path(__file__).parent / "study.yaml").read_text())
+    lines = [json.dumps({"text": text}) + "\n" for text in held_out(study, arguments.corpora)]
+    arguments.output.write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()
