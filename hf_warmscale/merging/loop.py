@@ -92,10 +92,12 @@ class SearchLoop:
             enough = len(finished) >= n_trials or self.trials.converged(tolerance, PATIENCE)
             if not enough and len(finished) + len(running) < n_trials:
                 if (plan := self._ask(finished, running, n_trials)) is not None:
+                    bar.set_postfix_str("", refresh=False)
                     return plan
             elif not running:
                 return None
             else:
+                bar.set_postfix_str("waiting for other workers")
                 time.sleep(POLL_SECONDS)
 
     def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial], limit: int) -> Plan | None:
