@@ -13,9 +13,12 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from hf_warmscale.merging import merge_checkpoints, search_merge
     from hf_warmscale.mup import MupConfig, MupForCausalLM, fold_multipliers, mup_param_groups, mup_table
     from hf_warmscale.resize import (
+        freeze_old_blocks,
+        grow_adapter,
         grow_checkpoint,
         grow_from_pretrained,
         grow_optimizer_state,
+        shrink_checkpoint,
         shrink_from_pretrained,
     )
     from hf_warmscale.training import (
@@ -50,7 +53,9 @@ __all__ = [
     "extend_tokenizer",
     "fold_majority_kernels",
     "fold_multipliers",
+    "freeze_old_blocks",
     "get_schedule",
+    "grow_adapter",
     "grow_checkpoint",
     "grow_from_pretrained",
     "grow_optimizer_state",
@@ -60,6 +65,7 @@ __all__ = [
     "mup_table",
     "push_to_hub",
     "search_merge",
+    "shrink_checkpoint",
     "shrink_from_pretrained",
 ]
 
@@ -78,7 +84,9 @@ _HOME = {
     "extend_tokenizer": "training",
     "fold_majority_kernels": "training",
     "fold_multipliers": "mup",
+    "freeze_old_blocks": "resize",
     "get_schedule": "training",
+    "grow_adapter": "resize",
     "grow_checkpoint": "resize",
     "grow_from_pretrained": "resize",
     "grow_optimizer_state": "resize",
@@ -88,6 +96,7 @@ _HOME = {
     "mup_table": "mup",
     "push_to_hub": "hub",
     "search_merge": "merging",
+    "shrink_checkpoint": "resize",
     "shrink_from_pretrained": "resize",
 }
 

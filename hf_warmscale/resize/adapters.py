@@ -123,6 +123,14 @@ def freeze_old_blocks(model: PreTrainedModel) -> list[str]:
 
     Raises:
         ValueError: if the model has no inserted blocks.
+
+    Example:
+
+    ```python
+    >>> model = grow_from_pretrained("HuggingFaceTB/SmolLM2-135M", num_hidden_layers=40, depth="identity")
+    >>> len(freeze_old_blocks(model))
+    90
+    ```
     """
     entry = model.config.to_dict().get(CONFIG_ENTRY) or {}
     if not entry.get("new_layers"):

@@ -159,6 +159,13 @@ def shrink_checkpoint(
     Raises:
         ValueError: as for [`shrink_from_pretrained`], or if `output` is not empty.
         FileNotFoundError: if there is no such source.
+
+    Example:
+
+    ```python
+    >>> shrink_checkpoint("grown", "small-again").how
+    'receipt'
+    ```
     """
     refuse_existing(output)
     weights = ModelWeights(open_checkpoint(source))  # refuses what is damaged, by name
@@ -253,7 +260,7 @@ def _calibration_tokens(model: PreTrainedModel, calibration: Calibration | None)
         raise ValueError("The calibration has no text; give at least one.")
     tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path, trust_remote_code=False)
     longest = getattr(model.config, "max_position_embeddings", None) or 1024
-    ids = [token for text in calibration for token in tokenizer(text)["input_ids"]]
+    ids = [token for text in calibration for token in tokenizer(text, verbose=False)["input_ids"]]
     length = min(longest, 1024, len(ids))
     return torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
 

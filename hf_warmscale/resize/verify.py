@@ -20,19 +20,21 @@ PROBE_TEXT = (
 PROBE_SHAPE = (2, 64)
 """Sequences and tokens of the probe where there is no tokenizer."""
 
+LONGEST_PROBE = 1024
+"""Tokens, for a model that does not say how many positions it has."""
+
 
 def probe_tokens(model: PreTrainedModel) -> Tensor:
     """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens."""
     folder = Path(model.config.name_or_path or "/")
+    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
     if any(folder.glob("tokenizer*.json")):
-        tokens = torch.tensor(
-            [AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(PROBE_TEXT)["input_ids"]]
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokens = torch.tensor([tokenizer(PROBE_TEXT, verbose=False)["input_ids"][:longest]])
         if int(tokens.max()) < model.config.vocab_size:
             return tokens
     random = torch.Generator().manual_seed(0)
-    length = min(PROBE_SHAPE[1], getattr(model.config, "max_position_embeddings", PROBE_SHAPE[1]))
-    return torch.randint(model.config.vocab_size, (PROBE_SHAPE[0], length), generator=random)
+    return torch.randint(model.config.vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
 
 
 def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor) -> Verification:

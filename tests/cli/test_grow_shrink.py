@@ -76,6 +76,22 @@ def test_experts_at_the_command_line(here: Path, capsys: pytest.CaptureFixture[s
     assert AutoConfig.from_pretrained(here / "mixture").model_type == "mixtral"
 
 
+def test_a_probe_longer_than_the_model_is_cut(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2 has no more positions than it says, and a tokenizer warns of what is longer."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=24)).save_pretrained(
+        here / "short"
+    )
+    for path in (here / "model").glob("tokenizer*"):
+        shutil.copy(path, here / "short")
+    settings = json.loads((here / "short/tokenizer_config.json").read_text())
+    (here / "short/tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 24}))
+    assert main(["grow", "short", "out", "--vocab-size", "320", "--verify"]) == 0
+    assert main(["shrink", "out", "back"]) == 0
+    printed = capsys.readouterr()
+    assert "Measured on 24 tokens" in printed.out
+    assert "longer" not in printed.err
+
+
 def test_what_is_not_exact_is_said_at_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     DogeForCausalLM(DogeConfig(**SIZES)).save_pretrained(here / "doge")
     grow = "grow doge out --num-hidden-layers 4 --depth identity"
