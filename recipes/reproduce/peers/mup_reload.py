@@ -3,7 +3,7 @@
     pip install --no-deps mup==1.0.0 seaborn
     python recipes/reproduce/peers/mup_reload.py
 
-`mup` keeps the infinite-width shape of a tensor as an attribute of the tensor; `MupForCausalLM` keeps the base shape in
+`mup` keeps the infinite-width shape of a tensor as its attribute; `MupForCausalLM` keeps the base shape in
 the config, and the groups are built from names.
 """
 
