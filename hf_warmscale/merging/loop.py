@@ -123,14 +123,9 @@ class SearchLoop:
         return best.number, best.params
 
     def _run(self, plan: Plan) -> None:
-        try:
-            with self.trials.busy(self._trial) if self._trial is not None else nullcontext():
-                incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
-                outcome = self._evaluator.trial(self._space.weights(plan.point), incumbent)
-        except ValueError:
-            if self._trial is not None:
-                self.trials.fail(self._trial)
-            raise
+        with self.trials.busy(self._trial) if self._trial is not None else nullcontext():
+            incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
+            outcome = self._evaluator.trial(self._space.weights(plan.point), incumbent)
         if len(self._evaluator.objectives) == 1 and not outcome.stopped:
             self._incumbents[plan.number] = outcome.scores[self._evaluator.objectives[0]]
         if self._trial is not None:

@@ -1,7 +1,7 @@
 """The trials of one search in an Optuna study: asked for, told, swept after a crash, the same after every resume."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import optuna
@@ -84,20 +84,24 @@ class Trials:
         """Fail the trials whose worker is gone; their points are tried again."""
         for trial in self.running():
             if self._watch.is_gone(trial.user_attrs[WORKER], trial.number, trial.user_attrs.get(BEATS, 0)):
-                with suppress(UpdateFinishedTrialError):  # another worker was faster
-                    self._live(trial).set_user_attr(LOST, True)
-                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                self._lose(self._live(trial))
 
     @contextmanager
     def busy(self, trial: optuna.Trial, *, every: float = BEAT_SECONDS) -> Iterator[None]:
-        """Show the other workers every so many seconds, until the block ends, that this one is busy with a trial."""
+        """Show the other workers every so many seconds, until the block ends, that this one is busy with a trial.
+
+        A trial whose block ends in an error or in Ctrl-C is tried again.
+        """
 
         def beat() -> None:
             with suppress(UpdateFinishedTrialError):  # given up by another worker all the same
                 trial.set_user_attr(BEATS, trial.user_attrs.get(BEATS, 0) + 1)
 
-        with beating(beat, every=every):
-            yield
+        with ExitStack() as unless_done:
+            unless_done.callback(self._lose, trial)
+            with beating(beat, every=every):
+                yield
+            unless_done.pop_all()
 
     def ask(self, start: tuple[str, Point] | None, *, limit: int) -> optuna.Trial | None:
         """Begin a trial at `start`, else at a point that was lost with its process, else where the sampler proposes.
@@ -193,6 +197,12 @@ class Trials:
         study = self._storage.get_study_id_from_name(self.study.study_name)
         number = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
         return optuna.Trial(self.study, number)
+
+    def _lose(self, trial: optuna.Trial) -> None:
+        """Fail a trial whose point is to be tried again."""
+        with suppress(UpdateFinishedTrialError):  # another worker was faster
+            trial.set_user_attr(LOST, True)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self) -> Point | None:
         """The first proposal that was lost with its process and that no later trial has tried."""

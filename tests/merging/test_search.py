@@ -9,6 +9,7 @@ import pytest
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_warmscale.checkpoints import open_checkpoint, save_model
@@ -164,6 +165,34 @@ def test_any_function_of_the_model(trajectory: list[Path], splits: Splits) -> No
 
     result = search_merge(trajectory[-2:], select=distance, confirm=splits[1], n_trials=9, seed=1)
     assert result.winner["lambda"] == pytest.approx(0.8, abs=0.03)
+
+
+def test_an_interrupted_search_goes_on_in_the_same_process(
+    trajectory: list[Path], splits: Splits, tmp_path: Path
+) -> None:
+    """As in a notebook, whose process lives on after Ctrl-C: the trial is not waited for, and nothing is another."""
+    calls = interrupted_at = 0
+
+    def loss(model: PreTrainedModel) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == interrupted_at:
+            raise KeyboardInterrupt
+        return float(model.get_parameter("model.norm.weight").detach().square().mean() - 1.0) ** 2
+
+    def search(storage: Path | None) -> list[tuple[dict[str, float], list[float]]]:
+        result = search_merge(
+            trajectory[-2:], select=loss, confirm=splits[1], n_trials=6, tolerance=0, storage=storage
+        )
+        assert result.study is not None
+        trials = result.study.get_trials(states=(TrialState.COMPLETE,))
+        return [(trial.params, trial.values) for trial in trials]
+
+    whole = search(None)
+    calls, interrupted_at = 0, calls - 2
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "journal.log")
+    assert search(tmp_path / "journal.log") == whole
 
 
 def test_an_instance_of_a_space(trajectory: list[Path], splits: Splits) -> None:
