@@ -38,7 +38,8 @@ def init_mup(
         `PreTrainedModel`: the same model.
 
     Raises:
-        ValueError: if the base does not fit, an option does not exist for the family, or there is no `std`.
+        ValueError: if the base does not fit, an option does not exist for the family, there is no `std`, or a weight is
+            not there as a whole.
 
     Example:
 
@@ -48,6 +49,7 @@ def init_mup(
     """
     if has_mup_entry(model.config):
         raise ValueError("The model has a mup entry in its config and is initialised by it; build it anew instead.")
+    _refuse_absent(model)
     parametrization = parametrization or Parametrization()
     described = describe(model.config)
     placements = folded_placements(described, describe(base_config), parametrization)
@@ -66,6 +68,14 @@ def init_mup(
         else:
             nn.init.constant_(parameter, _vector(place, described.norms, factor))
     return model
+
+
+def _refuse_absent(model: PreTrainedModel) -> None:
+    """Refuse weights that are on meta, or that ZeRO-3 has taken away and left empty."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or parameter.numel() == 0:
+            where = "on the meta device" if parameter.is_meta else "partitioned by ZeRO-3"
+            raise ValueError(f"{name} is {where}; call init_mup on the whole model, before it is sharded.")
 
 
 def _vector(place: ParameterMap, norms: Mapping[str, NormMap], factor: float) -> float:

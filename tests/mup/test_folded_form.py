@@ -243,3 +243,14 @@ def test_groups_need_a_base_and_a_known_parameter() -> None:
     model.value_head = nn.Linear(16, 1)
     with pytest.raises(ValueError, match=r"value_head\.weight is not one that the muP rules describe"):
         mup_param_groups(model, lr=1e-2, base_config=model.config)
+
+
+@pytest.mark.parametrize("where", ["meta", "ZeRO-3"])
+def test_weights_that_are_not_there_are_refused(where: str) -> None:
+    model = build(sized("llama", 64, 2))
+    if where == "meta":
+        model = model.to("meta")
+    else:
+        model.get_parameter("model.norm.weight").data = torch.empty(0)  # what zero.Init leaves on every rank
+    with pytest.raises(ValueError, match=f"{where}.*before it is sharded"):
+        init_mup(model, base_config=sized("llama", 32, 2))
