@@ -38,8 +38,8 @@ def init_mup(
         `PreTrainedModel`: the same model.
 
     Raises:
-        ValueError: if the base does not fit, an option does not exist for the family, there is no `std`, or a weight is
-            not there as a whole.
+        ValueError: if the base does not fit, an option does not exist for the family, there is no `std`, or a weight
+            is not there as a whole.
 
     Example:
 
