@@ -58,13 +58,13 @@ def search_merge(
 
     Every checkpoint alone, the uniform average, LAWA and the greedy soup come first, then proposals of Optuna's
     `GPSampler`. A trial overwrites one live model in memory and writes no file; one that is clearly worse than the
-    best so far is stopped early. The search ends after `n_trials`, or when three proposals in a row promise less than
-    `tolerance`. The winner, picked by posterior mean, is compared with the best single checkpoint and with the
-    uniform average on `confirm`, which the search never saw. "No merge" is an answer.
+    best so far is stopped early. The search ends after `n_trials`, or, with one objective, when three proposals in a
+    row promise less than `tolerance`. The winner, picked by posterior mean, is compared with the best single
+    checkpoint and with the uniform average on `confirm`, which the search never saw. "No merge" is an answer.
 
     A killed search goes on where it was when it is called again with the same arguments. Other processes help when
-    they call it with the same `storage` and no `output`; the processes of one `accelerate launch` share the documents
-    of each trial.
+    they call it with the same `storage`, and no `output` or one of their own; the processes of one `accelerate launch`
+    share the documents of each trial.
 
     Args:
         checkpoints (`Sequence[str | PathLike]`): folders or Hub ids, the oldest first; with `space="lora"` adapters.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
+from math import inf, log
 from typing import Protocol
 
 from hf_warmscale.architecture import Axis, Component, ModelMap, ParameterMap
@@ -15,11 +15,19 @@ Point = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Range:
-    """One side of the box: from `low` to `high`, on a logarithmic scale if `log`."""
+    """One side of the box: from `low` to `high`, on a logarithmic scale if `log`.
+
+    Raises:
+        ValueError: if it has no length.
+    """
 
     low: float
     high: float
     log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high < inf:
+            raise ValueError(f"A side of the space goes from {self.low} to {self.high}; it must go upwards.")
 
     def unit(self, value: float) -> float:
         """Return where `value` lies between `low` (0) and `high` (1)."""
@@ -134,11 +142,18 @@ class GroupSpace:
         model_map (`ModelMap`): says the component and the layer of every parameter.
         count (`int`): number of checkpoints.
         knots (`int`): depths with weights of their own, at least 1.
+
+    Raises:
+        ValueError: if there are no knots.
     """
 
     model_map: ModelMap
     count: int
     knots: int = 2
+
+    def __post_init__(self) -> None:
+        if self.knots < 1:
+            raise ValueError(f"knots is {self.knots}; it must be at least 1.")
 
     def __repr__(self) -> str:
         return f"GroupSpace(count={self.count}, knots={self.knots})"

@@ -303,6 +303,7 @@ class TestRefusals:
             ({"storage": "nosql:///x"}, "The nosql storage cannot be opened"),
             ({"space": "line"}, "'line' is unknown; choose one of pair"),
             ({"space": SimplexSpace(3)}, r"SimplexSpace\(count=3\) gives 3 weights for 2 checkpoints; make it for 2"),
+            ({"space": PairSpace(alpha=0.9, beyond=0.5)}, "goes from 0.9 to 0.5; it must go upwards"),
             ({"limits": {"old": 0.1}}, "limit for 'old', which is none of the domains"),
             ({"limits": {"held-out": 0.1}}, "none is left to improve"),
             ({"limits": {"held-out": -1.0}}, "The limit of 'held-out' is -1.0"),

@@ -1,5 +1,6 @@
 """Boxes of merges: what every space owes, and what is particular to each."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_groups_follow_component_and_depth() -> None:
     assert weights["model.layers.0.self_attn.q_proj.weight"] == pytest.approx((0.0, 1.0))
     assert {name.split(".")[0] for name in space.ranges} == {"embedding", "attention", "mlp", "norm"}
     assert sum(name.startswith("embedding") for name in space.ranges) == 1
+
+
+def test_a_box_without_extent_is_refused() -> None:
+    for low, high in ((1.0, 1.0), (0.9, 0.5), (0.0, math.nan), (0.0, math.inf)):
+        with pytest.raises(ValueError, match="it must go upwards"):
+            Range(low, high)
+    with pytest.raises(ValueError, match="knots is 0"):
+        GroupSpace(describe(LLAMA), 2, knots=0)
 
 
 def test_the_unit_cube() -> None:
