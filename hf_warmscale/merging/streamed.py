@@ -40,7 +40,7 @@ class MergeReceipt:
 
     Args:
         method (`str`): the merge method.
-        weights (`tuple[float, ...]` or `None`): one a checkpoint, in their order; model stock finds its own.
+        weights (`tuple[float, ...]`): one a checkpoint, in their order; none for model stock, which finds its own.
         inputs (`tuple[MergeInput, ...]`): the checkpoints.
         base (`MergeInput` or `None`): what the differences are taken from.
         density (`float` or `None`): kept share of each difference (TIES, DARE).
@@ -49,7 +49,7 @@ class MergeReceipt:
     """
 
     method: Method
-    weights: tuple[float, ...] | None
+    weights: tuple[float, ...]
     inputs: tuple[MergeInput, ...]
     base: MergeInput | None = None
     density: float | None = None
@@ -116,7 +116,7 @@ def merge_checkpoints(
         write_merged(opened, folder, merge, max_shard_size=max_shard_size)
         receipt = MergeReceipt(
             method=method,
-            weights=None if method == "model_stock" else tuple(weights),
+            weights=() if method == "model_stock" else tuple(weights),
             inputs=tuple(describe_input(checkpoint) for checkpoint in opened),
             base=describe_input(origin) if origin else None,
             density=density if method in WITH_DENSITY else None,

@@ -63,7 +63,7 @@ def test_every_method_gives_a_stock_model(method: Method, folders: list[Path], t
     else:
         torch.testing.assert_close(merged, expected[method]())
     assert json.loads((tmp_path / "out" / "merge_result.json").read_text())["inputs"][0]["step"] == 1
-    assert (receipt.weights is None) == (method == "model_stock")
+    assert (not receipt.weights) == (method == "model_stock")
     assert [item.sha256 for item in receipt.inputs] == [
         open_checkpoint(folder).content_hash() for folder in checkpoints
     ]
