@@ -64,6 +64,7 @@ def confirm_winner(
     *,
     tolerance: float,
     confidence: float,
+    noun: str = "checkpoint",
 ) -> Confirmation:
     """Compare the winner with the best single checkpoint and with the uniform average.
 
@@ -74,6 +75,7 @@ def confirm_winner(
         count (`int`): number of checkpoints.
         tolerance (`float`): nats per token; a smaller gain is none.
         confidence (`float`): of the intervals.
+        noun (`str`): what is merged, for the verdict.
 
     Raises:
         ValueError: if the confirm split gives a single number, which has no interval.
@@ -86,8 +88,8 @@ def confirm_winner(
             scored[key] = Contender(name, weights, evaluator.scores(weights))
         return scored[key]
 
-    alone = contender(f"checkpoint {single + 1} of {count}", vertex(count, single))
-    last = contender("the last checkpoint", vertex(count, count - 1))
+    alone = contender(f"{noun} {single + 1} of {count}", vertex(count, single))
+    last = contender(f"the last {noun}", vertex(count, count - 1))
     uniform = contender("the uniform average", uniform_weights(count))
     best = alone if _same(winner, alone.weights) else contender("the winner", winner)
     objectives = evaluator.objectives

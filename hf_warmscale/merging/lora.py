@@ -57,6 +57,8 @@ class AdapterSource:
         FileNotFoundError: if one is not there.
     """
 
+    noun = "adapter"
+
     def __init__(self, adapters: Sequence[str | os.PathLike[str]], device: torch.device) -> None:
         if isinstance(adapters, str | os.PathLike) or len(adapters) < 2:
             raise ValueError(f"A merge needs at least two adapters, not {adapters!r}.")

@@ -164,6 +164,7 @@ def search_merge(
         len(source),
         tolerance=tolerance,
         confidence=confidence,
+        noun=source.noun,
     )
     result = MergeResult(
         weights=confirmation.weights,

@@ -19,6 +19,7 @@ from hf_warmscale.merging.streamed import write_merged
 class MergeSource(Combiner, Protocol):
     """Several trained models that a search weighs against each other."""
 
+    noun: str
     steps: list[int | None]
 
     def __len__(self) -> int:
@@ -53,6 +54,8 @@ class CheckpointSource:
         ValueError: if they do not belong together.
         FileNotFoundError: if one is not there.
     """
+
+    noun = "checkpoint"
 
     def __init__(self, checkpoints: Sequence[str | os.PathLike[str]], device: torch.device) -> None:
         self.checkpoints, _ = open_inputs(checkpoints)

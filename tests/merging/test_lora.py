@@ -84,6 +84,7 @@ def test_the_search(adapters: list[Path], splits: tuple[list[str], list[str]], t
         adapters, select=select, confirm=confirm, space="lora", n_trials=4, max_length=64, output=tmp_path / "out"
     )
     assert result.study is not None
+    assert " of 2 " in result.verdict and "adapter " in result.verdict
     assert [trial.user_attrs.get("start") for trial in result.study.trials][:3] == ["1", "0+1", "0"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "llama"
     record = json.loads((tmp_path / "out" / "merge_result.json").read_text())
