@@ -96,15 +96,19 @@ class Plan:
 
     def _source_of(self, target: ParameterMap) -> ParameterMap:
         if target.layer is None:
+            if target.name not in self.source.parameters:
+                raise ValueError(
+                    f"The source has no {target.name}, which the target would copy; leave its depth as it is."
+                )
             return self.source.parameters[target.name]
         rest = target.name.removeprefix(f"{self.target.layer_path}.{target.layer}.")
         copied = self.layers.source[target.layer]
         parameter = self.source.parameters.get(f"{self.source.layer_path}.{copied}.{rest}")
         if parameter is None:
             raise ValueError(
-                f"Block {target.layer} of the target would copy block {copied}, which has no {rest}: in a "
-                f"{self.source.model_type} model a block's place decides its kind; choose the depth operator identity "
-                "or interleave, which keep the order of the blocks."
+                f"Block {target.layer} of the target would copy block {copied}, which has no {rest}, for in a "
+                f"{self.source.model_type} model the place of a block decides its kind; try depth='identity' or "
+                "'interleave', which keep the order of the blocks, or leave the depth as it is."
             )
         return parameter
 

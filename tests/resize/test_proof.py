@@ -9,7 +9,7 @@ from transformers import AutoConfig, DeepseekV3Config, PreTrainedConfig
 from hf_warmscale.architecture import StayInFloat64
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.resize import grow_from_pretrained, shrink_from_pretrained
-from tests.resize.families import HEADED, SIZES, random_model
+from tests.resize.families import GROUPED, HEADED, SIZES, random_model
 from tests.resize.test_exactness import logit_error
 
 DEEPER: dict[str, Any] = {"num_hidden_layers": 4, "depth": "identity"}
@@ -21,15 +21,26 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "beam": {**HEADED, "mlp_layer_types": ["dense", "dense"]},
     "bert-generation": {**SIZES, "is_decoder": True},
     "bert": {**SIZES, "is_decoder": True},
+    "olmo": GROUPED,
+    "nanochat": GROUPED,
 }
 INEXACT = [
     ("doge", DEEPER),  # each block multiplies the stream by a gain of its own
     ("doge", PADDED),
     ("beam", DEEPER),  # each block's weight depends on its number: 1e-6 by the norms' eps
     ("bert-generation", WIDER | {"num_attention_heads": 8}),  # tied, and no norm stands before the readout
+    ("olmo", PADDED),  # its norms have no gain that could be rescaled
+    ("nanochat", PADDED),
     ("bert", DEEPER),  # a block that writes nothing still normalises
 ]
-EXACT = [("doge", WIDER), ("beam", WIDER), ("beam", PADDED), ("bert", WIDER | {"num_attention_heads": 8})]
+EXACT = [
+    ("doge", WIDER),
+    ("beam", WIDER),
+    ("beam", PADDED),
+    ("olmo", WIDER),
+    ("nanochat", DEEPER),
+    ("bert", WIDER | {"num_attention_heads": 8}),
+]
 
 
 def config_of(family: str) -> PreTrainedConfig:
@@ -78,5 +89,5 @@ def test_dense_blocks_before_a_mixture_stay_in_front() -> None:
     assert logit_error(source, grown) <= 5e-6  # its router computes in float32
     small = shrink_from_pretrained(grown, verify=False)
     assert small.config.to_dict()["first_k_dense_replace"] == 1
-    with pytest.raises(ValueError, match="depth operator identity or interleave"):
+    with pytest.raises(ValueError, match=r"Block 3 of the target would copy block 0, which has no mlp\.experts"):
         grow_from_pretrained(source, num_hidden_layers=6, depth="stack", verify=False)
