@@ -54,5 +54,6 @@ class MupForCausalLM(MupPreTrainedModel, GraniteForCausalLM):
 
 
 def _last_name(model: nn.Module, module: nn.Module) -> str:
-    path: str = next(name for name, child in model.named_modules() if child is module)
+    # `resize_token_embeddings` draws a new readout before it is part of the model.
+    path: str = next((name for name, child in model.named_modules() if child is module), "lm_head")
     return path.rpartition(".")[2]

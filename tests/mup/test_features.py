@@ -109,3 +109,14 @@ def test_the_stock_class_generates_the_same(tmp_path: object) -> None:
     stock: Any = AutoModelForCausalLM.from_pretrained(str(tmp_path))
     options = {"max_new_tokens": 8, "do_sample": False}
     assert torch.equal(model.generate(IDS[:, :6], **options), stock.generate(IDS[:, :6], **options))
+
+
+@pytest.mark.parametrize("mean_resizing", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_vocabulary_can_be_resized(tied: bool, mean_resizing: bool) -> None:
+    model = tiny_mup(tie_word_embeddings=tied)
+    perturb(model)
+    before, size = logits(model), model.config.vocab_size
+    model.resize_token_embeddings(size + 8, mean_resizing=mean_resizing)
+    assert torch.equal(logits(model)[..., :size], before)
+    assert model.config.vocab_size == size + 8
