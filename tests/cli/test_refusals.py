@@ -31,6 +31,7 @@ REFUSALS = {
     "no recipe named": ("train", ["CONFIG.yaml"]),
     "a misspelt key": ("train misspelt.yaml", ["learning_rat", "learning_rate"]),
     "a misspelt option": ("train stage.yaml --learning_rat 1", ["learning_rat", "learning_rate"]),
+    "a file of another tool": ("train launch.yaml", ["compute_environment", "known are model_name_or_path", "more"]),
     "a wrong type": ("train stage.yaml --max_steps many", ["max_steps", "many"]),
     "no such data": ("train stage.yaml --mixture {a:{path:none,weight:1}}", ["none"]),
     "no such checkpoint": ("merge model ./none --output out", ["./none"]),
@@ -101,6 +102,7 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "numbers.jsonl").write_text('{"text": 5}\n{"text": 6}\n', encoding="utf-8")
     (folder / "one.jsonl").write_text('{"text": "Once."}\n{"text": "Once."}\n', encoding="utf-8")
     (folder / "empty.jsonl").write_text('{"text": ""}\n{"text": " "}\n' * 4, encoding="utf-8")
+    (folder / "launch.yaml").write_text("compute_environment: LOCAL_MACHINE\n", encoding="utf-8")
     (folder / "noise.txt").write_bytes(bytes(range(256)) * 8)
     search_merge(
         [folder / "model", folder / "model2"],
