@@ -27,14 +27,17 @@ from hf_warmscale.resize.kept import kept_blocks, kept_everywhere, kept_in_block
 from hf_warmscale.resize.layer_map import LayerMap
 from hf_warmscale.resize.operators import ZeroPad
 from hf_warmscale.resize.plan import Plan
-from hf_warmscale.resize.receipt import CONFIG_ENTRY, RECEIPT_FILE, GrowthReceipt
-from hf_warmscale.resize.replay import read_receipt, replay_growth
+from hf_warmscale.resize.receipt import RECEIPT_FILE, GrowthReceipt
+from hf_warmscale.resize.replay import replay_growth
 from hf_warmscale.resize.shrink_receipt import SHRINK_ATTRIBUTE, SHRINK_FILE, How, ShrinkReceipt
 from hf_warmscale.resize.target import compensation, embedding_buffer, requested_sizes, target_config
-from hf_warmscale.resize.undo import undo_weights
+from hf_warmscale.resize.undo import first_copies_of_blocks, receipt_to_undo, undo_weights, without_growth
 from hf_warmscale.resize.verify import probe_tokens, verify_growth
 
 Calibration = Sequence[str] | Tensor
+
+Shrunk = tuple[PreTrainedConfig, dict[str, Tensor], ShrinkReceipt]
+"""The config and the weights of the smaller model, and what was done."""
 
 
 def shrink_from_pretrained(
@@ -57,7 +60,8 @@ def shrink_from_pretrained(
     A model that was grown and is asked for its old sizes, or for none, becomes again what it was grown from: by the
     receipt in its config, each old weight is what its copies agree on. Everything else keeps the coordinates that
     matter most on calibration text: neurons and heads by block, the hidden size everywhere, blocks by their influence;
-    norms are rescaled as by the inverse of `zero_pad`.
+    norms are rescaled as by the inverse of `zero_pad`. What was cut heals in some training: by
+    [`~hf_warmscale.tuning.HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
 
     Args:
         source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id or a live model, which is not changed.
@@ -104,40 +108,23 @@ def shrink_from_pretrained(
         **other_sizes,
     }
     described = describe(model.config)
-    weights = {name: model.state_dict()[name] for name in described.parameters}
+    wanted = requested_sizes(described, sizes)
+    state = model.state_dict()
+    weights = {name: state[name] for name in described.parameters}
     for name, tensor in weights.items():
         refuse_non_finite(name, tensor)
-    wanted = requested_sizes(described, sizes)
-    receipt = _receipt_to_undo(model.config, described, wanted) if undo_growth else None
+    receipt = receipt_to_undo(model.config, described, wanted) if undo_growth else None
     if receipt is not None:
-        config, tensors = _undone(model.config, described, receipt, weights, dtype)
-        shrink = _record(model, described, receipt.source_sizes, "receipt", weights)
-        shrink.layers = _first_of_each(receipt)
+        config, tensors, record = _by_receipt(model, described, receipt, weights, dtype)
     else:
         _refuse_larger(described, wanted)
-        tokens = _calibration_tokens(model, calibration)
-        importance = measure_importance(model, described, tokens)
-        plan, config = _plan(model, described, wanted, importance, dtype)
-        tensors = {
-            name: transfer_tensor(
-                transfer,
-                weights[transfer.source],
-                key=name,
-                dtype=dtype or weights[transfer.source].dtype,
-                compute=torch.float64,
-            )
-            for name, transfer in ((name, plan.transfer(name)) for name in plan.target.parameters)
-        }
-        shrink = _record(model, described, {str(axis): size for axis, size in wanted.items()}, "importance", weights)
-        shrink.layers, shrink.block_influence = list(plan.layers.source), importance.blocks.tolist()
-        shrink.calibration_tokens = tokens.numel()
+        config, tensors, record = _by_importance(model, described, wanted, calibration, weights, dtype)
     small = load_weights(type(model), config, tensors, dtype or model.dtype)
     match_source(small, model)
     small.generation_config = copy.deepcopy(model.generation_config)
-    shrink.parameters = describe(config).num_parameters()
     if verify:
-        shrink.verification = verify_growth(small, model, described.layer_path, probe_tokens(small))
-    setattr(small, SHRINK_ATTRIBUTE, shrink.to_dict())
+        record.verification = verify_growth(small, model, described.layer_path, probe_tokens(small))
+    setattr(small, SHRINK_ATTRIBUTE, record.to_dict())
     return small
 
 
@@ -180,38 +167,41 @@ def shrink_checkpoint(
     return ShrinkReceipt.from_dict(content)
 
 
-def _receipt_to_undo(config: PreTrainedConfig, source: ModelMap, wanted: Mapping[Axis, int]) -> GrowthReceipt | None:
-    """Return the receipt of the growth whose old sizes are asked for, if there is one that can be undone."""
-    if CONFIG_ENTRY not in config.to_dict():
-        return None
-    receipt = read_receipt(config, str(config.name_or_path))
-    if receipt.sizes != {str(axis): size for axis, size in source.sizes.items()}:
-        return None
-    asked = {str(axis): size for axis, size in wanted.items()}
-    if asked not in (receipt.source_sizes, receipt.sizes):
-        return None
-    return None if receipt.width == "szp" or receipt.experts is not None else receipt
-
-
-def _first_of_each(receipt: GrowthReceipt) -> list[int]:
-    """Return for each block of the source the first block that speaks for it in the target."""
-    speaking = [place for place in range(len(receipt.layers)) if place not in receipt.new_layers]
-    return [
-        next(place for place in speaking if receipt.layers[place] == layer)
-        for layer in range(receipt.source_sizes[Axis.LAYERS])
-    ]
-
-
-def _undone(
-    config: PreTrainedConfig,
-    grown: ModelMap,
+def _by_receipt(
+    model: PreTrainedModel,
+    source: ModelMap,
     receipt: GrowthReceipt,
     weights: Mapping[str, Tensor],
     dtype: torch.dtype | None,
-) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
-    sizes = {axis: receipt.source_sizes[str(axis)] for axis in grown.sizes}
-    source = _plain(target_config(config, grown, sizes, LayerMap(tuple(_first_of_each(receipt))), dtype))
-    return source, undo_weights(replay_growth(source, receipt), weights, dtype)
+) -> Shrunk:
+    """Undo a growth."""
+    sizes = {axis: receipt.source_sizes[str(axis)] for axis in source.sizes}
+    layers = LayerMap(first_copies_of_blocks(receipt))
+    config = without_growth(target_config(model.config, source, sizes, layers, dtype))
+    tensors = undo_weights(replay_growth(config, receipt), weights, dtype)
+    return config, tensors, _record(model, source, config, layers, weights, "receipt")
+
+
+def _by_importance(
+    model: PreTrainedModel,
+    source: ModelMap,
+    sizes: Mapping[Axis, int],
+    calibration: Calibration | None,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+) -> Shrunk:
+    """Keep the coordinates that matter most."""
+    tokens = _calibration_tokens(model, calibration)
+    importance = measure_importance(model, source, tokens)
+    plan, config = _plan(model, source, sizes, importance, dtype)
+    tensors = {}
+    for name in plan.target.parameters:
+        transfer = plan.transfer(name)
+        weight = weights[transfer.source]
+        tensors[name] = transfer_tensor(transfer, weight, key=name, dtype=dtype or weight.dtype, compute=torch.float64)
+    record = _record(model, source, config, plan.layers, weights, "importance")
+    record.block_influence, record.calibration_tokens = importance.blocks.tolist(), tokens.numel()
+    return config, tensors, record
 
 
 def _plan(
@@ -222,7 +212,7 @@ def _plan(
     dtype: torch.dtype | None,
 ) -> tuple[Plan, PreTrainedConfig]:
     layers = kept_blocks(importance, sizes[Axis.LAYERS])
-    config = _plain(target_config(model.config, source, sizes, layers, dtype))
+    config = without_growth(target_config(model.config, source, sizes, layers, dtype))
     factor = embedding_buffer(model)
     factors = compensation(
         model.config, config, source, sizes, dtype or model.dtype, None if factor is None else float(factor)
@@ -231,11 +221,6 @@ def _plan(
     target = describe(config)
     axes = kept_everywhere(importance, source, sizes)
     return Plan(source, target, axes, layers, ZeroPad(source, sizes), factors, block_axes), config
-
-
-def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a config without the entry of a growth that is no longer there."""
-    return type(config).from_dict({name: value for name, value in config.to_dict().items() if name != CONFIG_ENTRY})
 
 
 def _refuse_larger(source: ModelMap, sizes: Mapping[Axis, int]) -> None:
@@ -266,17 +251,23 @@ def _calibration_tokens(model: PreTrainedModel, calibration: Calibration | None)
 
 
 def _record(
-    model: PreTrainedModel, source: ModelMap, sizes: dict[str, int], how: How, weights: Mapping[str, Tensor]
+    model: PreTrainedModel,
+    source: ModelMap,
+    config: PreTrainedConfig,
+    layers: LayerMap,
+    weights: Mapping[str, Tensor],
+    how: How,
 ) -> ShrinkReceipt:
+    target = describe(config)
     return ShrinkReceipt(
         source=model.config.name_or_path or type(model).__name__,
         source_hash=content_hash(weights),
         how=how,
         source_sizes={str(axis): size for axis, size in source.sizes.items()},
-        sizes=sizes,
-        layers=[],
+        sizes={str(axis): size for axis, size in target.sizes.items()},
+        layers=list(layers.source),
         block_influence=[],
         source_parameters=source.num_parameters(),
-        parameters=0,
+        parameters=target.num_parameters(),
         calibration_tokens=0,
     )

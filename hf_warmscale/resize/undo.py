@@ -4,9 +4,46 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from hf_warmscale.architecture import Axis, ModelMap
 from hf_warmscale.resize.engine import Transfer, along, compute_dtype
+from hf_warmscale.resize.receipt import CONFIG_ENTRY, GrowthReceipt
+from hf_warmscale.resize.replay import read_receipt
 from hf_warmscale.resize.request import Growth
+
+
+def receipt_to_undo(config: PreTrainedConfig, source: ModelMap, wanted: Mapping[Axis, int]) -> GrowthReceipt | None:
+    """Return the receipt of the growth whose old sizes are asked for, if there is one that can be undone.
+
+    Args:
+        config (`PreTrainedConfig`): of a model that may have been grown.
+        source (`ModelMap`): the same.
+        wanted (`Mapping[Axis, int]`): the sizes asked for.
+    """
+    if CONFIG_ENTRY not in config.to_dict():
+        return None
+    receipt = read_receipt(config, str(config.name_or_path))
+    if receipt.sizes != {str(axis): size for axis, size in source.sizes.items()}:
+        return None
+    asked = {str(axis): size for axis, size in wanted.items()}
+    if asked not in (receipt.source_sizes, receipt.sizes):
+        return None
+    return None if receipt.width == "szp" or receipt.experts is not None else receipt
+
+
+def first_copies_of_blocks(receipt: GrowthReceipt) -> tuple[int, ...]:
+    """Return for each block of the source the first block that speaks for it in the target."""
+    speaking = [place for place in range(len(receipt.layers)) if place not in receipt.new_layers]
+    return tuple(
+        next(place for place in speaking if receipt.layers[place] == layer)
+        for layer in range(receipt.source_sizes[Axis.LAYERS])
+    )
+
+
+def without_growth(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a config without the entry of a growth that is no longer there."""
+    return type(config).from_dict({name: value for name, value in config.to_dict().items() if name != CONFIG_ENTRY})
 
 
 def undo_transfers(growth: Growth) -> dict[str, tuple[str, Transfer]]:
