@@ -68,8 +68,9 @@ def push_to_hub(
 
     Raises:
         FileNotFoundError: if the folder is no model folder.
-        ValueError: if there is no token, the repository holds something else, the weights are pickled or corrupt, or
-            the folder's own `README.md` names a path of this machine; all but the second before a repository is made.
+        ValueError: if there is no token, the repository holds something else, the weights are pickled, corrupt
+            or hold NaN, or the folder's own `README.md` names a path of this machine; all but the second before a
+            repository is made.
         OSError: if the Hub cannot be reached or refuses.
 
     Example:
@@ -129,6 +130,7 @@ def _files(folder: Path) -> list[str]:
         raise FileNotFoundError(f"There is no folder {folder} to push.")
     checkpoint = open_checkpoint(folder)
     _ = checkpoint.config
+    checkpoint.check_finite()
     weights = [str(path.relative_to(folder)) for path in checkpoint.files]
     beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
     names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]

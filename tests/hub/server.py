@@ -60,6 +60,7 @@ class HubServer:
         self.large_files: dict[str, bytes] = {}
         self.uploads = 0
         self.failing_commits = 0
+        self.rival_commits = 0
         self.lock = threading.Lock()
         self.port = 0
         self.start()
@@ -264,6 +265,9 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(400, "The commit failed")
             return
         repository, parent = found
+        if self.hub.rival_commits:
+            self.hub.rival_commits -= 1
+            parent = repository.commit(revision, "Somebody else", {**parent.files, "notes.txt": b"mine"})
         lines = [json.loads(line) for line in self.body.splitlines()]
         title = next(line["value"]["summary"] for line in lines if line["key"] == "header")
         expected = next(line["value"].get("parentCommit") for line in lines if line["key"] == "header")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from hf_warmscale.checkpoints import open_checkpoint, write_json
 from hf_warmscale.hub import make_card, push_to_hub
@@ -59,6 +60,24 @@ def test_an_interrupted_push_is_resumed(tmp_path: Path, server: HubServer, clien
     assert set(server.files_at("me/resumed")) == {".gitattributes"}
     assert client.call("push", folder, "me/resumed").startswith(server.url)
     assert server.uploads == uploads + 1
+
+
+def test_a_commit_in_between_is_not_overwritten(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    """What is pushed over was looked at first; somebody else's later commit was not."""
+    folder = tiny_folder(tmp_path / "model", seed=6)
+    server.rival_commits = 1
+    message = client.call("push", folder, "me/raced")
+    assert message == "OSError The Hub refused the push to me/raced: A commit has happened since."
+    assert set(server.files_at("me/raced")) == {".gitattributes", "notes.txt"}
+
+
+def test_weights_with_nan_make_no_repository(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert client.call("push", folder, "me/nan").startswith("ValueError The tensor model.norm.weight holds NaN")
+    assert "me/nan" not in server.repositories
 
 
 def test_another_model_is_replaced_only_when_asked(tmp_path: Path, server: HubServer, client: HubClient) -> None:
