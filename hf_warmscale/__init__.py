@@ -34,12 +34,14 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
         get_schedule,
         grow_vocabulary,
     )
+    from hf_warmscale.tuning import HealingTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ContinualTrainer",
     "ContinualTrainingArguments",
+    "HealingTrainer",
     "MupConfig",
     "MupForCausalLM",
     "ReplayMixture",
@@ -72,6 +74,7 @@ __all__ = [
 _HOME = {
     "ContinualTrainer": "training",
     "ContinualTrainingArguments": "training",
+    "HealingTrainer": "tuning",
     "MupConfig": "mup",
     "MupForCausalLM": "mup",
     "ReplayMixture": "training",

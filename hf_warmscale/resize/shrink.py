@@ -61,7 +61,7 @@ def shrink_from_pretrained(
     receipt in its config, each old weight is what its copies agree on. Everything else keeps the coordinates that
     matter most on calibration text: neurons and heads by block, the hidden size everywhere, blocks by their influence;
     norms are rescaled as by the inverse of `zero_pad`. What was cut heals in some training: by
-    [`~hf_warmscale.tuning.HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
+    [`HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
 
     Args:
         source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id or a live model, which is not changed.

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from hf_warmscale import ContinualTrainer, Stage, shrink_from_pretrained
-from hf_warmscale.tuning import HealingTrainer
+from hf_warmscale import ContinualTrainer, HealingTrainer, Stage, shrink_from_pretrained
 from hf_warmscale.tuning.healing import divergence
 from tests.training.tiny import arguments, losses
 
