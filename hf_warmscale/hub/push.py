@@ -1,4 +1,4 @@
-"""Send a model folder to the Hub in one commit."""
+"""Send a model to the Hub in one commit."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -17,8 +18,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints import open_checkpoint
+from hf_warmscale.checkpoints import open_checkpoint, save_model
 from hf_warmscale.checkpoints.source import INDEX_FILE, SINGLE_FILE
 from hf_warmscale.hub.cards import RECEIPTS, make_card
 from hf_warmscale.hub.portable import portable_json
@@ -43,23 +45,26 @@ CLEANED = ("config.json", *RECEIPTS)
 
 
 def push_to_hub(
-    folder: str | os.PathLike[str],
+    model: str | os.PathLike[str] | PreTrainedModel,
     repo_id: str,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     private: bool = False,
     token: str | None = None,
     revision: str | None = None,
     commit_message: str = "Upload model",
     overwrite: bool = False,
 ) -> str:
-    """Send weights, tokenizer, receipts and card of a model folder in one commit; return the commit's URL.
+    """Send weights, tokenizer, receipts and card of a model in one commit; return the commit's URL.
 
     A push that was interrupted can be repeated: what has arrived is not sent again, and the repository is empty or
     complete. Pushing the same content twice makes no second commit.
 
     Args:
-        folder (`str` or `PathLike`): a model folder with safetensors weights.
+        model (`str`, `PathLike` or `PreTrainedModel`): a model folder with safetensors weights, such as a growth, a
+            merge or a stage writes; or a live model, which takes its growth receipt along.
         repo_id (`str`): `name` or `organisation/name`; made if it does not exist.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of a live model; a folder has its own.
         private (`bool`): make a new repository private.
         token (`str`, *optional*): by default `HF_TOKEN` or what `hf auth login` stored.
         revision (`str`, *optional*): a branch, made if it does not exist.
@@ -68,16 +73,50 @@ def push_to_hub(
 
     Raises:
         FileNotFoundError: if the folder is no model folder.
-        ValueError: if there is no token, the repository holds something else, the weights are pickled, corrupt
-            or hold NaN, or the folder's own `README.md` names a path of this machine; all but the second before a
-            repository is made.
+        ValueError: if there is no token, a tokenizer is given for a folder, the repository holds something else, the
+            weights are pickled, corrupt or hold NaN, or the folder's own `README.md` names a path of this machine;
+            all but the third before a repository is made.
         OSError: if the Hub cannot be reached or refuses.
 
     Example:
         >>> push_to_hub("merged", "me/merged", private=True)
         '.../me/merged/commit/3f2a...'
+        >>> grown = grow_from_pretrained("me/small", hidden_size=1152, num_attention_heads=18)
+        >>> push_to_hub(grown, "me/grown", tokenizer=tokenizer)
+        '.../me/grown/commit/81bd...'
     """
-    folder = Path(folder)
+    push = partial(
+        _push,
+        repo_id=repo_id,
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+        overwrite=overwrite,
+    )
+    if isinstance(model, PreTrainedModel):
+        receipt = getattr(model, "growth_receipt", None)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            save_model(model, folder, tokenizer=tokenizer, receipts=receipt and {"growth_receipt.json": receipt})
+            return push(folder)
+    if tokenizer is not None:
+        raise ValueError(
+            f"{model} is a folder and has its own tokenizer; leave tokenizer out, or give the live model."
+        )
+    return push(Path(model))
+
+
+def _push(
+    folder: Path,
+    *,
+    repo_id: str,
+    private: bool,
+    token: str | None,
+    revision: str | None,
+    commit_message: str,
+    overwrite: bool,
+) -> str:
     files = _files(folder)
     token = token or get_token()
     if not token:

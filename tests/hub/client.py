@@ -54,6 +54,17 @@ def push(folder: str, repo_id: str, **options: object) -> str:
     return push_to_hub(folder, repo_id, **options)  # type: ignore[arg-type]
 
 
+def push_grown(folder: str, repo_id: str) -> str:
+    """Grow the model of a folder in memory and push it; return the commit's URL."""
+    from transformers import AutoTokenizer
+
+    from hf_warmscale import grow_from_pretrained
+    from hf_warmscale.hub import push_to_hub
+
+    grown = grow_from_pretrained(folder, num_hidden_layers=4, depth="identity", verify=False)
+    return push_to_hub(grown, repo_id, tokenizer=AutoTokenizer.from_pretrained(folder))
+
+
 def load(repo_id: str, output: str) -> str:
     """Load model and tokenizer as a user would, save them, and return some token ids."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,7 +93,7 @@ def warmscale(*arguments: str) -> str:
 def serve() -> None:
     """Answer calls until the input ends."""
     functions: dict[str, Callable[..., str]] = {
-        function.__name__: function for function in (push, load, describe, warmscale)
+        function.__name__: function for function in (push, push_grown, load, describe, warmscale)
     }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

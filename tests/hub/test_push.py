@@ -11,7 +11,7 @@ from hf_warmscale.checkpoints import open_checkpoint, write_json
 from hf_warmscale.hub import make_card, push_to_hub
 from tests.hub.client import HubClient
 from tests.hub.server import HubServer, Mode
-from tests.hub.tiny import tiny_folder
+from tests.hub.tiny import tiny_folder, tiny_tokenizer
 
 
 @pytest.mark.parametrize("mode", ["regular", "lfs"])
@@ -41,6 +41,21 @@ def test_round_trip(tmp_path: Path, server: HubServer, client: HubClient, mode: 
     assert (tmp_path / "back" / "chat_template.jinja").read_bytes() == before["chat_template.jinja"]
     assert ModelCard(sent["README.md"].decode()).data["tags"] == ["hf_warmscale", "model-growth"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_live_model_takes_its_receipt_along(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    url = client.call("push_grown", tiny_folder(tmp_path / "model"), "me/live")
+    assert url.startswith(server.url)
+    sent = server.files_at("me/live")
+    assert {"model.safetensors", "tokenizer.json", "growth_receipt.json"} <= set(sent)
+    assert str(tmp_path).encode() not in sent["README.md"] + sent["growth_receipt.json"]
+    client.call("load", "me/live", tmp_path / "back")
+    assert open_checkpoint(tmp_path / "back").config.num_hidden_layers == 4
+
+
+def test_a_tokenizer_beside_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has its own tokenizer"):
+        push_to_hub(tiny_folder(tmp_path / "model"), "me/none", tokenizer=tiny_tokenizer())
 
 
 def test_the_same_content_again(tmp_path: Path, server: HubServer, client: HubClient) -> None:
