@@ -85,7 +85,7 @@ def run_coordinates(study: dict[str, Any], part: dict[str, Any], tokens: Path, o
         axis=part["axis"],
         sizes=part["sizes"],
         lr=base_rate(study, own_base(model, coordinates["base_hidden_size"]), task, output.parent, jobs),
-        rules=study["rules"],
+        rules=part.get("rules", study["rules"]),
         steps=coordinates["steps"],
         seeds=study["seeds"],
         output=output,
