@@ -1,5 +1,6 @@
 """Every recipe is read by the strict parser and trains for two steps with a small stand-in for its model and data."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -90,3 +91,11 @@ def test_command_of_a_recipe_is_understood(command: str) -> None:
 
 def test_there_are_recipes() -> None:
     assert len(RECIPES) >= 8 and len(TYPED) >= 20
+
+
+def test_the_ladder_is_tuned_on_the_model_that_it_trains() -> None:
+    """`mup transfer` takes a config.json, `train` the same fields in its recipe."""
+    folder = ROOT / "recipes" / "mup-ladder"
+    tuned = json.loads((folder / "config.json").read_text("utf-8"))
+    trained = yaml.safe_load((folder / "base.yaml").read_text("utf-8"))["model_config"]
+    assert tuned == {"model_type": "granite", **trained}

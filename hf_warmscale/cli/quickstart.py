@@ -14,7 +14,10 @@ def add_arguments(parser: Parser) -> None:
     """Add the folder, the budget and the seed."""
     parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"by default ./{OUTPUT}")
     parser.add_argument(
-        "--tokens", type=positive_int, metavar="N", help="budget of all training together; by default about 5 minutes"
+        "--tokens",
+        type=positive_int,
+        metavar="N",
+        help="budget of all training together; by default about four minutes",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random; 0 by default")
 

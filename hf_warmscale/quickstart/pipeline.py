@@ -25,7 +25,7 @@ def run_quickstart(output: str | os.PathLike[str], *, tokens: int | None = None,
 
     Args:
         output (`str` or `PathLike`): a new or empty folder, or that of an interrupted run.
-        tokens (`int`, *optional*): the budget of all training together; about five minutes on two cores by default.
+        tokens (`int`, *optional*): the budget of all training together; about four minutes on two cores by default.
         seed (`int`): of everything random.
 
     Returns:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 DEFAULT_TOKENS = 2_000_000
-"""Sized for about five minutes on two CPU cores."""
+"""Sized for about four minutes on two CPU cores."""
 
 MIN_TOKENS = 40_000
 

@@ -45,9 +45,9 @@ class TransferResult:
                 "rule": self.rule,
                 self.axis: optimum.size,
                 "log2 best lr": round(optimum.log2_lr, 2),
-                "95 %": f"{optimum.low:.2f} .. {optimum.high:.2f}",
+                "95 %": interval(optimum.low, optimum.high),
                 "drift (octaves)": round(optimum.drift, 2),
-                "drift 95 %": f"{optimum.drift_low:.2f} .. {optimum.drift_high:.2f}",
+                "drift 95 %": interval(optimum.drift_low, optimum.drift_high),
                 "lowest loss": round(optimum.loss, 4),
                 "at edge": optimum.at_edge,
             }
@@ -64,6 +64,11 @@ class TransferResult:
         ]
         optima = [asdict(optimum) for optimum in self.optima]
         return {"rule": self.rule, "axis": self.axis, "drift": self.drift, "optima": optima, "points": points}
+
+
+def interval(low: float, high: float) -> str:
+    """Return an interval as text; none where one seed left nothing to resample."""
+    return f"{low:.2f} .. {high:.2f}" if low < high else "-"
 
 
 def lr_transfer(

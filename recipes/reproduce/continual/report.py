@@ -116,12 +116,13 @@ def flops(run: Result, tokens: str) -> float:
 
 
 def draw(tables: dict[str, list[dict[str, object]]], results: dict[str, Result], path: Path) -> None:
-    """Draw old against new loss of every shift, and the curves of the first seed over the three stages."""
+    """Draw the first seed, which has every share of replay: old against new loss of every shift, and the stages."""
     panels = [(domain, title) for domain, title in SHIFTS.items() if tables[title]]
+    first = {name: result for name, result in results.items() if name.endswith("-seed0") or name == "base/seed0"}
     with figure(path, size=(4.6 * (len(panels) + 1), 4.0)) as drawing:
         axes = drawing.subplots(1, len(panels) + 1, squeeze=False)[0]
-        for place, (_, title) in zip(axes, panels, strict=False):
-            draw_shift(place, tables[title], title)
+        for place, (domain, title) in zip(axes, panels, strict=False):
+            draw_shift(place, shift_rows(first, domain), title)
         draw_stages(axes[-1], results)
 
 
