@@ -1,11 +1,16 @@
 """`warmscale grow`: a bigger model that starts from a smaller one."""
 
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
 from hf_warmscale.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from hf_warmscale.resize.receipt import GrowthReceipt
 
 WIDTHS = ("clone", "zero_pad", "szp", "net2net")
 DEPTHS = ("stack", "interleave", "identity", "dus")
@@ -60,6 +65,12 @@ def decibels(text: str) -> float | None:
         raise ArgumentTypeError(f"{text!r} is no number of decibels, nor the word none") from error
 
 
+def operators(receipt: "GrowthReceipt", grown: Sequence[object]) -> str:
+    """Name the operators that had something to do: of widths, of depth, or both."""
+    used = [receipt.width] if any(axis != "num_hidden_layers" for axis in grown) else []
+    return " and ".join([*used, receipt.depth] if "num_hidden_layers" in grown else used)
+
+
 def run(arguments: Namespace) -> None:
     """Grow, then show the sizes before and after."""
     import torch
@@ -86,9 +97,9 @@ def run(arguments: Namespace) -> None:
         for axis, size in receipt.sizes.items()
         if size != receipt.source_sizes.get(axis)
     ]
+    title = f"Grown {receipt.growth_factor:.2f}-fold by {operators(receipt, [row[''] for row in rows])}"
     rows.append({"": "parameters", "source": receipt.source_parameters, "grown": receipt.parameters})
-    how = receipt.width if receipt.width == "experts" else f"{receipt.width} and {receipt.depth}"
-    show(rows, title=f"Grown {receipt.growth_factor:.2f}-fold by {how}")
+    show(rows, title=title)
     if receipt.verification is not None:
         seen = receipt.verification
         print(

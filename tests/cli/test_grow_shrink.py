@@ -45,6 +45,7 @@ def test_there_and_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(grow.split()) == 0
     assert main(["shrink", "large", "back"]) == 0
     printed = capsys.readouterr().out
+    assert "-fold by clone and identity\n" in printed
     assert "by the receipt of its growth" in printed and "largest logit difference" in printed
     assert json.loads((here / "back/shrink_receipt.json").read_text())["how"] == "receipt"
     before, after = (load_file(folder / "model.safetensors") for folder in (here / "model", here / "back"))
