@@ -70,10 +70,3 @@ def perturb(model: nn.Module, *, std: float = 0.1, seed: int = 0) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(std * noise.to(parameter.dtype))
     return model
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that start several processes on one worker of pytest-xdist (`--dist loadgroup`)."""
-    for item in items:
-        if item.get_closest_marker("distributed"):
-            item.add_marker(pytest.mark.xdist_group("distributed"))

@@ -17,6 +17,7 @@ ENGINES = {"ddp": "cpu.yaml", "zero-1": "zero1.yaml", "zero-2": "zero2.yaml", "z
 
 pytestmark = [
     pytest.mark.distributed,
+    pytest.mark.xdist_group("quickstart"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="DeepSpeed compiles an operator and there is no compiler"),
 ]
 

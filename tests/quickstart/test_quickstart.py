@@ -11,7 +11,10 @@ from hf_warmscale.quickstart import run_quickstart
 from hf_warmscale.quickstart.settings import MIN_TOKENS, Settings
 from hf_warmscale.quickstart.text import ROUND, texts_in
 
-pytestmark = pytest.mark.distributed  # the suite makes the finished run once, on the worker that launches from it
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.xdist_group("quickstart"),  # the finished run is made once, on the worker that launches from it
+]
 
 USE_MODEL = """
 import sys

@@ -133,8 +133,8 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     for operator in ("clone", "identity"):
         for column in ("fp64 patched", "fp64", "fp32", "KL bf16"):
             values = row.get(operator, {})
-            largest = max((values.get(column, float("nan")), values.get(f"{column}, reloaded", float("nan"))))
-            shown[f"{operator}, {column}"] = "-" if largest != largest else f"{largest:.0e}"
+            measured = [values[name] for name in (column, f"{column}, reloaded") if name in values]
+            shown[f"{operator}, {column}"] = f"{max(measured):.0e}" if measured else "-"
     return shown
 
 

@@ -1,7 +1,8 @@
 """Measure what a growth moves: logits in float64 and float32, KL in bfloat16, before and after a save and reload.
 
 A source is a small random model in which every parameter was moved by N(0, 0.1): a fresh init hides gains of 1 and
-biases of 0. "Patched" means that norms and softmax compute in float64 too; transformers casts them to float32.
+biases of 0. "Patched" means that norms, softmax and routers are computed, and held, in float64 too; transformers casts
+them to float32.
 """
 
 import copy
@@ -9,13 +10,15 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale import grow_from_pretrained
+from hf_warmscale import grow_checkpoint, grow_from_pretrained
 from hf_warmscale.architecture import StayInFloat64
 
 BARS = {"fp64 patched": 1e-11, "fp64": 5e-6, "fp32": 2e-4}
@@ -47,11 +50,14 @@ def measure(source: PreTrainedModel, growth: Mapping[str, Any]) -> dict[str, flo
     grown, reloaded = _grow_and_reload(source, growth)
     row: dict[str, float] = {"claimed exact": grown.config.to_dict()["growth"]["exact"]}
     for name, model in {"": grown, ", reloaded": reloaded}.items():
-        # Some families cast one factor of a product to float32, or hold a router in it, and do not run in float64.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # some families cast one factor of a product to float32
             row[f"fp64{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
-        with suppress(RuntimeError), StayInFloat64():
+        with suppress(RuntimeError), StayInFloat64():  # some hold routers in float32 whatever the dtype
             row[f"fp64 patched{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
+    if "fp64 patched" not in row:
+        double, model = _grow_in_float64(source, growth)
+        with suppress(RuntimeError), StayInFloat64():
+            row["fp64 patched, reloaded"] = _difference(_logits(double, tokens), _logits(model, tokens))
     for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "KL bf16")):
         small = copy.deepcopy(source).to(dtype)
         for name, model in zip(("", ", reloaded"), _grow_and_reload(small, growth), strict=True):
@@ -75,6 +81,20 @@ def _grow_and_reload(source: PreTrainedModel, growth: Mapping[str, Any]) -> tupl
         model.set_attn_implementation("eager")
         model.set_experts_implementation("eager")
     return grown.eval(), reloaded.eval()
+
+
+def _grow_in_float64(source: PreTrainedModel, growth: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return the source and its growth with routers in float64 too: streamed, since files hold any tensor in it."""
+    double = copy.deepcopy(source).double()
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "source"), Path(folder, "grown")
+        double.save_pretrained(before)
+        grow_checkpoint(before, after, **growth)
+        grown = AutoModelForCausalLM.from_pretrained(after, dtype=torch.float64, attn_implementation="eager").double()
+        for file in after.glob("*.safetensors"):
+            grown.load_state_dict(load_file(file), strict=False)
+    grown.set_experts_implementation("eager")
+    return double, grown.eval()
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:

@@ -54,6 +54,8 @@ class Trainer:
 
     def __init__(self, training: Training, model: MupForCausalLM, lr: float, seed: int) -> None:
         self.training, self.model, self.seed = training, model, seed
+        torch.compiler.reset()  # one process trains many models, and a function is compiled only eight times
+        self.compiled = torch.compile(model)
         groups = mup_param_groups(model, lr=lr, weight_decay=training.weight_decay, eps=training.eps)
         self.optimizer = torch.optim.AdamW(groups, betas=training.betas, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -69,7 +71,7 @@ class Trainer:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
             batch = self.training.batch("train", self.seed, self.step, size=self.training.batch_size)
-            loss = self.model(input_ids=batch, labels=batch).loss
+            loss = self.compiled(input_ids=batch, labels=batch).loss
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -81,7 +83,7 @@ class Trainer:
         """Return the loss on the first validation windows, in nats per token."""
         self.model.eval()
         losses = [
-            self.model(input_ids=batch, labels=batch).loss.item()
+            self.compiled(input_ids=batch, labels=batch).loss.item()
             for batch in self.training.batch("validation", 0, size=windows).split(self.training.batch_size)
         ]
         self.model.train()
