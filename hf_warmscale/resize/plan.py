@@ -107,8 +107,8 @@ class Plan:
         if parameter is None:
             raise ValueError(
                 f"Block {target.layer} of the target would copy block {copied}, which has no {rest}, for in a "
-                f"{self.source.model_type} model the place of a block decides its kind; try another depth operator or, "
-                "with 'identity', other places (insert_after), or leave the depth as it is."
+                f"{self.source.model_type} model the place of a block decides its kind; try another depth operator "
+                "or, with 'identity', other places (insert_after), or leave the depth as it is."
             )
         return parameter
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale import grow_checkpoint, grow_from_pretrained
 from hf_warmscale.architecture import StayInFloat64
+from hf_warmscale.checkpoints import ModelWeights, open_checkpoint
 
 BARS = {"fp64 patched": 1e-11, "fp64": 5e-6, "fp32": 2e-4}
 """The largest |difference of a logit| that counts as exact; where a family cannot run, the bar is left out."""
@@ -91,8 +91,7 @@ def _grow_in_float64(source: PreTrainedModel, growth: Mapping[str, Any]) -> tupl
         double.save_pretrained(before)
         grow_checkpoint(before, after, **growth)
         grown = AutoModelForCausalLM.from_pretrained(after, dtype=torch.float64, attn_implementation="eager").double()
-        for file in after.glob("*.safetensors"):
-            grown.load_state_dict(load_file(file), strict=False)
+        grown.load_state_dict(dict(ModelWeights(open_checkpoint(after)).tensors()), strict=False)
     grown.set_experts_implementation("eager")
     return double, grown.eval()
 
