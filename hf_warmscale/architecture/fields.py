@@ -1,8 +1,10 @@
 """Which config field sets which axis, and configs of other sizes."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture.model_map import Axis
@@ -51,13 +53,29 @@ def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
 
 
 def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Return the fields that hold one entry for each layer (`layer_types` and its like)."""
-    layers = getattr(config, "num_hidden_layers", None)
-    return tuple(
-        name
-        for name, value in config.to_dict().items()
-        if isinstance(value, list) and len(value) == layers and not name.endswith("token_id")
-    )
+    """Return the fields that hold one entry for each layer (`layer_types` and its like).
+
+    A list that happens to be as long as the model is deep is none, if in the family's default config it is not.
+    """
+    layers, others = getattr(config, "num_hidden_layers", None), _other_lists(type(config))
+    return tuple(name for name, length in _lists(config).items() if length == layers and name not in others)
+
+
+@lru_cache
+def _other_lists(family: type[PreTrainedConfig]) -> frozenset[str]:
+    """Return the fields whose list has another length in the default config than its number of layers."""
+    try:
+        default = family()
+    except (StrictDataclassError, ValueError, TypeError):  # a family with sizes that it cannot guess
+        return frozenset()
+    layers = getattr(default, "num_hidden_layers", None)
+    return frozenset(name for name, length in _lists(default).items() if length not in (0, layers))
+
+
+def _lists(config: PreTrainedConfig) -> dict[str, int]:
+    """Return the length of every list."""
+    values = config.to_dict().items()
+    return {name: len(value) for name, value in values if isinstance(value, list) and not name.endswith("token_id")}
 
 
 def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:

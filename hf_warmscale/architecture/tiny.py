@@ -48,8 +48,10 @@ _NEUTRAL: Mapping[str, int] = {
     "moe_topk": 2,
     "moe_k": 2,
     "rotary_dim": 4,
+    "mamba_chunk_size": 8,
+    "chunk_size": 8,
 }
-"""Experts in one group, two of them at a time; rotary embeddings that fit the smallest head."""
+"""Experts in one group, two at a time; rotary embeddings that fit the smallest head; no scan padded to hundreds."""
 
 
 def build_meta(config: PreTrainedConfig) -> PreTrainedModel:

@@ -23,6 +23,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "bert": {**SIZES, "is_decoder": True},
     "olmo": GROUPED,
     "nanochat": GROUPED,
+    "falcon_h1": {**HEADED, "mamba_d_ssm": 32, "mamba_d_head": 8, "mamba_n_heads": 4, "mamba_d_state": 8},
 }
 INEXACT = [
     ("doge", DEEPER),  # each block multiplies the stream by a gain of its own
@@ -39,6 +40,7 @@ EXACT = [
     ("beam", PADDED),
     ("olmo", WIDER),
     ("nanochat", DEEPER),
+    ("falcon_h1", DEEPER),  # two blocks, and lists of two that are not for them
     ("bert", WIDER | {"num_attention_heads": 8}),
 ]
 
