@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from hf_warmscale.architecture.model_map import Axis
 
@@ -57,16 +57,16 @@ def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:
 
     A list that happens to be as long as the model is deep is none, if in the family's default config it is not.
     """
-    layers, others = getattr(config, "num_hidden_layers", None), _other_lists(type(config))
+    layers, others = getattr(config, "num_hidden_layers", None), _other_lists(config.model_type)
     return tuple(name for name, length in _lists(config).items() if length == layers and name not in others)
 
 
 @lru_cache
-def _other_lists(family: type[PreTrainedConfig]) -> frozenset[str]:
+def _other_lists(model_type: str) -> frozenset[str]:
     """Return the fields whose list has another length in the default config than its number of layers."""
     try:
-        default = family()
-    except (StrictDataclassError, ValueError, TypeError):  # a family with sizes that it cannot guess
+        default = CONFIG_MAPPING[model_type]()
+    except (KeyError, StrictDataclassError, ValueError, TypeError):  # a family with sizes that it cannot guess
         return frozenset()
     layers = getattr(default, "num_hidden_layers", None)
     return frozenset(name for name, length in _lists(default).items() if length not in (0, layers))
