@@ -2,7 +2,8 @@
 
 The first size is swept from scratch; the lowest point of its grid is the inherited rate. Each later size starts from
 the one before, trained at the inherited rate and grown by `szp` (one source for each seed), and is swept again: a new
-optimizer, a new warmup, other data, the same number of steps.
+optimizer, a new warmup, other data, the same number of steps. The control is swept in the same way, but not grown: it
+tells what training on does to the best rate from what the width does to it.
 """
 
 import math
@@ -61,7 +62,9 @@ class Stage:
         point = Point(self.source.config.hidden_size, self.source_lr, seed)
         if not self.source.folder(point).exists():
             self.source.train(point)
-        source = MupForCausalLM.from_pretrained(self.source.folder(point))
+        source: MupForCausalLM = MupForCausalLM.from_pretrained(self.source.folder(point))
+        if self.config.hidden_size == source.config.hidden_size:
+            return source
         widths = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
         sizes = {name: getattr(self.config, name) for name in widths}
         grown = grow_from_pretrained(source, **sizes, width="szp", seed=seed)
@@ -76,17 +79,37 @@ class Stage:
 
 def run_growth(study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int) -> None:
     """Sweep every size of the study and write `growth.json` and `growth.png`."""
-    first, *grown = study["growth"]["sizes"]
-    task, lrs = ProxyTask(str(tokens), **study["task"]), [2.0**exponent for exponent in study["log2_lrs"]]
-    run = partial(sweep_stage, seeds=study["seeds"], output=output, jobs=jobs)
-    stage = Stage(task, own_base(study["model"], first), cache / "growth")
-    curves = run(stage, lrs)
-    inherited = lowest(curves[first])
-    lrs = [inherited * 2.0**octave for octave in study["growth"]["octaves"]]
-    for size in grown:
-        stage = Stage(task, at_size(stage.config, "width", size), stage.checkpoints, stage.index + 1, stage, inherited)
-        curves |= run(stage, lrs)
+    stage, curves, inherited = from_scratch(study, tokens, output, cache, jobs)
+    for size in study["growth"]["sizes"][1:]:
+        config = at_size(stage.config, "width", size)
+        stage = Stage(stage.task, config, stage.checkpoints, stage.index + 1, stage, inherited)
+        curves |= sweep_stage(stage, around(inherited, study), seeds=study["seeds"], output=output, jobs=jobs)
     write_growth(output, inherited, TransferResult("completep", "width", curves, find_optima(curves)))
+
+
+def run_growth_control(study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int) -> None:
+    """Sweep the first size once more, trained on instead of grown."""
+    first, _, inherited = from_scratch(study, tokens, output, cache, jobs)
+    stage = Stage(first.task, first.config, cache / "growth-control", 1, first, inherited)
+    folder = output.with_name("growth-control")
+    curves = sweep_stage(stage, around(inherited, study), seeds=study["seeds"], output=folder, jobs=jobs)
+    write_growth(folder, inherited, TransferResult("completep", "width", curves, find_optima(curves)))
+
+
+def from_scratch(
+    study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int
+) -> tuple[Stage, dict[int, Curve], float]:
+    """Return the first stage, its curve, and the rate that all later stages inherit."""
+    first = study["growth"]["sizes"][0]
+    stage = Stage(ProxyTask(str(tokens), **study["task"]), own_base(study["model"], first), cache / "growth")
+    lrs = [2.0**exponent for exponent in study["log2_lrs"]]
+    curves = sweep_stage(stage, lrs, seeds=study["seeds"], output=output, jobs=jobs)
+    return stage, curves, lowest(curves[first])
+
+
+def around(inherited: float, study: dict[str, Any]) -> list[float]:
+    """Return the grid of a stage that inherits its rate."""
+    return [inherited * 2.0**octave for octave in study["growth"]["octaves"]]
 
 
 def sweep_stage(stage: Stage, lrs: list[float], *, seeds: int, output: Path, jobs: int) -> dict[int, Curve]:

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results")
     output = parser.parse_args().output
     sections = [transfer_section(path.parent) for path in sorted(output.glob("transfer-*/transfer.json"))]
-    sections += [growth_section(path.parent) for path in output.glob("growth/growth.json")]
+    sections += [growth_section(path.parent) for path in sorted(output.glob("growth*/growth.json"))]
     sections += [coordinate_section(path.parent) for path in sorted(output.glob("coordinates-*/coordinates.json"))]
     write_text(output / "results.md", "\n".join(sections))
     print((output / "results.md").read_text())

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from growth import lowest, own_base, run_growth
+from growth import lowest, own_base, run_growth, run_growth_control
 from tokens import prepare_tokens
 
 from hf_warmscale.mup import MupConfig
@@ -48,6 +48,8 @@ def main() -> None:
             run_transfer(study, part, tokens, arguments.output / f"transfer-{name}", arguments.jobs)
     if arguments.only is None or "growth" in arguments.only:
         run_growth(study, tokens, arguments.output / "growth", arguments.cache, arguments.jobs)
+    if arguments.only is None or "growth-control" in arguments.only:
+        run_growth_control(study, tokens, arguments.output / "growth", arguments.cache, arguments.jobs)
     for name, part in study["coordinates"]["studies"].items():
         if arguments.only is None or f"coordinates-{name}" in arguments.only:
             run_coordinates(study, part, tokens, arguments.output / f"coordinates-{name}", arguments.jobs)
