@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import GraniteConfig
 
-from hf_warmscale.mup.granite_form import GraniteForm, complete_entry, head_dim, mup_entry
+from hf_warmscale.mup.granite_form import BASE_WIDTHS, GraniteForm, complete_entry, head_dim, mup_entry
 
 
 @strict
@@ -48,6 +48,8 @@ class MupConfig(GraniteConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        if self.head_dim is None:
+            self._refuse_another_head_dim()
         self.head_dim = head_dim(self)
         self._refuse_heads()
         self.mup = complete_entry(self, mup_entry(self))
@@ -73,7 +75,10 @@ class MupConfig(GraniteConfig):
 
     def with_mup(self, **entries: Any) -> "MupConfig":
         """Return this config with other entries in `mup`, such as `rule`, and the multipliers that follow."""
-        return self._rebuilt({"mup": {**(self.mup or {}), **entries}})
+        entry = dict(self.mup or {})
+        if "base_hidden_size" in entries:  # the other base widths follow it, as when the config was made
+            entry = {name: value for name, value in entry.items() if name not in BASE_WIDTHS}
+        return self._rebuilt({"mup": {**entry, **entries}})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain values; it names the stock class, which loads the checkpoint."""
@@ -93,6 +98,16 @@ class MupConfig(GraniteConfig):
         for name in GraniteForm.from_config(self).forward_multipliers():
             del content[name]
         return type(self)(**{**content, **changes})
+
+    def _refuse_another_head_dim(self) -> None:
+        """Refuse heads that would follow from the widths and be of another size at the base."""
+        entry = mup_entry(self)
+        heads, width = entry.get("base_num_attention_heads"), entry.get("base_hidden_size")
+        if isinstance(heads, int) and isinstance(width, int) and heads and width / heads != head_dim(self):
+            raise ValueError(
+                f"The base has heads of {width / heads:g}, the model of {head_dim(self)}; set head_dim, and let the "
+                "number of heads grow instead."
+            )
 
     def _refuse_heads(self) -> None:
         if self.num_attention_heads % (self.num_key_value_heads or 1):

@@ -5,9 +5,22 @@ need no place in the model: the embedding takes its own, an untied readout 1/m_N
 norm's gain, and what writes to the residual stream takes m_L^-alpha (the gain of the norm after it, if there is one).
 """
 
+from dataclasses import dataclass
+
 from hf_warmscale.architecture import Axis, ModelMap, ParameterMap
 from hf_warmscale.mup.placement import Placement
 from hf_warmscale.mup.rules import Parametrization, Ratios
+
+MULTIPLIERS = (
+    "_multiplier",
+    "_multipliers",
+    "logits_scaling",
+    "logit_scale",
+    "dim_model_base",
+    "scale_depth",
+    "scale_emb",
+)
+"""How the config fields end with which families scale their own forward pass."""
 
 
 def folded_placements(model: ModelMap, base: ModelMap, parametrization: Parametrization) -> dict[str, Placement]:
@@ -19,14 +32,20 @@ def folded_placements(model: ModelMap, base: ModelMap, parametrization: Parametr
         parametrization (`Parametrization`): the rules and the tuned constants.
 
     Raises:
-        ValueError: if the base is of another family, is wider, or has heads of another size; if the readout or, for a
-            model of another depth, the residual branches cannot be identified.
+        ValueError: if the base is of another family, is wider, or has heads of another size or other multipliers; if
+            the readout or, for a model of another depth, the residual branches cannot be identified; or if an option
+            does not exist for the family.
     """
     _refuse_base(model, base)
     multipliers = _Multipliers(model, base, parametrization)
+    zero = _zero_names(model, parametrization)
     return {
         parameter.name: Placement(
-            parameter.role, _ratios(parameter, model, base), multipliers.of(parameter), parameter.layer is not None
+            parameter.role,
+            _ratios(parameter, model, base),
+            multipliers.of(parameter),
+            in_block=parameter.layer is not None,
+            zero_init=parameter.name in zero,
         )
         for parameter in model.parameters.values()
         if parameter.role != "buffer"
@@ -38,12 +57,14 @@ class _Multipliers:
 
     def __init__(self, model: ModelMap, base: ModelMap, parametrization: Parametrization) -> None:
         whole = Ratios(width=_width(model, base), depth=model.sizes[Axis.LAYERS] / base.sizes[Axis.LAYERS])
-        self.residual = parametrization.residual_multiplier(whole.depth)
+        seen = whole.seen_by(parametrization.rule)
+        native = _native_factors(model, base, seen)
+        self.residual = parametrization.residual_multiplier(whole.depth) / native.residual
         self.lookup = parametrization.multiplier("embedding", whole)
         # A family that multiplies the embedding by sqrt(hidden) has made it sqrt(m_N) times the base's.
-        native = whole.seen_by(parametrization.rule).width ** 0.5 if model.embedding_scale == "sqrt" else 1.0
-        self.embedding = self.lookup / native
-        self.readout = parametrization.multiplier("readout", whole)
+        scaled = seen.width**0.5 if model.embedding_scale == "sqrt" else 1.0
+        self.embedding = self.lookup / scaled
+        self.readout = parametrization.multiplier("readout", whole) / native.readout
         self.tied = not model.with_role("readout")
         self.final = {module for module, norm in model.norms.items() if norm.position == "final"}
         self.post = {module for module, norm in model.norms.items() if norm.position == "post"}
@@ -63,6 +84,29 @@ class _Multipliers:
         if self.post:
             return self.residual if parameter.module in self.post else 1.0
         return self.residual if parameter.module in self.writers and parameter.writes(Axis.HIDDEN) else 1.0
+
+
+@dataclass(frozen=True)
+class _Native:
+    """What a family's own forward pass multiplies, relative to the base, by sizes that its config names."""
+
+    readout: float = 1.0
+    residual: float = 1.0
+
+
+def _native_factors(model: ModelMap, base: ModelMap, ratios: Ratios) -> _Native:
+    """Return the factors of MiniCPM's kind; refuse multipliers that the base has otherwise."""
+    config, other = model.proved_on.to_dict(), base.proved_on.to_dict()
+    for name, value in config.items():
+        if ratios != Ratios() and name.endswith(MULTIPLIERS) and value != other.get(name):
+            raise ValueError(
+                f"The base's {name} is {other.get(name)}, the model's {value}; muP's factors come on top of the "
+                "family's own, so give both the same."
+            )
+    return _Native(
+        readout=1 / ratios.width if "dim_model_base" in config else 1.0,  # logits / (hidden / dim_model_base)
+        residual=ratios.depth**-0.5 if "scale_depth" in config else 1.0,  # branches * scale_depth / sqrt(layers)
+    )
 
 
 def _ratios(parameter: ParameterMap, model: ModelMap, base: ModelMap) -> Ratios:
@@ -133,3 +177,30 @@ def _refuse_residual(model: ModelMap, writers: set[str]) -> None:
             f"The residual branches of {model.model_type} cannot be identified, so the depth rule cannot be applied; "
             "take a base of the same depth, or the rule 'mup'."
         )
+
+
+def _zero_names(described: ModelMap, parametrization: Parametrization) -> set[str]:
+    """The parameters that start at 0 by option."""
+    names: set[str] = set()
+    if parametrization.zero_init_readout:
+        readout = described.with_role("readout")
+        if not readout:
+            raise ValueError("muP's zero_init_readout needs an untied readout; set tie_word_embeddings=False.")
+        names |= {parameter.name for parameter in readout}
+    if parametrization.zero_init_query:
+        query = [place for place in described.with_role("hidden") if _is_query(place)]
+        if len(query) != described.sizes[Axis.LAYERS]:
+            raise ValueError(
+                f"The query projections of {described.model_type} are not matrices of their own; drop zero_init_query."
+            )
+        names |= {parameter.name for parameter in query}
+    return names
+
+
+def _is_query(place: ParameterMap) -> bool:
+    return (
+        place.reads(Axis.HIDDEN)
+        and place.writes(Axis.HEADS)
+        and place.fan_out is not None
+        and [block.factors for block in place.dimensions[place.fan_out]] == [(Axis.HEADS, Axis.HEAD_DIM)]
+    )

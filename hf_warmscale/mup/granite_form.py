@@ -109,10 +109,9 @@ class GraniteForm:
 
     def linear_init(self, module: str) -> float:
         """Return the factor on the init std of a linear layer, by the last part of the module's path."""
-        constants = self.parametrization
-        if (module == "lm_head" and constants.zero_init_readout) or (module == "q_proj" and constants.zero_init_query):
+        if self._zero_init(module):
             return 0.0
-        return constants.setting("readout" if module == "lm_head" else "hidden", self._ratios(module)).init
+        return self.parametrization.setting("readout" if module == "lm_head" else "hidden", self._ratios(module)).init
 
     def placements(self) -> dict[str, Placement]:
         """Return the placement of every parameter, in the model's own order; a tied readout is not one."""
@@ -123,13 +122,19 @@ class GraniteForm:
                 module = path.split(".")[-1]
                 role: Role = "hidden" if module in MATRICES else "norm"
                 ratios = self._ratios(module, self.depth)
-                placements[f"{prefix}.{path}.weight"] = Placement(role, ratios, in_block=True)
+                zero = self._zero_init(module)
+                placements[f"{prefix}.{path}.weight"] = Placement(role, ratios, in_block=True, zero_init=zero)
                 if biased in self.biased:
                     placements[f"{prefix}.{path}.bias"] = Placement("bias", ratios, in_block=True)
         placements["model.norm.weight"] = Placement("final_norm", self._ratios("norm"))
         if not self.tied:
-            placements["lm_head.weight"] = Placement("readout", self._ratios("lm_head"))
+            zero = self._zero_init("lm_head")
+            placements["lm_head.weight"] = Placement("readout", self._ratios("lm_head"), zero_init=zero)
         return placements
+
+    def _zero_init(self, module: str) -> bool:
+        constants = self.parametrization
+        return {"lm_head": constants.zero_init_readout, "q_proj": constants.zero_init_query}.get(module, False)
 
     def _ratios(self, module: str, depth: float = 1.0) -> Ratios:
         reads, writes = MATRICES.get(module, ("hidden_size", "hidden_size"))
@@ -183,14 +188,15 @@ def complete_entry(config: GraniteConfig, entry: Mapping[str, Any]) -> dict[str,
 
 def _widths(config: GraniteConfig, entry: Mapping[str, Any]) -> dict[str, float]:
     widths = {"hidden_size": config.hidden_size / _size(entry, "base_hidden_size")}
-    if widths["hidden_size"] < 1:
-        raise ValueError(
-            f"The base hidden size {entry['base_hidden_size']} is wider than the model's {config.hidden_size}; "
-            "muP scales up, so take a base that is at most as wide."
-        )
     for key in BASE_WIDTHS:
         field = key.removeprefix("base_")
         widths[field] = getattr(config, field) / _size(entry, key) if key in entry else widths["hidden_size"]
+    for field, ratio in widths.items():
+        if ratio < 1:
+            raise ValueError(
+                f"The base's {field} is {entry[f'base_{field}']}, wider than the model's {getattr(config, field)}; "
+                "muP scales up, so take a base that is at most as wide."
+            )
     return widths
 
 

@@ -32,7 +32,8 @@ def mup_param_groups(
 
     Parameters are found by name, never by shape, so the groups are the same under DDP, ZeRO-3 (which hides shapes),
     `fully_shard`, `torch.compile` and peft. Every trainable parameter is in exactly one group. Trainer logs the rate
-    of the first group.
+    of the first group. Clipping by the global gradient norm is not part of muP: the norm depends on the width and on
+    where the multipliers stand.
 
     Args:
         model (`nn.Module`): a [`MupForCausalLM`], another causal LM that [`init_mup`] initialised, or what wraps one.

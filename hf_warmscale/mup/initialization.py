@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture import Axis, ModelMap, NormMap, ParameterMap, describe
+from hf_warmscale.architecture import NormMap, ParameterMap, describe
 from hf_warmscale.mup.folded_form import folded_placements
 from hf_warmscale.mup.realization import has_mup_entry
 from hf_warmscale.mup.rules import Parametrization
@@ -53,14 +53,13 @@ def init_mup(
     parametrization = parametrization or Parametrization()
     described = describe(model.config)
     placements = folded_placements(described, describe(base_config), parametrization)
-    zero = _zero_names(described, parametrization)
     sigma = std if std is not None else model.config.to_dict().get("initializer_range")
     if sigma is None:
         raise ValueError(f"The {model.config.model_type} config has no initializer_range; give std.")
     for name, parameter in model.named_parameters():
         place = described.parameters[name]
         factor = placements[name].setting(parametrization).init
-        if name in zero:
+        if placements[name].zero_init:
             nn.init.zeros_(parameter)
         elif place.role in MATRICES:
             nn.init.normal_(parameter, mean=0.0, std=sigma * factor)
@@ -87,30 +86,3 @@ def _vector(place: ParameterMap, norms: Mapping[str, NormMap], factor: float) ->
 def _zero_padding(module: nn.Module) -> None:
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight[module.padding_idx])
-
-
-def _zero_names(described: ModelMap, parametrization: Parametrization) -> set[str]:
-    """The parameters that start at 0 by option."""
-    names: set[str] = set()
-    if parametrization.zero_init_readout:
-        readout = described.with_role("readout")
-        if not readout:
-            raise ValueError("muP's zero_init_readout needs an untied readout; set tie_word_embeddings=False.")
-        names |= {parameter.name for parameter in readout}
-    if parametrization.zero_init_query:
-        query = [place for place in described.with_role("hidden") if _is_query(place)]
-        if len(query) != described.sizes[Axis.LAYERS]:
-            raise ValueError(
-                f"The query projections of {described.model_type} are not matrices of their own; drop zero_init_query."
-            )
-        names |= {parameter.name for parameter in query}
-    return names
-
-
-def _is_query(place: ParameterMap) -> bool:
-    return (
-        place.reads(Axis.HIDDEN)
-        and place.writes(Axis.HEADS)
-        and place.fan_out is not None
-        and [block.factors for block in place.dimensions[place.fan_out]] == [(Axis.HEADS, Axis.HEAD_DIM)]
-    )

@@ -44,6 +44,10 @@ def mup_optimizer(
     The rate, weight decay, eps and betas of `args` are those tuned at the base shape. The schedule multiplies every
     group's rate; Trainer logs that of the first group, the base rate.
 
+    Set `max_grad_norm=0` where two forms of one model, or a model and its base, are to train alike: clipping by the
+    global gradient norm (Trainer's default is 1) depends on the width and on where the multipliers stand. Under FSDP2
+    the groups are tested with a bare `fully_shard`; accelerate's own FSDP2 path does not run on CPU.
+
     Args:
         args (`TrainingArguments`): the same that the Trainer gets; `optim` must be a kind of AdamW.
         base_config, parametrization, factors, weight_decay_rule, timescale: see [`mup_param_groups`].

@@ -21,12 +21,14 @@ class Placement:
         absorbed (`float`): the factor that the stored weight carries instead of the forward pass (see
             [`Setting.absorb`]); 1 where the forward pass multiplies.
         in_block (`bool`): it is inside a block, where the depth counts.
+        zero_init (`bool`): it starts at 0 by option.
     """
 
     role: Role
     ratios: Ratios
     absorbed: float = 1.0
     in_block: bool = False
+    zero_init: bool = False
 
     def setting(self, parametrization: Parametrization) -> Setting:
         """Return the AdamW setting of the parameter."""

@@ -1,6 +1,7 @@
 """The two realisations of the rule table: Granite's own multipliers, or everything folded into init and optimizer."""
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import nn
 from transformers import GraniteConfig, PreTrainedConfig
@@ -42,7 +43,7 @@ def realize(
     Raises:
         ValueError: if neither or both are there, or they do not fit (see [`folded_placements`]).
     """
-    if isinstance(config, GraniteConfig) and has_mup_entry(config):
+    if has_mup_entry(config):
         if base_config is not None or parametrization is not None:
             raise ValueError("The config has a mup entry with its own base shape; leave out the base config.")
         form = GraniteForm.from_config(config)
@@ -56,9 +57,9 @@ def realize(
     return Realization(parametrization, placements, {})
 
 
-def has_mup_entry(config: PreTrainedConfig) -> bool:
+def has_mup_entry(config: PreTrainedConfig) -> TypeGuard[GraniteConfig]:
     """Tell whether a config brings its base shape along; the entry survives in a stock Granite config."""
-    return getattr(config, "mup", None) is not None
+    return isinstance(config, GraniteConfig) and getattr(config, "mup", None) is not None
 
 
 def config_of(model: nn.Module) -> PreTrainedConfig:

@@ -133,7 +133,7 @@ def _row(realization: Realization, placement: Placement, names: list[str]) -> Ta
         parameters=len(names),
         example=names[0],
         init=ZERO
-        if placement.role == "bias"
+        if placement.role == "bias" or placement.zero_init
         else cell("1" if placement.role in VECTORS else "σ", rule.init, setting.init, "·"),
         multiplier=_multiplier(realization, placement),
         lr=cell("η", rule.lr, setting.lr, "·"),

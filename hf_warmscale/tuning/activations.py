@@ -47,10 +47,12 @@ def activation_changes(
 
 @torch.no_grad()
 def activations(model: PreTrainedModel, probe: torch.Tensor, axis: Axis = "width") -> dict[str, torch.Tensor]:
-    """Return the outputs of the blocks and of every module inside them on the probe, and the logits."""
+    """Return the outputs of the blocks and of every module inside them on the probe, and the logits; no dropout."""
     seen: dict[str, torch.Tensor] = {}
+    training = model.training
     with _watching(model, axis, seen.__setitem__):
-        seen[LOGITS] = model(input_ids=probe, use_cache=False).logits.float()
+        seen[LOGITS] = model.eval()(input_ids=probe, use_cache=False).logits.float()
+    model.train(training)
     return seen
 
 

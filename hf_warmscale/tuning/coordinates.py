@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from hf_warmscale.checkpoints import write_json
 from hf_warmscale.mup import MupConfig, MupForCausalLM, RuleName, mup_param_groups
 from hf_warmscale.tuning.activations import activation_changes
 from hf_warmscale.tuning.coordinate_figure import draw_coordinates
-from hf_warmscale.tuning.ladder import Axis, ladder
+from hf_warmscale.tuning.ladder import Axis, ladder, refuse_one_size
 from hf_warmscale.tuning.proxy import ProxyTask
 from hf_warmscale.tuning.runs import Point, open_study, read_runs, run_points, workers
 
@@ -86,7 +86,7 @@ def fit_slopes(
     Raises:
         ValueError: if there are fewer than two sizes.
     """
-    _refuse_one_size(list(runs))
+    refuse_one_size(list(runs))
     names = set.intersection(*(set(changes) for seeds in runs.values() for changes in seeds))
     order = [name for name in next(iter(runs.values()))[0] if name in names]
     medians = {
@@ -140,17 +140,17 @@ def coordinate_check(
     Raises:
         ValueError: if the sizes do not fit, a run diverges, or `output` holds another study.
     """
-    _refuse_one_size(sizes)
+    refuse_one_size(sizes)
     results = []
     for rule in rules:
         configs = ladder(config.with_mup(rule=rule), axis, sizes)
         shape = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
-        settings = {name: value for name, value in asdict(task).items() if name != "tokens"}
-        study = {"task": settings, "axis": axis, "steps": steps, "rule": rule, "model": shape}
+        study = {"task": task.identity(), "axis": axis, "steps": steps, "rule": rule, "model": shape}
         runs = open_study(Path(output) / rule, study)
         points = [Point(size, lr, seed) for size in sizes for seed in range(seeds)]
         with workers(jobs) as pool:
-            missing = [point for point in points if not (runs / point.file_name).exists()]
+            done = {(run["size"], run["lr"], run["seed"]) for run in read_runs(runs)}
+            missing = [point for point in points if astuple(point) not in done]
             run_points(partial(measure_point, task, configs, axis, steps), missing, runs, pool)
         stored = {(run["size"], run["lr"], run["seed"]): run["changes"] for run in read_runs(runs)}
         by_size = {size: [stored[size, lr, seed] for seed in range(seeds)] for size in sizes}
@@ -166,7 +166,9 @@ def measure_point(
     """Train one model for a few steps and return how far each activation moved."""
     torch.manual_seed(point.seed)
     model = MupForCausalLM(configs[point.size])
-    groups = mup_param_groups(model, lr=point.lr, weight_decay=task.weight_decay, eps=task.eps)
+    groups = mup_param_groups(
+        model, lr=point.lr, weight_decay=task.weight_decay, eps=task.eps, weight_decay_rule=task.weight_decay_rule
+    )
     return {"changes": measure(model, torch.optim.AdamW(groups, betas=task.betas), task, axis, steps, point.seed)}
 
 
@@ -182,11 +184,6 @@ def measure(
             f"A model of {model.num_parameters()} parameters diverged within {steps} steps; lower the rate."
         )
     return {name: [step[name] for step in changes] for name in changes[0]}
-
-
-def _refuse_one_size(sizes: Sequence[int]) -> None:
-    if len(set(sizes)) < 2:
-        raise ValueError(f"A slope needs at least two sizes, and there are {list(sizes)}; name more.")
 
 
 def _slope(values: Mapping[int, float]) -> float:

@@ -34,6 +34,12 @@ def at_size(config: MupConfig, axis: Axis, size: int) -> MupConfig:
     return config.resized(**widths)
 
 
+def refuse_one_size(sizes: Sequence[int]) -> None:
+    """Raise a ValueError where there is nothing to compare."""
+    if len(set(sizes)) < 2:
+        raise ValueError(f"A comparison needs at least two sizes, and there are {list(sizes)}; name more.")
+
+
 def ladder(config: MupConfig, axis: Axis, sizes: Sequence[int]) -> dict[int, MupConfig]:
     """Return the config of every size."""
     return {size: at_size(config, axis, size) for size in sizes}

@@ -17,13 +17,15 @@ class Optimum:
     Args:
         size (`int`): the width or the depth.
         log2_lr (`float`): log2 of the rate at which the fitted loss is lowest.
-        low (`float`): the lower end of the 95 % bootstrap interval of `log2_lr`, over seeds.
+        low (`float`): the lower end of the bootstrap interval of `log2_lr` over seeds: 95 % with many of them; with
+            three it is hardly more than their range, which holds the truth about three times in four.
         high (`float`): its upper end.
         drift (`float`): `log2_lr` minus that of the first size, in octaves.
         drift_low (`float`): the lower end of the interval of `drift`.
         drift_high (`float`): its upper end.
         loss (`float`): the lowest mean loss on the grid, in nats.
-        at_edge (`bool`): the lowest loss is at an end of the grid, so the optimum may lie beyond it.
+        at_edge (`bool`): the lowest loss is at an end of the grid or beside a rate at which a run diverged, so the
+            optimum may lie elsewhere.
     """
 
     size: int
@@ -67,7 +69,7 @@ def find_optima(curves: Mapping[int, Curve], *, resamples: int = 1000, seed: int
             centres[size] - centres[first],
             *_interval(samples[size] - samples[first]),
             loss=min(_mean(seeds_) for seeds_ in curve.values()),
-            at_edge=len(windows[size]) < 3,
+            at_edge=len(windows[size]) < 3 or not all(math.isfinite(_mean(curve[rate])) for rate in windows[size]),
         )
         for size, curve in curves.items()
     ]

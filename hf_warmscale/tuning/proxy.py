@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,12 @@ class ProxyTask:
     weight_decay_rule: WeightDecayRule = "paper"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings as plain values, with a hash of the tokens instead of where they lie."""
+        arrays = (np.load(Path(self.tokens) / f"{split}.npy", mmap_mode="r") for split in ("train", "validation"))
+        digest = sha256(b"".join(sha256(np.ascontiguousarray(array).data).digest() for array in arrays))
+        return {**asdict(self), "tokens": digest.hexdigest()}
 
     def batches(self, split: Literal["train", "validation"], seed: int) -> Iterator[torch.Tensor]:
         """Yield batches `[batch_size, sequence_length]`, each a pure function of the split, the seed and its index."""

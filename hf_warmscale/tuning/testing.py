@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from hf_warmscale.tuning.coordinates import TOLERANCE, Build, check_models
-from hf_warmscale.tuning.ladder import Axis
+from hf_warmscale.tuning.ladder import Axis, refuse_one_size
 from hf_warmscale.tuning.optimum import find_optima
 from hf_warmscale.tuning.proxy import ProxyTask
 from hf_warmscale.tuning.sweep import Train, sweep
@@ -73,6 +73,7 @@ def assert_lr_transfers(
     Raises:
         AssertionError: with the drift of every size, if one is too large or lies at an end of the grid.
     """
+    refuse_one_size(sizes)
     curves = sweep(train, sizes=sizes, lrs=lrs, seeds=seeds, output=output, study={"sizes": list(sizes)}, jobs=jobs)
     optima = find_optima(curves)
     drifts = ", ".join(f"{optimum.size}: {optimum.drift:+.2f}" for optimum in optima)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_warmscale.checkpoints import write_json
 from hf_warmscale.mup import MupConfig, RuleName
-from hf_warmscale.tuning.ladder import Axis, ladder
+from hf_warmscale.tuning.ladder import Axis, ladder, refuse_one_size
 from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
 from hf_warmscale.tuning.proxy import ProxyTask, train_proxy
 from hf_warmscale.tuning.runs import Point
@@ -45,9 +45,9 @@ class TransferResult:
                 "rule": self.rule,
                 self.axis: optimum.size,
                 "log2 best lr": round(optimum.log2_lr, 2),
-                "95 %": interval(optimum.low, optimum.high),
+                "bootstrap": interval(optimum.low, optimum.high),
                 "drift (octaves)": round(optimum.drift, 2),
-                "drift 95 %": interval(optimum.drift_low, optimum.drift_high),
+                "bootstrap of the drift": interval(optimum.drift_low, optimum.drift_high),
                 "lowest loss": round(optimum.loss, 4),
                 "at edge": optimum.at_edge,
             }
@@ -105,6 +105,7 @@ def lr_transfer(
     Raises:
         ValueError: if the sizes or rates do not fit, or `output` holds another study.
     """
+    refuse_one_size(sizes)
     results = []
     for rule in rules:
         configs = ladder(config.with_mup(rule=rule), axis, sizes)
@@ -130,6 +131,5 @@ def train_point(task: ProxyTask, configs: Mapping[int, MupConfig], point: Point)
 
 def describe_study(task: ProxyTask, config: MupConfig, axis: Axis) -> dict[str, Any]:
     """Return what the runs of a study depend on beside their size, rate and seed; not where the tokens lie."""
-    settings = {name: value for name, value in asdict(task).items() if name != "tokens"}
     shape = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
-    return {"task": settings, "axis": axis, "model": shape}
+    return {"task": task.identity(), "axis": axis, "model": shape}

@@ -154,6 +154,22 @@ def test_what_each_weight_absorbs(family: str) -> None:
         assert placement.absorbed == pytest.approx(expected[0] if expected else 1, rel=1e-15), name
 
 
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+MINICPM: dict[str, Any] = {**LATENT, "dim_model_base": 16, "tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize(("rule", "writer"), [("completep", 1 / 2), ("mup", 1)])
+def test_what_a_family_scales_itself_is_not_scaled_twice(rule: Any, writer: float) -> None:
+    """MiniCPM divides its logits by hidden / dim_model_base and its branches by the root of the depth."""
+    wide, base = (
+        describe(sized("minicpm3", width, layers, num_key_value_heads=width // 8, **MINICPM))
+        for width, layers in ((64, 4), (16, 1))
+    )
+    absorbed = {name: place.absorbed for name, place in folded_placements(wide, base, Parametrization(rule)).items()}
+    assert absorbed["lm_head.weight"] == 1
+    assert absorbed["model.layers.0.mlp.down_proj.weight"] == writer
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_base_shape_starts_as_the_family_itself(family: str) -> None:
     config = sized(family, 16, 2, tie_word_embeddings=False)
@@ -225,6 +241,12 @@ def rates(model: nn.Module, **options: Any) -> dict[str, tuple[float, float, flo
         (sized("llama", 32, 2), sized("llama", 16, 2, head_dim=4), {}, "head_dim of 4, the model of 8"),
         (sized("llama", 32, 2), sized("llama", 16, 2), {"zero_init_readout": True}, "needs an untied readout"),
         (sized("gpt2", 32, 2), sized("gpt2", 16, 2), {"zero_init_query": True}, "not matrices of their own"),
+        (
+            sized("granite", 32, 2),
+            sized("granite", 16, 2, logits_scaling=2.0),
+            {},
+            "logits_scaling is 2.0, the model's 1.0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(

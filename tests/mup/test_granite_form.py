@@ -187,7 +187,13 @@ def test_resized_keeps_the_base_and_moves_the_multipliers() -> None:
 @pytest.mark.parametrize(
     ("changes", "entry", "message"),
     [
-        ({}, {"base_hidden_size": 32}, "base hidden size 32 is wider than the model's 16"),
+        ({}, {"base_hidden_size": 32}, "base's hidden_size is 32, wider than the model's 16"),
+        ({}, {"base_intermediate_size": 64}, "base's intermediate_size is 64, wider than the model's"),
+        (
+            {"head_dim": None},
+            {"base_hidden_size": 8, "base_num_attention_heads": 2},
+            "base has heads of 4, the model of 8",
+        ),
         ({}, {"base_hidden_size": "oops"}, "base_hidden_size is 'oops'; it must be a positive whole number"),
         ({}, {"base_num_hidden_layers": 0}, "base_num_hidden_layers is 0"),
         ({}, {"rule": "spectral"}, "'spectral' is unknown"),
@@ -201,6 +207,11 @@ def test_resized_keeps_the_base_and_moves_the_multipliers() -> None:
 def test_bad_configs_are_refused(changes: dict[str, Any], entry: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(mup=entry, **changes)
+
+
+def test_the_base_widths_follow_another_base_hidden_size() -> None:
+    wide = config(64, 4)
+    assert wide.with_mup(base_hidden_size=32).mup == config(64, 4, mup={"base_hidden_size": 32}).mup
 
 
 def test_a_config_without_a_base_is_refused() -> None:

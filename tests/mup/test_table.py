@@ -26,6 +26,13 @@ def test_four_times_as_wide_and_twice_as_deep() -> None:
     assert sum(row.parameters for row in rows.values()) == len(list(tiny_mup().parameters()))
 
 
+def test_what_starts_at_zero_says_so() -> None:
+    config = tiny_mup().config
+    rows = mup_table(config.with_mup(zero_init_query=True))
+    zero = [(row.parameters, row.example) for row in rows if row.role == "hidden" and str(row.init) == "0"]
+    assert zero == [(config.num_hidden_layers, "model.layers.0.self_attn.q_proj.weight")]
+
+
 def gpt2(width: int, layers: int) -> GPT2Config:
     return GPT2Config(
         n_embd=width,

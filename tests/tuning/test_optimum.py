@@ -47,7 +47,9 @@ def test_an_optimum_at_the_end_of_the_grid_is_said_to_be() -> None:
 
 def test_a_diverged_neighbour_leaves_the_grid_point() -> None:
     diverged = {rate: seeds if rate < 2**-5 else {0: math.inf} for rate, seeds in curve(-6.3).items()}
-    assert find_optima({64: diverged})[0].log2_lr == pytest.approx(-6.0)
+    (optimum,) = find_optima({64: diverged})
+    assert optimum.log2_lr == pytest.approx(-6.0)
+    assert optimum.at_edge
     with pytest.raises(ValueError, match="Every run of size 64 diverged"):
         find_optima({64: {rate: {0: math.inf} for rate in RATES}})
 

@@ -1,6 +1,9 @@
 """The two checks on real training: small, but the real model, optimizer and files."""
 
 import json
+import shutil
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_warmscale.mup import MupConfig, MupForCausalLM, mup_param_groups
 from hf_warmscale.tuning import ProxyTask, assert_coordinates, at_size, coordinate_check, lr_transfer, train_proxy
@@ -97,6 +101,27 @@ def test_standard_parametrization_fails_where_mup_does_not(task: ProxyTask, tmp_
     stored = json.loads((out / "coordinates.json").read_text())
     assert [result["label"] for result in stored] == ["completep", "standard"]
     assert (out / "coordinates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_tokens_are_another_study(task: ProxyTask, tmp_path: Path) -> None:
+    lrs = [2.0**exponent for exponent in (-8, -6, -4)]
+    run = partial(lr_transfer, config(), axis="width", sizes=[32, 64], lrs=lrs, output=tmp_path / "out", seeds=1)
+    short = replace(task, steps=2)
+    run(short)
+    moved = tmp_path / "moved"
+    shutil.copytree(task.tokens, moved, ignore=shutil.ignore_patterns("out", "moved"))
+    run(replace(short, tokens=str(moved)))
+    np.save(moved / "train.npy", np.load(moved / "train.npy")[::-1])
+    with pytest.raises(ValueError, match="holds the runs of another study"):
+        run(replace(short, tokens=str(moved)))
+
+
+def test_dropout_does_not_move_activations(task: ProxyTask) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4))
+    batch, probe = islice(task.batches("train", 0), 2)
+    (still,) = activation_changes(model.train(), torch.optim.SGD(model.parameters(), lr=0.0), [batch], probe)
+    assert set(still.values()) == {0.0}
+    assert model.training
 
 
 def test_coordinates_of_own_models(task: ProxyTask) -> None:

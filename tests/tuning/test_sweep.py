@@ -85,6 +85,11 @@ def test_assertion_for_own_models(tmp_path: Path) -> None:
         assert_lr_transfers(partial(toy_loss, drift=-0.6), sizes=[16, 64], lrs=LRS, output=tmp_path / "drifting")
 
 
+def test_one_size_proves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least two sizes, and there are \[16\]"):
+        assert_lr_transfers(toy_loss, sizes=[16], lrs=LRS, output=tmp_path)
+
+
 def endless_loss(pids: Path, point: Point) -> float:
     """Say who trains, and never end."""
     (pids / str(os.getpid())).touch()

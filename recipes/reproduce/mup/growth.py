@@ -6,9 +6,11 @@ optimizer, a new warmup, other data, the same number of steps. The control is sw
 tells what training on does to the best rate from what the width does to it.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,13 @@ class Stage:
         return grown
 
     def folder(self, point: Point) -> Path:
-        """Where the weights of a trained point are."""
-        return self.checkpoints / Path(point.file_name).stem
+        """Where the weights of a trained point are: of this very study."""
+        digest = sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return self.checkpoints / digest[:12] / Path(point.file_name).stem
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the runs of this stage depend on beside their rate and seed."""
+        return {**describe_study(self.task, self.config, "width"), "source_lr": self.source_lr}
 
 
 def run_growth(study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int) -> None:
@@ -115,7 +122,6 @@ def around(inherited: float, study: dict[str, Any]) -> list[float]:
 def sweep_stage(stage: Stage, lrs: list[float], *, seeds: int, output: Path, jobs: int) -> dict[int, Curve]:
     """Sweep one size."""
     size = stage.config.hidden_size
-    identity = {**describe_study(stage.task, stage.config, "width"), "source_lr": stage.source_lr}
     return dict(
         sweep(
             partial(Stage.train, stage),
@@ -123,7 +129,7 @@ def sweep_stage(stage: Stage, lrs: list[float], *, seeds: int, output: Path, job
             lrs=lrs,
             seeds=seeds,
             output=output / f"size-{size}",
-            study=identity,
+            study=stage.identity(),
             jobs=jobs,
         )
     )
@@ -146,7 +152,7 @@ def growth_rows(inherited: float, result: TransferResult) -> list[dict[str, obje
                 "width": optimum.size,
                 "log2 inherited lr": round(math.log2(inherited), 2),
                 "log2 best lr": round(optimum.log2_lr, 2),
-                "95 %": f"{optimum.low:.2f} .. {optimum.high:.2f}",
+                "bootstrap": f"{optimum.low:.2f} .. {optimum.high:.2f}",
                 "best - inherited (octaves)": round(offset, 2),
                 "within half an octave": abs(offset) <= 0.5 and not optimum.at_edge,
                 "loss at inherited": round(sum(losses) / len(losses), 4),
