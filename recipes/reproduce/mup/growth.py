@@ -138,7 +138,8 @@ def sweep_stage(stage: Stage, lrs: list[float], *, seeds: int, output: Path, job
 def write_growth(output: Path, inherited: float, result: TransferResult) -> None:
     """Write the curves, the best rates and the picture."""
     write_json(output / "growth.json", {"inherited_lr": inherited, **result.to_dict()})
-    draw_transfer(output / "growth.png", [result])
+    if len(result.curves) > 1:
+        draw_transfer(output / "growth.png", [result])
 
 
 def growth_rows(inherited: float, result: TransferResult) -> list[dict[str, object]]:
