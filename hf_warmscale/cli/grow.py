@@ -67,8 +67,10 @@ def decibels(text: str) -> float | None:
 
 def operators(receipt: "GrowthReceipt", grown: Sequence[object]) -> str:
     """Name the operators that had something to do: of widths, of depth, or both."""
-    used = [receipt.width] if any(axis != "num_hidden_layers" for axis in grown) else []
-    return " and ".join([*used, receipt.depth] if "num_hidden_layers" in grown else used)
+    widths = set(grown) - {"num_hidden_layers", "num_experts", "moe_intermediate_size"}
+    used = [receipt.width] if widths else []
+    used += [receipt.depth] if "num_hidden_layers" in grown else []
+    return " and ".join([*used, "experts"] if receipt.experts is not None else used)
 
 
 def run(arguments: Namespace) -> None:

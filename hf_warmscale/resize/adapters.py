@@ -62,7 +62,9 @@ def grow_adapter(
     tensors = grow_lora(load_file(adapter / ADAPTER_FILE), plan)
     with staged_directory(folder) as staging:
         save_file(tensors, staging / ADAPTER_FILE, metadata={"format": "pt"})
-        write_json(staging / ADAPTER_CONFIG, {**config, "base_model_name_or_path": os.fspath(grown)})
+        # By name, for what was asked may have held the numbers of blocks.
+        targets = {"target_modules": sorted({_module(key) for key in tensors}), "exclude_modules": None}
+        write_json(staging / ADAPTER_CONFIG, {**config, **targets, "base_model_name_or_path": os.fspath(grown)})
 
 
 def grow_lora(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -85,6 +87,10 @@ def grow_lora(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     if left := tensors.keys() - used:
         raise ValueError(f"The adapter holds {min(left)}, which is no LoRA of a linear layer; grow the merged model.")
     return grown
+
+
+def _module(key: str) -> str:
+    return key.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0]
 
 
 def _factors(copy: Transfer, target: ParameterMap, rank: int, plan: Plan) -> tuple[Transfer, Transfer]:

@@ -15,7 +15,7 @@ def width_obstacle(plan: Plan) -> str | None:
     """Return why growing these widths moves the logits, with the remedy; `None` if nothing is known to."""
     for axis, reason in plan.source.frozen.items():
         if axis in plan.axes:
-            return f"{axis} grows, but {reason}; leave it as it is"
+            return f"{axis} changes, but {reason}; leave it as it is"
     return _uneven_norm(plan) if plan.operator.divides else _unpadded_norm(plan)
 
 
@@ -39,7 +39,9 @@ def _unpadded_norm(plan: Plan) -> str | None:
         return None
     for norm in plan.source.norms.values():
         if norm.position in ("residual", "embedding") or (norm.position == "post" and norm.centered):
-            return f"{norm.module} normalises the residual stream itself; use clone with a multiple of the hidden size"
+            smaller = plan.target.sizes[Axis.HIDDEN] < plan.source.sizes[Axis.HIDDEN]
+            remedy = "leave the hidden size as it is" if smaller else "use clone with a multiple of the hidden size"
+            return f"{norm.module} normalises the residual stream itself; {remedy}"
     return None
 
 

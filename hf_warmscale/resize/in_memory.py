@@ -24,7 +24,7 @@ def grow_model(
         model.config, request, request.dtype or model.dtype, None if factor is None else float(factor)
     )
     state = model.state_dict()
-    weights = {name: state[name] for name in growth.source.parameters}
+    weights = {name: state[name].cpu() for name in growth.source.parameters}
     for name, tensor in weights.items():
         refuse_non_finite(name, tensor)
     tensors = {name: growth.tensor(name, weights.__getitem__) for name in growth.target.parameters}

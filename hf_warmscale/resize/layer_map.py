@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 DepthOperator = Literal["stack", "interleave", "identity", "dus"]
 
@@ -47,7 +47,9 @@ def layer_map(
     """
     if insert_after is not None and operator != "identity":
         raise ValueError(f"insert_after places the new blocks of the depth operator identity, not of {operator}.")
-    if target == layers:
+    if operator not in get_args(DepthOperator):
+        raise ValueError(f"The depth operator {operator!r} is unknown; use stack, interleave, identity or dus.")
+    if target == layers and not insert_after:
         return LayerMap(tuple(range(layers)))
     if operator == "stack":
         return LayerMap(tuple(layer % layers for layer in range(target)))
@@ -55,9 +57,7 @@ def layer_map(
         return LayerMap(tuple(layer * layers // target for layer in range(target)))
     if operator == "dus":
         return _depth_up_scaling(layers, target)
-    if operator == "identity":
-        return _insert(layers, target, insert_after)
-    raise ValueError(f"The depth operator {operator!r} is unknown; use stack, interleave, identity or dus.")
+    return _insert(layers, target, insert_after)
 
 
 def _depth_up_scaling(layers: int, target: int) -> LayerMap:
@@ -71,7 +71,7 @@ def _depth_up_scaling(layers: int, target: int) -> LayerMap:
 
 def _insert(layers: int, target: int, insert_after: Sequence[int] | None) -> LayerMap:
     count = target - layers
-    evenly = [-(-(i + 1) * layers // count) - 1 for i in range(count)]
+    evenly = [] if not count else [-(-(i + 1) * layers // count) - 1 for i in range(count)]
     places = sorted(insert_after) if insert_after is not None else evenly
     if len(places) != count:
         raise ValueError(f"{target} blocks from {layers} are {count} new ones, but {len(places)} places are named.")

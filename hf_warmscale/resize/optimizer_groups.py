@@ -15,7 +15,7 @@ from hf_warmscale.architecture import ModelMap
 from hf_warmscale.checkpoints import skeleton
 from hf_warmscale.mup import Parametrization, Setting, TrainingFactors, mup_param_groups
 from hf_warmscale.mup.folded_form import folded_placements
-from hf_warmscale.resize.moments import OptimizerKind, growth_setting, muon_shape_factor
+from hf_warmscale.resize.moments import POWERS, OptimizerKind, growth_setting, muon_shape_factor
 from hf_warmscale.resize.plan import Plan
 from hf_warmscale.resize.target import is_mup
 
@@ -90,6 +90,7 @@ def read_groups(
     Raises:
         ValueError: if no way of making groups gives these.
     """
+    _refuse_kind(state)
     model = skeleton(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     groups = state["param_groups"]
@@ -158,6 +159,16 @@ def _peak(group: Group) -> float:
     return float(group.get("initial_lr", group["lr"]))
 
 
+def _refuse_kind(state: dict[str, Any]) -> None:
+    """Refuse an optimizer whose state or rates do not follow a growth as those of Adam or Muon do."""
+    kept = {key for entry in state["state"].values() for key, value in entry.items() if isinstance(value, Tensor)}
+    muon = "ns_steps" in state["param_groups"][0]
+    if strange := kept - POWERS.keys() - {"step"} | ({"momentum_buffer"} & kept if not muon else set()):
+        raise ValueError(
+            f"The optimizer keeps {min(strange)!r}, which growth cannot follow; it knows Adam, AdamW and Muon."
+        )
+
+
 def _fits(saved: SavedOptimizer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     groups = saved.state["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group.names) for group in saved.groups]:
@@ -193,18 +204,22 @@ def grown_factors(plan: Plan, saved: SavedOptimizer) -> TrainingFactors:
 
 
 def _change(plan: Plan, name: str, saved: SavedOptimizer) -> Setting:
-    if not plan.operator.keeps_logits:
-        parametrization = Parametrization(rule="mup")
-        placement = folded_placements(plan.target, plan.source, parametrization)[name]
-        return placement.setting(parametrization)
     copy = plan.copy(name)
-    change = growth_setting(copy, saved.kind)
+    change = growth_setting(copy, saved.kind) if plan.operator.keeps_logits else _mup_setting(plan, name, saved.kind)
     if saved.kind == "adam":
         return change
     adjust = saved.state["param_groups"][0].get("adjust_lr_fn")
     before = plan.source.parameters[copy.source].shape(plan.source.sizes)
     own = muon_shape_factor(copy.shape, adjust) / muon_shape_factor(before, adjust)
     return replace(change, lr=change.lr / own, weight_decay=change.weight_decay * own)
+
+
+def _mup_setting(plan: Plan, name: str, kind: OptimizerKind) -> Setting:
+    parametrization = Parametrization(rule="mup")
+    placement = folded_placements(plan.target, plan.source, parametrization)[name]
+    if kind == "adam":
+        return placement.setting(parametrization)
+    return parametrization.muon_setting(placement.role, placement.ratios).absorb(placement.absorbed)
 
 
 def _product(one: Setting, other: Setting) -> Setting:

@@ -173,8 +173,6 @@ def _grown_value(key: str, value: Any, transfer: Transfer, *, first_only: bool, 
     """Return one entry of the state: a moment, or a count of steps."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    if key not in POWERS:
-        raise ValueError(f"The optimizer keeps {key!r}, which growth cannot follow; it knows Adam, AdamW and Muon.")
     moment = moment_transfer(transfer, POWERS[key], first_copies_only=first_only, silent=silent)
     return transfer_tensor(moment, value, key=key, dtype=value.dtype)
 

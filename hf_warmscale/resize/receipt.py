@@ -35,7 +35,7 @@ class Verification:
         max_abs_logit_difference (`float`): over the source's vocabulary.
         rounding (`float`): the difference that the arithmetic alone may make, at this dtype and size of logits.
         kl_divergence (`float`): KL(source || grown), mean over positions, in nats.
-        activation_rms (`dict`): the RMS of the residual stream after each block, `"source"` and `"grown"`.
+        activation_rms (`dict`): the RMS of the residual stream after each block, `"source"` and `"target"`.
     """
 
     tokens: int
@@ -131,7 +131,10 @@ def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[s
             f"The model grows {receipt.growth_factor:.1f}-fold; beyond {LARGE_GROWTH:g}-fold training from scratch is "
             "often as good (arXiv:2605.13405)."
         )
-    if receipt.duplicate_fraction > 0.25 and receipt.width == "clone" and receipt.snr_db is None:
+    # A duplicate is a copy beyond the first, so without noise the new capacity is what is duplicated.
+    widened = any(receipt.sizes.get(a) != size for a, size in receipt.source_sizes.items() if a != "num_hidden_layers")
+    copied = receipt.duplicate_fraction * receipt.parameters > 0.25 * (receipt.parameters - receipt.source_parameters)
+    if widened and copied and receipt.width in ("clone", "net2net") and receipt.snr_db is None:
         warnings.append(
             "Copies without noise get equal gradients and stay copies, so the new capacity is never used; set snr_db, "
             "or train with dropout."

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_warmscale.architecture import Axis, ModelMap, describe
 from hf_warmscale.checkpoints import (
@@ -21,6 +27,7 @@ from hf_warmscale.checkpoints import (
     write_json,
 )
 from hf_warmscale.resize.engine import transfer_tensor
+from hf_warmscale.resize.exactness import width_obstacle
 from hf_warmscale.resize.importance import Importance, measure_importance
 from hf_warmscale.resize.in_memory import load_weights, match_source
 from hf_warmscale.resize.kept import kept_blocks, kept_everywhere, kept_in_block
@@ -110,7 +117,7 @@ def shrink_from_pretrained(
     described = describe(model.config)
     wanted = requested_sizes(described, sizes)
     state = model.state_dict()
-    weights = {name: state[name] for name in described.parameters}
+    weights = {name: state[name].cpu() for name in described.parameters}
     for name, tensor in weights.items():
         refuse_non_finite(name, tensor)
     receipt = receipt_to_undo(model.config, described, wanted) if undo_growth else None
@@ -123,7 +130,7 @@ def shrink_from_pretrained(
     match_source(small, model)
     small.generation_config = copy.deepcopy(model.generation_config)
     if verify:
-        record.verification = verify_growth(small, model, described.layer_path, probe_tokens(small))
+        record.verification = verify_growth(model, small, described.layer_path, probe_tokens(small))
     setattr(small, SHRINK_ATTRIBUTE, record.to_dict())
     return small
 
@@ -194,6 +201,8 @@ def _by_importance(
     tokens = _calibration_tokens(model, calibration)
     importance = measure_importance(model, source, tokens)
     plan, config = _plan(model, source, sizes, importance, dtype)
+    if (obstacle := width_obstacle(plan)) is not None:
+        raise ValueError(f"This {source.model_type} model cannot be shrunk to these sizes: {obstacle}.")
     tensors = {}
     for name in plan.target.parameters:
         transfer = plan.transfer(name)
@@ -241,13 +250,28 @@ def _calibration_tokens(model: PreTrainedModel, calibration: Calibration | None)
         return calibration
     if calibration is None:
         return probe_tokens(model)
-    if not calibration:
+    if not any(calibration):
         raise ValueError("The calibration has no text; give at least one.")
-    tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path, trust_remote_code=False)
+    tokenizer = _tokenizer(model.config.name_or_path)
     longest = getattr(model.config, "max_position_embeddings", None) or 1024
     ids = [token for text in calibration for token in tokenizer(text, verbose=False)["input_ids"]]
+    if max(ids) >= model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer gives the token {max(ids)}, and the model knows {model.config.vocab_size}; give the "
+            "calibration as token ids, or the tokenizer of the model."
+        )
     length = min(longest, 1024, len(ids))
     return torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
+
+
+def _tokenizer(source: str | None) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source or "", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source or 'The model'} has no tokenizer that transformers can load; give the calibration as token ids."
+        ) from error
+    return tokenizer
 
 
 def _record(

@@ -23,6 +23,7 @@ from hf_warmscale.checkpoints import (
 from hf_warmscale.resize.experts import Upcycling, plan_target, receipt_of
 from hf_warmscale.resize.receipt import RECEIPT_FILE, GrowthReceipt, finish_receipt, with_entry
 from hf_warmscale.resize.request import Growth, GrowthRequest
+from hf_warmscale.resize.target import stored_embedding_factor
 from hf_warmscale.resize.verify import probe_tokens, verify_growth
 
 
@@ -38,7 +39,8 @@ def grow_stored(
     """Grow a stored model into a new folder; see [`grow_checkpoint`]."""
     refuse_existing(output)
     weights = ModelWeights(open_checkpoint(source))
-    growth = plan_target(weights.checkpoint.config, request, request.dtype or next(iter(weights.specs.values())).dtype)
+    config, stored = weights.checkpoint.config, next(iter(weights.specs.values())).dtype
+    growth = plan_target(config, request, request.dtype or stored, stored_embedding_factor(config, stored))
     with staged_directory(output) as folder:
         copy_side_files(weights.checkpoint.folder, folder)
         _write_weights(growth, request.dtype, weights, folder, max_shard_size)

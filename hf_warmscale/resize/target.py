@@ -165,12 +165,19 @@ def embedding_buffer(model: PreTrainedModel) -> torch.Tensor | None:
     return dict(model.get_input_embeddings().named_buffers()).get("embed_scale")
 
 
+def stored_embedding_factor(config: PreTrainedConfig, dtype: torch.dtype) -> float | None:
+    """Return what a stored model of Gemma's kind holds in its buffer when it is loaded in `dtype`; else `None`."""
+    with torch.device("meta"):
+        buffer = embedding_buffer(AutoModelForCausalLM.from_config(config))
+    if buffer is None:
+        return None
+    hidden_size: int = config.to_dict()[find_field(config, Axis.HIDDEN) or ""]
+    return float(torch.tensor(hidden_size**0.5, dtype=torch.float64).to(dtype))
+
+
 def _sqrt_as_held(config: PreTrainedConfig, hidden_size: int, dtype: torch.dtype) -> float:
     """Return sqrt(hidden size), rounded as a model of this family holds it."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    factor = torch.tensor(hidden_size**0.5, dtype=torch.float64)
-    return float(factor if embedding_buffer(model) is None else factor.to(dtype))
+    return stored_embedding_factor(config, dtype) or hidden_size**0.5
 
 
 def _resized_mup(config: PreTrainedConfig, sizes: Sizes) -> PreTrainedConfig:

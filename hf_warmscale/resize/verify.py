@@ -38,17 +38,18 @@ def probe_tokens(model: PreTrainedModel) -> Tensor:
 
 
 def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor) -> Verification:
-    """Compare two models on the same tokens.
+    """Compare two models on the same tokens, over the vocabulary of the smaller one.
 
     Args:
         source (`PreTrainedModel`): the source.
-        grown (`PreTrainedModel`): the grown model; new tokens of its vocabulary are left out.
+        grown (`PreTrainedModel`): what was made of it.
         layer_path (`str`): the path of the list of blocks.
         tokens (`Tensor`): token ids `[batch, tokens]`.
     """
     before, rms_before = _run(source, layer_path, tokens)
     after, rms_after = _run(grown, layer_path, tokens)
-    after = after[..., : before.shape[-1]]
+    known = min(before.shape[-1], after.shape[-1])
+    before, after = before[..., :known], after[..., :known]
     divergence = nn.functional.kl_div(
         after.double().log_softmax(-1), before.double().log_softmax(-1), log_target=True, reduction="none"
     )
@@ -57,7 +58,7 @@ def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: s
         max_abs_logit_difference=float((before.double() - after.double()).abs().max()),
         rounding=rounding(before),
         kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
-        activation_rms={"source": rms_before, "grown": rms_after},
+        activation_rms={"source": rms_before, "target": rms_after},
     )
 
 
@@ -84,4 +85,4 @@ def _run(model: PreTrainedModel, layer_path: str, tokens: Tensor) -> tuple[Tenso
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return logits, rms
+    return logits.cpu(), rms

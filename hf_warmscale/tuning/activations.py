@@ -32,7 +32,7 @@ def activation_changes(
         axis (`"width"` or `"depth"`): what the changes will be compared over.
 
     Returns:
-        `list[dict[str, float]]`: for each step, by module path; over depths, by `comparable_name`.
+        `list[dict[str, float]]`: for each step, by module path; over depths, by `comparable_names`.
     """
     start = activations(model, probe, axis)
     changes = []
@@ -56,17 +56,24 @@ def activations(model: PreTrainedModel, probe: torch.Tensor, axis: Axis = "width
     return seen
 
 
-def comparable_name(name: str, layer_path: str, layers: int) -> str | None:
-    """Return a module path by where its block stands, the `middle` or the `last` one; `None` for other blocks.
+def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:
+    """Return what a module is called where depths are compared: by its share of the depth; nothing if it has none.
 
-    Depths compare at the same share of the depth. The stream after a fixed number of blocks does not: each block adds
-    1/m_L of what it did at the base, so its change shrinks by rule.
+    The stream after a fixed number of blocks does not compare: each block adds 1/m_L of what it did at the base. What
+    compares is the stream after half of the blocks (`middle`), what the next block makes of it (`middle.mlp`), and the
+    last block; with two blocks that next one is the last.
+
+    Args:
+        name (`str`): a module path.
+        layer_path (`str`): that of the list of blocks.
+        layers (`int`): their number.
     """
-    match = re.match(rf"{re.escape(layer_path)}\.(\d+)(.*)", name)
+    match = re.fullmatch(rf"{re.escape(layer_path)}\.(\d+)(.*)", name)
     if match is None:
-        return name
-    position = {layers // 2 - 1: "middle", layers - 1: "last"}.get(int(match[1]))
-    return None if position is None else f"{layer_path}.{position}{match[2]}"
+        return [name]
+    middle = layers // 2 if match[2] else layers // 2 - 1
+    positions = {"middle": middle, "last": layers - 1}
+    return [f"{layer_path}.{position}{match[2]}" for position, place in positions.items() if place == int(match[1])]
 
 
 @contextmanager
@@ -75,10 +82,10 @@ def _watching(model: PreTrainedModel, axis: Axis, record: Callable[[str, torch.T
     readout = model.get_output_embeddings()
     handles = []
     for path, module in model.named_modules():
-        name = comparable_name(path, layer_path, layers) if axis == "depth" else path
+        names = comparable_names(path, layer_path, layers) if axis == "depth" else [path]
         looked_at = not list(module.children()) or path.rpartition(".")[0] == layer_path
-        if looked_at and name is not None and module is not readout:
-            handles.append(module.register_forward_hook(_recorder(name, record)))
+        if looked_at and module is not readout:
+            handles += [module.register_forward_hook(_recorder(name, record)) for name in names]
     try:
         yield
     finally:

@@ -19,15 +19,18 @@ GROWTHS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_adapter(model: PreTrainedModel) -> PeftModel:
-    adapted = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules="all-linear"))
+def with_adapter(model: PreTrainedModel, targets: str | list[str] = "all-linear") -> PeftModel:
+    adapted = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules=targets))
     perturb(adapted, std=0.05)
     return adapted.double().eval()
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
-def test_model_and_adapter_compute_what_they_did(family: str, tmp_path: Path) -> None:
-    adapted = with_adapter(random_model(FAMILIES[family](True)))
+ONE_BLOCK = ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
+
+
+@pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("opt", "all-linear"), ("llama", ONE_BLOCK)])
+def test_model_and_adapter_compute_what_they_did(family: str, targets: str | list[str], tmp_path: Path) -> None:
+    adapted = with_adapter(random_model(FAMILIES[family](True)), targets)
     adapted.save_pretrained(str(tmp_path / "adapter"))
     with torch.no_grad(), StayInFloat64():
         expected = adapted(input_ids=tokens()).logits

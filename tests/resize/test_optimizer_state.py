@@ -242,3 +242,15 @@ def test_pickled_code_is_not_run(source: Path, tmp_path: Path) -> None:
     torch.save({"state": {}, "param_groups": [Path("x")]}, tmp_path / "optimizer.pt")
     with pytest.raises(ValueError, match="plain tensors"):
         grow_optimizer_state(tmp_path, tmp_path / "grown")
+
+
+def test_an_optimizer_that_growth_cannot_follow(source: Path, tmp_path: Path) -> None:
+    grow_checkpoint(source, tmp_path / "grown", hidden_size=64)
+    model = random_model(FAMILIES["llama"](True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+    train(model, optimizer, 0, 1)
+    for path in source.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    with pytest.raises(ValueError, match="keeps 'momentum_buffer', which growth cannot follow"):
+        grow_optimizer_state(tmp_path, tmp_path / "grown")

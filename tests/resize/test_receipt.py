@@ -33,7 +33,7 @@ def test_memory_config_and_folder_tell_the_same(source: PreTrainedModel, tmp_pat
     assert stored.growth_factor == pytest.approx(grown.num_parameters() / source.num_parameters())
     assert stored.verification is not None
     assert stored.verification.max_abs_logit_difference <= stored.verification.rounding
-    assert len(stored.verification.activation_rms["grown"]) == 3
+    assert len(stored.verification.activation_rms["target"]) == 3
 
 
 def test_a_receipt_remakes_its_maps(source: PreTrainedModel) -> None:
@@ -51,6 +51,14 @@ def test_a_receipt_remakes_its_maps(source: PreTrainedModel) -> None:
         for name, weight in grown.state_dict().items():
             if name in plan.target.parameters:
                 assert plan.transfer(name).shape == weight.shape
+
+
+@pytest.mark.parametrize("request_", [{"width": "net2net"}, {"snr_db": None}])
+def test_copies_that_cannot_part_are_warned_of(source: PreTrainedModel, request_: dict[str, Any]) -> None:
+    """Also where the copies are few beside an embedding that does not grow."""
+    doubled = 2 * source.config.intermediate_size
+    with pytest.warns(UserWarning, match="Copies without noise"):
+        grow_from_pretrained(source, intermediate_size=doubled, **request_, verify=False)
 
 
 def test_duplicates(source: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.resize import grow_from_pretrained, shrink_from_pretrained
@@ -156,3 +156,9 @@ def test_refused(case: str) -> None:
     source = random_model(FAMILIES["llama"](True))
     with pytest.raises(ValueError, match=words):
         shrink_from_pretrained(source, **arguments)
+
+
+def test_heads_with_a_bias_of_their_own_stay() -> None:
+    config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=2, n_head=4, vocab_size=64)
+    with pytest.raises(ValueError, match="cannot be shrunk to these sizes"):
+        shrink_from_pretrained(random_model(config), num_attention_heads=2)

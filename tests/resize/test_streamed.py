@@ -62,6 +62,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "fractional": ({"hidden_size": 64.0}, "whole number"),
     "operator": ({"hidden_size": 64, "width": "copy"}, "unknown"),
     "experts": ({"num_experts": 4}, "mixtral model has no"),
+    "places without blocks": (
+        {"hidden_size": 64, "depth": "identity", "insert_after": [0]},
+        "2 blocks from 2 are 0 new ones",
+    ),
+    "depth operator": ({"hidden_size": 64, "depth": "double"}, "depth operator 'double' is unknown"),
     "no decibels": ({"hidden_size": 64, "snr_db": float("nan")}, "snr_db is nan"),
     "no factor": ({"hidden_size": 64, "width": "szp", "shrink": float("nan")}, "factor is nan"),
 }
@@ -74,6 +79,16 @@ def test_refused_and_nothing_written(case: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         grow_checkpoint(tmp_path / "source", tmp_path / "out", **request)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_factor_of_gemmas_embedding_is_the_sources(tmp_path: Path) -> None:
+    """In bfloat16 sqrt(32) is held as 5.65625, whatever the dtype of the target."""
+    random_model(FAMILIES["gemma2"](True), dtype=torch.bfloat16).save_pretrained(tmp_path / "source")
+    wide: dict[str, Any] = {"hidden_size": 64, "dtype": torch.float32}
+    grow_checkpoint(tmp_path / "source", tmp_path / "grown", **wide)
+    live = grow_from_pretrained(tmp_path / "source", **wide, verify=False).state_dict()
+    stored = bits(tmp_path / "grown")
+    assert all(torch.equal(stored[key], live[key]) for key in stored)
 
 
 def test_a_nan_is_refused(tmp_path: Path) -> None:

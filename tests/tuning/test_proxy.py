@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_warmscale.mup import MupConfig, MupForCausalLM, mup_param_groups
 from hf_warmscale.tuning import ProxyTask, assert_coordinates, at_size, coordinate_check, lr_transfer, train_proxy
-from hf_warmscale.tuning.activations import LOGITS, activation_changes, comparable_name
+from hf_warmscale.tuning.activations import LOGITS, activation_changes, comparable_names
 
 ZERO = {"zero_init_query": True, "zero_init_readout": True}
 
@@ -70,9 +70,15 @@ def test_sizes_keep_their_proportions() -> None:
 
 def test_names_compare_over_depths() -> None:
     """Half of the depth and all of it."""
-    names = [comparable_name(f"model.layers.{index}.mlp", "model.layers", 4) for index in range(4)]
-    assert names == [None, "model.layers.middle.mlp", None, "model.layers.last.mlp"]
-    assert comparable_name("model.norm", "model.layers", 4) == "model.norm"
+    streams, parts = (
+        [comparable_names(f"model.layers.{index}{part}", "model.layers", 4) for index in range(4)]
+        for part in ("", ".mlp")
+    )
+    assert streams == [[], ["model.layers.middle"], [], ["model.layers.last"]]
+    assert parts == [[], [], ["model.layers.middle.mlp"], ["model.layers.last.mlp"]]
+    both = ["model.layers.middle.mlp", "model.layers.last.mlp"]
+    assert comparable_names("model.layers.1.mlp", "model.layers", 2) == both
+    assert comparable_names("model.norm", "model.layers", 4) == ["model.norm"]
 
 
 def test_changes_are_those_of_the_activations(task: ProxyTask) -> None:
