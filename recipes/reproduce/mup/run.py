@@ -62,11 +62,11 @@ def run_transfer(study: dict[str, Any], part: dict[str, Any], tokens: Path, outp
     config = MupConfig(**base, mup=entry)
     results = lr_transfer(
         at_size(config, "width", part.get("hidden_size", base["hidden_size"])),
-        ProxyTask(str(tokens), **study["task"]),
+        ProxyTask(str(tokens), **study["task"] | part.get("task", {})),
         axis=part["axis"],
         sizes=part["sizes"],
         lrs=[2.0**exponent for exponent in study["log2_lrs"]],
-        rules=study["rules"],
+        rules=part.get("rules", study["rules"]),
         seeds=study["seeds"],
         output=output,
         jobs=jobs,
