@@ -114,7 +114,10 @@ class Trials:
             `Trial` or `None`: nothing if in the same moment another worker began a trial at this point, or the last
             one of the limit; ask again.
         """
-        finished, running = self.finished(), self.running()
+        seen = self._in(TrialState.COMPLETE, TrialState.RUNNING)
+        finished, running = (
+            [t for t in seen if t.state == state] for state in (TrialState.COMPLETE, TrialState.RUNNING)
+        )
         attributes: dict[str, Any] = {WORKER: this_worker()}
         if start is not None:
             attributes[START], point = start
@@ -125,7 +128,9 @@ class Trials:
             if len(self.study.directions) == 1 and len(finished) > 1:
                 attributes[IMPROVEMENT] = self._expected_improvement(point, finished)
         trial = self._begin(point, attributes)
-        earlier = [other for other in (*self.finished(), *self.running()) if other.number < trial.number]
+        # Read at once: a rival that finishes between two reads, one for each state, would be in neither.
+        others = self._in(TrialState.COMPLETE, TrialState.RUNNING)
+        earlier = [other for other in others if other.number < trial.number]
         known = {other.number for other in finished}
         rivals = [other for other in earlier if other.number not in known]
         if len(earlier) >= limit or any(other.params == trial.params for other in rivals):
@@ -183,8 +188,8 @@ class Trials:
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
             }
 
-    def _in(self, state: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(state,))
+    def _in(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
 
     def _begin(self, point: Point, attributes: dict[str, Any]) -> optuna.Trial:
         template = create_trial(

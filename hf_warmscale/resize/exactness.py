@@ -14,7 +14,7 @@ def means_exact(plan: Plan) -> bool:
 def width_obstacle(plan: Plan) -> str | None:
     """Return why growing these widths moves the logits, with the remedy; `None` if nothing is known to."""
     for axis, reason in plan.source.frozen.items():
-        if axis in plan.axes:
+        if plan.target.sizes[axis] != plan.source.sizes[axis]:
             return f"{axis} changes, but {reason}; leave it as it is"
     return _uneven_norm(plan) if plan.operator.divides else _unpadded_norm(plan)
 

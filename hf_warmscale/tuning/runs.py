@@ -28,7 +28,7 @@ class Point:
     @property
     def file_name(self) -> str:
         """The name of the JSON that stores it."""
-        return f"size-{self.size}_lr-{self.lr!r}_seed-{self.seed}.json"
+        return f"size-{self.size}_lr-{float(self.lr)!r}_seed-{self.seed}.json"
 
 
 Work = Callable[[Point], Mapping[str, Any]]
