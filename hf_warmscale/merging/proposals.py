@@ -4,18 +4,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from hf_warmscale.merging.quiet import quiet_optuna
-from hf_warmscale.merging.spaces import Point
+from hf_warmscale.merging.spaces import Point, Range
+
+RESOLUTION = 1e-4
+"""Points that differ by less than this part of every side of the box are one point: no loss tells them apart."""
+NUM_CANDIDATES = 1024
 
 
 def propose(
     finished: Sequence[FrozenTrial],
     running: Sequence[FrozenTrial],
-    distributions: Mapping[str, BaseDistribution],
+    ranges: Mapping[str, Range],
     directions: Sequence[StudyDirection],
     *,
     seed: int,
@@ -23,11 +27,14 @@ def propose(
     """Return the point that Optuna's `GPSampler` proposes, seeded by `seed` and the number of trials.
 
     The sampler sees copies in a study of its own, so that what a killed process left in the real one decides nothing.
+    It may propose a point that has been tried: at an edge of the box, or the best one, where another process is busy
+    with all that promises more. A merge's loss has no noise, so the proposal is then the point that is farthest from
+    all others (maximin distance; Johnson, Moore and Ylvisaker 1990).
 
     Args:
         finished (`Sequence[FrozenTrial]`): by number.
         running (`Sequence[FrozenTrial]`): points that other processes are busy with; the proposal keeps clear of them.
-        distributions (`Mapping[str, BaseDistribution]`): the box.
+        ranges (`Mapping[str, Range]`): the sides of the box.
         directions (`Sequence[StudyDirection]`): of each objective.
         seed (`int`): of the search.
     """
@@ -36,4 +43,27 @@ def propose(
     with quiet_optuna():
         study = optuna.create_study(directions=directions, sampler=sampler)
         study.add_trials([*finished, *running])
-        return study.ask(fixed_distributions=dict(distributions)).params
+        proposal: Point = study.ask(fixed_distributions=distributions(ranges)).params
+    tried = [trial.params for trial in (*finished, *running)]
+    if any(is_same(proposal, point, ranges) for point in tried):
+        return _farthest(tried, ranges, np.random.default_rng(state))
+    return proposal
+
+
+def distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
+    """Return the box in Optuna's terms."""
+    return {name: FloatDistribution(side.low, side.high, log=side.log) for name, side in ranges.items()}
+
+
+def is_same(first: Point, second: Point, ranges: Mapping[str, Range]) -> bool:
+    """Tell whether two points of the box are too near to each other for two trials."""
+    return all(abs(side.unit(first[name]) - side.unit(second[name])) < RESOLUTION for name, side in ranges.items())
+
+
+def _farthest(tried: Sequence[Point], ranges: Mapping[str, Range], random: np.random.Generator) -> Point:
+    """Return the one of some random points whose nearest tried point is farthest, by distance in the unit box."""
+    known = np.array([[side.unit(point[name]) for name, side in ranges.items()] for point in tried])
+    candidates = random.random((NUM_CANDIDATES, len(ranges)))
+    nearest = np.linalg.norm(candidates[:, None] - known, axis=2).min(axis=1)
+    chosen = candidates[nearest.argmax()]
+    return {name: side.value(float(unit)) for (name, side), unit in zip(ranges.items(), chosen, strict=True)}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, log
+from math import exp, inf, log
 from typing import Protocol
 
 from hf_warmscale.architecture import Axis, Component, ModelMap, ParameterMap
@@ -34,6 +34,12 @@ class Range:
         if self.log:
             return log(value / self.low) / log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
+
+    def value(self, unit: float) -> float:
+        """Return what lies at `unit` between `low` (0) and `high` (1)."""
+        if self.log:
+            return self.low * exp(unit * log(self.high / self.low))
+        return self.low + unit * (self.high - self.low)
 
 
 class Space(Protocol):

@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -14,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hf_warmscale.merging.evaluator import STOPPED, VIOLATIONS, Outcome
 from hf_warmscale.merging.liveness import BEAT_SECONDS, Watch, beating, this_worker
 from hf_warmscale.merging.posterior import Posterior
-from hf_warmscale.merging.proposals import propose
+from hf_warmscale.merging.proposals import distributions, is_same, propose
 from hf_warmscale.merging.quiet import quiet_optuna
 from hf_warmscale.merging.spaces import Point, Space
 
@@ -67,9 +66,6 @@ class Trials:
         self._space = space
         self._seed = seed
         self._watch = Watch()
-        self._distributions: dict[str, BaseDistribution] = {
-            key: FloatDistribution(side.low, side.high, log=side.log) for key, side in space.ranges.items()
-        }
         self._agree(configuration)
 
     def finished(self) -> list[FrozenTrial]:
@@ -123,7 +119,7 @@ class Trials:
             attributes[START], point = start
         else:
             point = self._lost() or propose(
-                finished, running, self._distributions, self.study.directions, seed=self._seed
+                finished, running, self._space.ranges, self.study.directions, seed=self._seed
             )
             if len(self.study.directions) == 1 and len(finished) > 1:
                 attributes[IMPROVEMENT] = self._expected_improvement(point, finished)
@@ -133,7 +129,7 @@ class Trials:
         earlier = [other for other in others if other.number < trial.number]
         known = {other.number for other in finished}
         rivals = [other for other in earlier if other.number not in known]
-        if len(earlier) >= limit or any(other.params == trial.params for other in rivals):
+        if len(earlier) >= limit or any(is_same(other.params, trial.params, self._space.ranges) for other in rivals):
             self.fail(trial)
             return None
         return trial
@@ -193,7 +189,10 @@ class Trials:
 
     def _begin(self, point: Point, attributes: dict[str, Any]) -> optuna.Trial:
         template = create_trial(
-            state=TrialState.RUNNING, params=dict(point), distributions=self._distributions, user_attrs=attributes
+            state=TrialState.RUNNING,
+            params=dict(point),
+            distributions=distributions(self._space.ranges),
+            user_attrs=attributes,
         )
         study = self._storage.get_study_id_from_name(self.study.study_name)
         return optuna.Trial(self.study, self._storage.create_new_trial(study, template_trial=template))

@@ -106,3 +106,8 @@ def test_a_box_without_extent_is_refused() -> None:
 def test_the_unit_cube() -> None:
     assert Range(2.0, 4.0).unit(3.0) == 0.5
     assert Range(0.25, 4.0, log=True).unit(1.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("side", [Range(2.0, 4.0), Range(0.25, 4.0, log=True)])
+def test_a_side_gives_back_its_values(side: Range) -> None:
+    assert [side.unit(side.value(unit)) for unit in (0.0, 0.3, 1.0)] == pytest.approx([0.0, 0.3, 1.0])

@@ -84,6 +84,21 @@ def test_another_seed_asks_for_other_points() -> None:
     assert history(one)[2:] != history(two)[2:]
 
 
+@pytest.mark.parametrize("slope", [0.02, -0.02, 1e-5])
+def test_no_point_is_tried_twice(slope: float) -> None:
+    """A loss whose least is at an edge: beside a running trial the sampler alone proposes that edge again and again."""
+    trials = new_trials()
+    advance(trials, 2)
+    running: list[optuna.Trial] = []
+    for _ in range(9):
+        running.append(begin(trials))
+        if len(running) == 2:
+            first = running.pop(0)
+            trials.tell(first, outcome(3.0 + slope * first.params["lambda"]))
+    points = sorted(trial.params["lambda"] for trial in (*trials.finished(), *trials.running()))
+    assert np.diff(points).min() > 1e-4
+
+
 def kill(trial: optuna.Trial) -> None:
     """As if the worker of a trial had been killed: no process has this id."""
     trial.set_user_attr("worker", this_worker().replace("/", "/9999999", 1))
