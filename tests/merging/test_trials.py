@@ -86,7 +86,7 @@ def test_another_seed_asks_for_other_points() -> None:
 
 @pytest.mark.parametrize("slope", [0.02, -0.02, 1e-5])
 def test_no_point_is_tried_twice(slope: float) -> None:
-    """A loss whose least is at an edge: beside a running trial the sampler alone proposes that edge again and again."""
+    """A loss whose least is at an edge: beside a running trial the sampler proposes that edge again and again."""
     trials = new_trials()
     advance(trials, 2)
     running: list[optuna.Trial] = []
