@@ -19,6 +19,9 @@ RECEIPT_ATTRIBUTE = "growth_receipt"
 CONFIG_ENTRY = "growth"
 """The entry of a grown model's config, which survives where the file does not."""
 
+EARLIER = "earlier"
+"""In the entry of a model that was grown before: the entry it had then, so that each growth can be undone in turn."""
+
 LARGE_GROWTH = 4.0
 """Beyond this factor of parameters growth is not known to pay (arXiv:2605.13405: break-even at 3 to 5)."""
 
@@ -107,6 +110,7 @@ class GrowthReceipt:
     def from_dict(cls, content: Mapping[str, Any]) -> "GrowthReceipt":
         """Read what `to_dict` or `config_entry` wrote."""
         values = {"snr_db": None, "shrink": None, **content}
+        values.pop(EARLIER, None)
         if values.get("verification") is not None:
             values["verification"] = Verification(**values["verification"])
         return cls(**values)
@@ -148,8 +152,10 @@ def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[s
 
 
 def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedConfig:
-    """Return the config with the receipt's entry."""
-    return type(config).from_dict({**config.to_dict(), CONFIG_ENTRY: receipt.config_entry()})
+    """Return the config with the receipt's entry; the one of an earlier growth lies within it."""
+    content = config.to_dict()
+    earlier = {EARLIER: content[CONFIG_ENTRY]} if CONFIG_ENTRY in content else {}
+    return type(config).from_dict({**content, CONFIG_ENTRY: receipt.config_entry() | earlier})
 
 
 def make_receipt(growth: Growth, source: str, source_hash: str) -> GrowthReceipt:

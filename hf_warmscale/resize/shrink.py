@@ -38,7 +38,13 @@ from hf_warmscale.resize.receipt import RECEIPT_FILE, GrowthReceipt
 from hf_warmscale.resize.replay import replay_growth
 from hf_warmscale.resize.shrink_receipt import SHRINK_ATTRIBUTE, SHRINK_FILE, How, ShrinkReceipt
 from hf_warmscale.resize.target import compensation, embedding_buffer, requested_sizes, target_config
-from hf_warmscale.resize.undo import first_copies_of_blocks, receipt_to_undo, undo_weights, without_growth
+from hf_warmscale.resize.undo import (
+    before_growth,
+    first_copies_of_blocks,
+    receipt_to_undo,
+    undo_weights,
+    without_growth,
+)
 from hf_warmscale.resize.verify import probe_tokens, verify_growth
 
 Calibration = Sequence[str] | Tensor
@@ -65,10 +71,10 @@ def shrink_from_pretrained(
     """Shrink a causal language model; what comes back is a stock model of the same class.
 
     A model that was grown and is asked for its old sizes, or for none, becomes again what it was grown from: by the
-    receipt in its config, each old weight is what its copies agree on. Everything else keeps the coordinates that
-    matter most on calibration text: neurons and heads by block, the hidden size everywhere, blocks by their influence;
-    norms are rescaled as by the inverse of `zero_pad`. What was cut heals in some training: by
-    [`HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
+    receipt in its config, each old weight is what its copies agree on. One call undoes one growth, the last one first.
+    Everything else keeps the coordinates that matter most on calibration text: neurons and heads by block, the hidden
+    size everywhere, blocks by their influence; norms are rescaled as by the inverse of `zero_pad`. What was cut heals
+    in some training: by [`HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
 
     Args:
         source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id or a live model, which is not changed.
@@ -184,7 +190,7 @@ def _by_receipt(
     """Undo a growth."""
     sizes = {axis: receipt.source_sizes[str(axis)] for axis in source.sizes}
     layers = LayerMap(first_copies_of_blocks(receipt))
-    config = without_growth(target_config(model.config, source, sizes, layers, dtype))
+    config = before_growth(target_config(model.config, source, sizes, layers, dtype))
     tensors = undo_weights(replay_growth(config, receipt), weights, dtype)
     return config, tensors, _record(model, source, config, layers, weights, "receipt")
 

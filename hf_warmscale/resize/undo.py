@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, ModelMap
 from hf_warmscale.resize.engine import Transfer, along, compute_dtype
-from hf_warmscale.resize.receipt import CONFIG_ENTRY, GrowthReceipt
+from hf_warmscale.resize.receipt import CONFIG_ENTRY, EARLIER, GrowthReceipt
 from hf_warmscale.resize.replay import read_receipt
 from hf_warmscale.resize.request import Growth
 
@@ -42,8 +42,15 @@ def first_copies_of_blocks(receipt: GrowthReceipt) -> tuple[int, ...]:
 
 
 def without_growth(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a config without the entry of a growth that is no longer there."""
+    """Return a config without the entry of growths that are no longer there."""
     return type(config).from_dict({name: value for name, value in config.to_dict().items() if name != CONFIG_ENTRY})
+
+
+def before_growth(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a config without the entry of its last growth, and with that of the growth before, if there was one."""
+    content = config.to_dict()
+    earlier = content.pop(CONFIG_ENTRY).get(EARLIER)
+    return type(config).from_dict(content if earlier is None else content | {CONFIG_ENTRY: earlier})
 
 
 def undo_transfers(growth: Growth) -> dict[str, tuple[str, Transfer]]:

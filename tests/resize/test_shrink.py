@@ -89,6 +89,18 @@ def test_paired_noise_is_undone_to_an_ulp_of_the_noise(tmp_path: Path) -> None:
         torch.testing.assert_close(small.state_dict()[name], weight, rtol=2.3e-16, atol=1e-15)
 
 
+def test_growths_are_undone_in_turn(tmp_path: Path) -> None:
+    source = reloaded(FAMILIES["llama"](True), tmp_path / "source")
+    wide = grow_from_pretrained(source, hidden_size=64, snr_db=None, verify=False)
+    grow_from_pretrained(wide, num_hidden_layers=3, depth="identity", verify=False).save_pretrained(tmp_path / "grown")
+    once = shrink_from_pretrained(tmp_path / "grown", verify=False)
+    assert ulps(wide, once) == 0
+    once.save_pretrained(tmp_path / "once")
+    twice = shrink_from_pretrained(tmp_path / "once", verify=False)
+    assert ulps(source, twice) == 0
+    assert "growth" not in twice.config.to_dict()
+
+
 def test_a_receipt_is_no_use_at_other_sizes() -> None:
     source = random_model(FAMILIES["llama"](True))
     grown = grow_from_pretrained(source, hidden_size=64, verify=False)
