@@ -118,14 +118,21 @@ def plan_target(
     experts = request.sizes.get(Axis.EXPERTS)
     if experts is None or find_field(config, Axis.EXPERTS) is not None:
         return plan_growth(config, request, dtype, embedding_factor)
-    others = {name: size for name, size in request.sizes.items() if name != Axis.EXPERTS and size is not None}
     experts_config(config, experts, NUM_EXPERTS_PER_TOKEN)  # refuses the family before anything else
+    others = _other_sizes(config, request.sizes)
     growth = plan_growth(config, replace(request, sizes=others), dtype, embedding_factor) if others else None
     dense = config if growth is None else growth.config
     mixture = experts_config(dense, experts, NUM_EXPERTS_PER_TOKEN)
     if request.dtype is not None:
         mixture.dtype = request.dtype
     return _upcycling(dense, mixture, growth, request.seed, request.dtype)
+
+
+def _other_sizes(config: PreTrainedConfig, sizes: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Return the sizes that are asked for beside the experts and are not the source's own."""
+    own = {str(axis): size for axis, size in describe(config).sizes.items()}
+    named = {name: size for name, size in sizes.items() if name != Axis.EXPERTS and size is not None}
+    return {name: size for name, size in named.items() if size != own.get(name)}
 
 
 def _upcycling(

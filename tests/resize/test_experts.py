@@ -47,6 +47,12 @@ def test_wider_and_with_experts_in_one_call() -> None:
     assert receipt["source_sizes"]["hidden_size"] == 32 and receipt["parameters"] == grown.num_parameters()
 
 
+def test_a_size_of_the_sources_own_beside_experts_asks_for_nothing() -> None:
+    source = random_model(FAMILIES["qwen3"](True))
+    plain, named = (grow_from_pretrained(source, num_experts=4, hidden_size=size) for size in (None, 32))
+    assert named.growth_receipt == plain.growth_receipt
+
+
 GROWTHS: Mapping[str, Mapping[str, Any]] = {
     "experts": {},
     "wider, deeper and experts": {"hidden_size": 64, "num_hidden_layers": 3, "depth": "identity"},
