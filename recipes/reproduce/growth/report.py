@@ -92,8 +92,11 @@ def row(results: dict[str, Result], part: str, arm: str) -> dict[str, object]:
 
 
 def interval(gaps: list[float]) -> str | None:
-    """Return the mean of paired differences with its 95 % interval; without one for a single pair."""
-    if not gaps:
+    """Return the mean of paired differences with its 95 % interval; without one for a single pair.
+
+    The run that the others are measured against has no difference from itself.
+    """
+    if not any(gaps):
         return None
     if len(gaps) == 1:
         return f"{gaps[0]:+.4f}"
