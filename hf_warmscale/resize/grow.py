@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hf_warmscale.resize.in_memory import grow_model
+from hf_warmscale.resize.in_memory import grow_model, load_source
 from hf_warmscale.resize.layer_map import DepthOperator
 from hf_warmscale.resize.operators import WidthName
 from hf_warmscale.resize.receipt import GrowthReceipt
@@ -41,7 +41,8 @@ def grow_from_pretrained(
     Embeddings that are tied stay tied, and a muP model keeps its base shape.
 
     Args:
-        source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id or a live model, which is not changed.
+        source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id (`id@revision` too) or a live model, which
+            is not changed.
         hidden_size (`int`, *optional*): the width of the residual stream.
         intermediate_size (`int`, *optional*): neurons of an MLP.
         num_attention_heads (`int`, *optional*): query heads.
@@ -88,12 +89,7 @@ def grow_from_pretrained(
         **other_sizes,
     }
     request = GrowthRequest(sizes, width, depth, snr_db, shrink, insert_after, seed, dtype)
-    model = (
-        source
-        if isinstance(source, PreTrainedModel)
-        else AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
-    )
-    return grow_model(model, request, verify=verify, target_tokens=target_tokens)
+    return grow_model(load_source(source), request, verify=verify, target_tokens=target_tokens)
 
 
 def grow_checkpoint(

@@ -1,13 +1,14 @@
 """Grow a live model: the grown weights go into a new model of the same class."""
 
 import copy
+import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.checkpoints import content_hash, refuse_non_finite
+from hf_warmscale.checkpoints import content_hash, open_checkpoint, refuse_non_finite
 from hf_warmscale.resize.experts import plan_target, receipt_of
 from hf_warmscale.resize.receipt import RECEIPT_ATTRIBUTE, finish_receipt, with_entry
 from hf_warmscale.resize.request import Growth, GrowthRequest
@@ -41,6 +42,17 @@ def grow_model(
     return grown
 
 
+def load_source(source: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
+    """Return a live model as it is, and what a folder or a Hub id, `id@revision` too, names."""
+    if isinstance(source, PreTrainedModel):
+        return source
+    found = open_checkpoint(source).source
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(found.folder, trust_remote_code=False)
+    if found.repo_id is not None:
+        model.config.name_or_path = found.repo_id  # not its place in the cache, which a receipt would tell
+    return model
+
+
 def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class that `AutoModelForCausalLM` would take."""
     with torch.device("meta"):
@@ -63,8 +75,10 @@ def load_weights(
 def match_source(model: PreTrainedModel, source: PreTrainedModel) -> None:
     """Run attention and experts with the source's implementations, and give the buffers the dtypes they have there.
 
-    A model that was cast as a whole has cast rotary frequencies too.
+    A model that was cast as a whole has cast rotary frequencies too. The tokenizer is found where the
+    source's is.
     """
+    model.config.name_or_path = source.config.name_or_path
     model.set_attn_implementation(source.config._attn_implementation)
     model.set_experts_implementation(source.config._experts_implementation)
     buffers = dict(model.named_buffers())

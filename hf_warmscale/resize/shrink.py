@@ -29,7 +29,7 @@ from hf_warmscale.checkpoints import (
 from hf_warmscale.resize.engine import transfer_tensor
 from hf_warmscale.resize.exactness import width_obstacle
 from hf_warmscale.resize.importance import Importance, measure_importance
-from hf_warmscale.resize.in_memory import load_weights, match_source
+from hf_warmscale.resize.in_memory import load_source, load_weights, match_source
 from hf_warmscale.resize.kept import kept_blocks, kept_everywhere, kept_in_block
 from hf_warmscale.resize.layer_map import LayerMap
 from hf_warmscale.resize.operators import ZeroPad
@@ -77,7 +77,8 @@ def shrink_from_pretrained(
     in some training: by [`HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
 
     Args:
-        source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id or a live model, which is not changed.
+        source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id (`id@revision` too) or a live model, which
+            is not changed.
         hidden_size (`int`, *optional*): the width of the residual stream.
         intermediate_size (`int`, *optional*): neurons of an MLP.
         num_attention_heads (`int`, *optional*): query heads.
@@ -106,11 +107,7 @@ def shrink_from_pretrained(
     >>> small.shrink_receipt["block_influence"]
     ```
     """
-    model = (
-        source
-        if isinstance(source, PreTrainedModel)
-        else AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
-    )
+    model = load_source(source)
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.resize.receipt import Verification
 
@@ -26,15 +26,25 @@ LONGEST_PROBE = 1024
 
 def probe_tokens(model: PreTrainedModel) -> Tensor:
     """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens."""
-    folder = Path(model.config.name_or_path or "/")
     longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
-    if any(folder.glob("tokenizer*.json")):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if (tokenizer := _tokenizer_of(model)) is not None:
         tokens = torch.tensor([tokenizer(PROBE_TEXT, verbose=False)["input_ids"][:longest]])
         if int(tokens.max()) < model.config.vocab_size:
             return tokens
     random = torch.Generator().manual_seed(0)
     return torch.randint(model.config.vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
+
+
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that lies where the model was loaded from, a folder or the Hub, if there is one."""
+    name = model.config.name_or_path
+    if not name or (Path(name).is_dir() and not any(Path(name).glob("tokenizer*.json"))):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    return tokenizer
 
 
 def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor) -> Verification:

@@ -75,6 +75,15 @@ def load(repo_id: str, output: str) -> str:
     return str(tokenizer("Growth keeps").input_ids)
 
 
+def probe(repo_id: str) -> str:
+    """Grow a model of the Hub in memory; return on how many tokens it was measured, and what it is called."""
+    from hf_warmscale import grow_from_pretrained
+
+    grown = grow_from_pretrained(repo_id, num_hidden_layers=4, depth="identity")
+    receipt = grown.growth_receipt
+    return f"{receipt['verification']['tokens']} {receipt['source']} {grown.config.name_or_path}"  # type: ignore[index]
+
+
 def describe(repo_id: str, revision: str | None = None) -> str:
     """Open a checkpoint; return its hash, name and commit."""
     from hf_warmscale.checkpoints import open_checkpoint
@@ -93,7 +102,7 @@ def warmscale(*arguments: str) -> str:
 def serve() -> None:
     """Answer calls until the input ends."""
     functions: dict[str, Callable[..., str]] = {
-        function.__name__: function for function in (push, push_grown, load, describe, warmscale)
+        function.__name__: function for function in (push, push_grown, load, probe, describe, warmscale)
     }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

@@ -6,9 +6,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from hf_warmscale.checkpoints import open_checkpoint, write_json
 from hf_warmscale.hub import make_card, push_to_hub
+from hf_warmscale.resize.verify import PROBE_TEXT
 from tests.hub.client import HubClient
 from tests.hub.server import HubServer, Mode
 from tests.hub.tiny import tiny_folder, tiny_tokenizer
@@ -160,6 +162,15 @@ def test_the_reader_opens_a_hub_id(tmp_path: Path, server: HubServer, client: Hu
     assert client.call("describe", "me/read", "v2") == "FileNotFoundError me/read has no revision v2 on the Hub."
     unknown = client.call("describe", "me/unknown")
     assert unknown == "FileNotFoundError There is neither a folder nor a model me/unknown on the Hub."
+
+
+def test_a_hub_id_is_grown_and_measured_on_text(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    client.call("push", folder, "me/small")
+    tokens = len(AutoTokenizer.from_pretrained(folder)(PROBE_TEXT).input_ids)
+    assert client.call("probe", "me/small") == f"{tokens} me/small me/small"
+    assert client.call("probe", "me/small@main") == client.call("probe", "me/small")
+    assert client.call("probe", "me/small@v2") == "FileNotFoundError me/small has no revision v2 on the Hub."
 
 
 def test_without_a_network(tmp_path: Path, server: HubServer, client: HubClient) -> None:
