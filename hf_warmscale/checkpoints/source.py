@@ -140,7 +140,7 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list
     if not allow_pickle:
         raise ValueError(
             f"{folder} holds only pickled weights ({pickled[0].name}), which can run code when opened;"
-            " convert them to safetensors, or allow pickles if you trust the source."
+            " convert them to safetensors: load it in transformers and save_pretrained it elsewhere."
         )
     return {pickled[0]: None} if pickled[0].name == PICKLED_FILE else _indexed(pickled[0])
 

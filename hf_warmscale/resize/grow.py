@@ -89,7 +89,8 @@ def grow_from_pretrained(
         **other_sizes,
     }
     request = GrowthRequest(sizes, width, depth, snr_db, shrink, insert_after, seed, dtype)
-    return grow_model(load_source(source), request, verify=verify, target_tokens=target_tokens)
+    model, name = load_source(source)
+    return grow_model(model, request, name=name, verify=verify, target_tokens=target_tokens)
 
 
 def grow_checkpoint(

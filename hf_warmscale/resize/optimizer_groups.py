@@ -167,6 +167,10 @@ def _refuse_kind(state: dict[str, Any]) -> None:
         raise ValueError(
             f"The optimizer keeps {min(strange)!r}, which growth cannot follow; it knows Adam, AdamW and Muon."
         )
+    if not muon and "betas" not in state["param_groups"][0]:
+        raise ValueError(
+            "The optimizer has no betas, so it is neither Adam nor AdamW nor Muon, which growth can follow."
+        )
 
 
 def _fits(saved: SavedOptimizer, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_warmscale.checkpoints import skeleton
+from hf_warmscale.checkpoints import explained_full_disk, skeleton
 from hf_warmscale.mup import TrainingFactors, mup_param_groups
 from hf_warmscale.resize.engine import Transfer, transfer_tensor
 from hf_warmscale.resize.moments import POWERS, Moments, moment_transfer
@@ -24,8 +24,8 @@ from hf_warmscale.resize.target import is_mup
 
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
-ALONGSIDE = ("trainer_state.json", "stage.json", "rng_state*.pth", "scaler.pt")
-"""What else a resumed Trainer reads; it comes along as it is."""
+ALONGSIDE = ("rng_state*.pth", "scaler.pt", "stage.json", "trainer_state.json")
+"""What else a resumed Trainer reads; it comes along as it is, last what makes the folder one to resume from."""
 
 
 def grow_optimizer_state(
@@ -85,13 +85,16 @@ def grow_optimizer_state(
         name: number for group in groups for name, number in zip(group["param_names"], group["params"], strict=True)
     }
     moved = {} if moments == "drop" else _grown_moments(growth.plan, saved, numbers, first_only=moments != "scale")
-    for path in (path for pattern in ALONGSIDE for path in source.glob(pattern)):
-        shutil.copy2(path, grown / path.name)
-    if needed is not None:
-        needed.save(grown)
+    content: dict[str, dict[str, Any]] = {OPTIMIZER_FILE: {"state": moved, "param_groups": groups}}
     if (source / SCHEDULER_FILE).is_file():
-        _save(grown / SCHEDULER_FILE, _grown_schedule(_load(source / SCHEDULER_FILE), groups))
-    _save(grown / OPTIMIZER_FILE, {"state": moved, "param_groups": groups})
+        content[SCHEDULER_FILE] = _grown_schedule(_load(source / SCHEDULER_FILE), groups)
+    with explained_full_disk(grown):
+        for name, value in content.items():
+            _save(grown / name, value)
+        if needed is not None:
+            needed.save(grown)
+        for path in (path for pattern in ALONGSIDE for path in source.glob(pattern)):
+            shutil.copy2(path, grown / path.name)
     return needed
 
 

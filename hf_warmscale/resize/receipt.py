@@ -136,7 +136,8 @@ def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[s
             "often as good (arXiv:2605.13405)."
         )
     # A duplicate is a copy beyond the first, so without noise the new capacity is what is duplicated.
-    widened = any(receipt.sizes.get(a) != size for a, size in receipt.source_sizes.items() if a != "num_hidden_layers")
+    copying = receipt.source_sizes.keys() - {"num_hidden_layers", "vocab_size"}
+    widened = any(receipt.sizes.get(axis) != receipt.source_sizes[axis] for axis in copying)
     copied = receipt.duplicate_fraction * receipt.parameters > 0.25 * (receipt.parameters - receipt.source_parameters)
     if widened and copied and receipt.width in ("clone", "net2net") and receipt.snr_db is None:
         warnings.append(

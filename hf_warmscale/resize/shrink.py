@@ -7,29 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, ModelMap, describe
 from hf_warmscale.checkpoints import (
-    ModelWeights,
     content_hash,
     copy_side_files,
     open_checkpoint,
     refuse_existing,
-    refuse_non_finite,
     staged_directory,
     write_json,
 )
 from hf_warmscale.resize.engine import transfer_tensor
 from hf_warmscale.resize.exactness import width_obstacle
 from hf_warmscale.resize.importance import Importance, measure_importance
-from hf_warmscale.resize.in_memory import load_source, load_weights, match_source
+from hf_warmscale.resize.in_memory import live_weights, load_source, load_weights, match_source
 from hf_warmscale.resize.kept import kept_blocks, kept_everywhere, kept_in_block
 from hf_warmscale.resize.layer_map import LayerMap
 from hf_warmscale.resize.operators import ZeroPad
@@ -42,10 +34,11 @@ from hf_warmscale.resize.undo import (
     before_growth,
     first_copies_of_blocks,
     receipt_to_undo,
+    refuse_silent_cut,
     undo_weights,
     without_growth,
 )
-from hf_warmscale.resize.verify import probe_tokens, verify_growth
+from hf_warmscale.resize.verify import LONGEST_PROBE, find_tokenizer, probe_tokens, verify_growth
 
 Calibration = Sequence[str] | Tensor
 
@@ -107,7 +100,7 @@ def shrink_from_pretrained(
     >>> small.shrink_receipt["block_influence"]
     ```
     """
-    model = load_source(source)
+    model, name = load_source(source)
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -119,21 +112,22 @@ def shrink_from_pretrained(
     }
     described = describe(model.config)
     wanted = requested_sizes(described, sizes)
-    state = model.state_dict()
-    weights = {name: state[name].cpu() for name in described.parameters}
-    for name, tensor in weights.items():
-        refuse_non_finite(name, tensor)
+    weights = live_weights(model, described)
     receipt = receipt_to_undo(model.config, described, wanted) if undo_growth else None
     if receipt is not None:
-        config, tensors, record = _by_receipt(model, described, receipt, weights, dtype)
+        config, tensors, record = _by_receipt(model, name, described, receipt, weights, dtype)
     else:
+        if undo_growth:
+            refuse_silent_cut(model.config, described, wanted)
         _refuse_larger(described, wanted)
-        config, tensors, record = _by_importance(model, described, wanted, calibration, weights, dtype)
+        config, tensors, record = _by_importance(model, name, described, wanted, calibration, weights, dtype)
     small = load_weights(type(model), config, tensors, dtype or model.dtype)
     match_source(small, model)
     small.generation_config = copy.deepcopy(model.generation_config)
     if verify:
-        record.verification = verify_growth(model, small, described.layer_path, probe_tokens(small))
+        record.verification = verify_growth(
+            model, small, described.layer_path, probe_tokens(model, small.config.vocab_size)
+        )
     setattr(small, SHRINK_ATTRIBUTE, record.to_dict())
     return small
 
@@ -165,10 +159,9 @@ def shrink_checkpoint(
     ```
     """
     refuse_existing(output)
-    weights = ModelWeights(open_checkpoint(source))  # refuses what is damaged, by name
-    folder = weights.checkpoint.folder
-    small = shrink_from_pretrained(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False), **arguments)
-    content = getattr(small, SHRINK_ATTRIBUTE) | {"source": os.fspath(source)}
+    folder = open_checkpoint(source).folder
+    small = shrink_from_pretrained(source, **arguments)
+    content: dict[str, Any] = getattr(small, SHRINK_ATTRIBUTE)
     with staged_directory(output) as staging:
         copy_side_files(folder, staging)
         (staging / RECEIPT_FILE).unlink(missing_ok=True)
@@ -179,6 +172,7 @@ def shrink_checkpoint(
 
 def _by_receipt(
     model: PreTrainedModel,
+    name: str,
     source: ModelMap,
     receipt: GrowthReceipt,
     weights: Mapping[str, Tensor],
@@ -189,11 +183,12 @@ def _by_receipt(
     layers = LayerMap(first_copies_of_blocks(receipt))
     config = before_growth(target_config(model.config, source, sizes, layers, dtype))
     tensors = undo_weights(replay_growth(config, receipt), weights, dtype)
-    return config, tensors, _record(model, source, config, layers, weights, "receipt")
+    return config, tensors, _record(name, source, config, layers, weights, "receipt")
 
 
 def _by_importance(
     model: PreTrainedModel,
+    name: str,
     source: ModelMap,
     sizes: Mapping[Axis, int],
     calibration: Calibration | None,
@@ -207,11 +202,11 @@ def _by_importance(
     if (obstacle := width_obstacle(plan)) is not None:
         raise ValueError(f"This {source.model_type} model cannot be shrunk to these sizes: {obstacle}.")
     tensors = {}
-    for name in plan.target.parameters:
-        transfer = plan.transfer(name)
+    for key in plan.target.parameters:
+        transfer = plan.transfer(key)
         weight = weights[transfer.source]
-        tensors[name] = transfer_tensor(transfer, weight, key=name, dtype=dtype or weight.dtype, compute=torch.float64)
-    record = _record(model, source, config, plan.layers, weights, "importance")
+        tensors[key] = transfer_tensor(transfer, weight, key=key, dtype=dtype or weight.dtype, compute=torch.float64)
+    record = _record(name, source, config, plan.layers, weights, "importance")
     record.block_influence, record.calibration_tokens = importance.blocks.tolist(), tokens.numel()
     return config, tensors, record
 
@@ -249,36 +244,39 @@ def _refuse_larger(source: ModelMap, sizes: Mapping[Axis, int]) -> None:
 
 
 def _calibration_tokens(model: PreTrainedModel, calibration: Calibration | None) -> Tensor:
-    if isinstance(calibration, Tensor):
-        return calibration
+    known = model.config.vocab_size
     if calibration is None:
-        return probe_tokens(model)
+        return probe_tokens(model, known)
+    if isinstance(calibration, Tensor):
+        if calibration.dim() != 2 or calibration.is_floating_point() or not calibration.numel():
+            raise ValueError(
+                f"The calibration is {calibration.dtype} of shape {tuple(calibration.shape)}; give whole token ids of "
+                "shape [batch, tokens]."
+            )
+        if not 0 <= int(calibration.min()) <= int(calibration.max()) < known:
+            raise ValueError(f"The calibration has the token {int(calibration.max())}, and the model knows {known}.")
+        return calibration
     if not any(calibration):
         raise ValueError("The calibration has no text; give at least one.")
-    tokenizer = _tokenizer(model.config.name_or_path)
-    longest = getattr(model.config, "max_position_embeddings", None) or 1024
-    ids = [token for text in calibration for token in tokenizer(text, verbose=False)["input_ids"]]
-    if max(ids) >= model.config.vocab_size:
+    tokenizer = find_tokenizer(model)
+    if tokenizer is None:
         raise ValueError(
-            f"The tokenizer gives the token {max(ids)}, and the model knows {model.config.vocab_size}; give the "
-            "calibration as token ids, or the tokenizer of the model."
+            f"{model.config.name_or_path or 'The model'} has no tokenizer that transformers can load; give the "
+            "calibration as token ids."
         )
-    length = min(longest, 1024, len(ids))
+    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
+    ids = [token for text in calibration for token in tokenizer(text, verbose=False)["input_ids"]]
+    if max(ids) >= known:
+        raise ValueError(
+            f"The tokenizer gives the token {max(ids)}, and the model knows {known}; give the calibration as token "
+            "ids, or the tokenizer of the model."
+        )
+    length = min(longest, LONGEST_PROBE, len(ids))
     return torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
 
 
-def _tokenizer(source: str | None) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source or "", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{source or 'The model'} has no tokenizer that transformers can load; give the calibration as token ids."
-        ) from error
-    return tokenizer
-
-
 def _record(
-    model: PreTrainedModel,
+    name: str,
     source: ModelMap,
     config: PreTrainedConfig,
     layers: LayerMap,
@@ -287,7 +285,7 @@ def _record(
 ) -> ShrinkReceipt:
     target = describe(config)
     return ShrinkReceipt(
-        source=model.config.name_or_path or type(model).__name__,
+        source=name,
         source_hash=content_hash(weights),
         how=how,
         source_sizes={str(axis): size for axis, size in source.sizes.items()},

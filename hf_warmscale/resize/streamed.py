@@ -44,14 +44,15 @@ def grow_stored(
     with staged_directory(output) as folder:
         copy_side_files(weights.checkpoint.folder, folder)
         _write_weights(growth, request.dtype, weights, folder, max_shard_size)
-        receipt = receipt_of(growth, os.fspath(source), weights.checkpoint.content_hash())
+        receipt = receipt_of(growth, weights.checkpoint.source.identity, weights.checkpoint.content_hash())
         with_entry(growth.config, receipt).save_pretrained(folder)
         if verify:
             before, after = (
                 AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)
                 for path in (weights.checkpoint.folder, folder)
             )
-            receipt.verification = verify_growth(before, after, growth.source.layer_path, probe_tokens(before))
+            tokens = probe_tokens(before, before.config.vocab_size)
+            receipt.verification = verify_growth(before, after, growth.source.layer_path, tokens)
         finish_receipt(receipt, target_tokens)
         write_json(folder / RECEIPT_FILE, receipt.to_dict())
     return receipt

@@ -14,6 +14,7 @@ from hf_warmscale.resize.plan import Compensation
 
 Sizes = Mapping[Axis, int]
 
+EMBEDDING_BUFFER = "embed_scale"
 FORWARD_MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 """The fields of a Granite config that follow from a muP model's entry."""
 
@@ -162,7 +163,7 @@ def compensation(
 
 def embedding_buffer(model: PreTrainedModel) -> torch.Tensor | None:
     """Return the buffer in which Gemma's embedding holds its factor; other families compute it."""
-    return dict(model.get_input_embeddings().named_buffers()).get("embed_scale")
+    return dict(model.get_input_embeddings().named_buffers()).get(EMBEDDING_BUFFER)
 
 
 def stored_embedding_factor(config: PreTrainedConfig, dtype: torch.dtype) -> float | None:

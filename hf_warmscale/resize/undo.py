@@ -32,6 +32,43 @@ def receipt_to_undo(config: PreTrainedConfig, source: ModelMap, wanted: Mapping[
     return None if receipt.width == "szp" or receipt.experts is not None else receipt
 
 
+def refuse_silent_cut(config: PreTrainedConfig, source: ModelMap, wanted: Mapping[Axis, int]) -> None:
+    """Refuse to cut a grown model by importance where its growth was meant to be undone and cannot be.
+
+    Args:
+        config (`PreTrainedConfig`): of a model whose growth [`receipt_to_undo`] does not find.
+        source (`ModelMap`): the same.
+        wanted (`Mapping[Axis, int]`): the sizes asked for.
+
+    Raises:
+        ValueError: if no size shrinks, or the sizes are those before an earlier growth than the last.
+    """
+    own, asked = ({str(axis): size for axis, size in sizes.items()} for sizes in (source.sizes, wanted))
+    entry = config.to_dict().get(CONFIG_ENTRY)
+    if entry is None:
+        return
+    if asked == own:
+        raise ValueError(f"{_why_kept(GrowthReceipt.from_dict(entry), own)}; name at least one size that shrinks.")
+    earlier = entry.get(EARLIER)
+    while earlier is not None:
+        if asked == earlier["source_sizes"]:
+            raise ValueError(
+                "The model was grown more than once; undo the last growth first, without sizes, then the one before, "
+                "or keep the growths (undo_growth=False, --keep-growth)."
+            )
+        earlier = earlier.get(EARLIER)
+
+
+def _why_kept(receipt: GrowthReceipt, own: Mapping[str, int]) -> str:
+    """Return why the last growth of a model is not undone."""
+    if receipt.width == "szp":
+        return "The model was grown by szp, which cannot be undone"
+    if receipt.experts is not None:
+        return "The model's MLPs were made experts, which cannot be undone"
+    changed = [axis for axis, size in receipt.sizes.items() if own.get(axis) != size]
+    return f"The model has another {changed[0]} than its growth gave it, so that cannot be undone"
+
+
 def first_copies_of_blocks(receipt: GrowthReceipt) -> tuple[int, ...]:
     """Return for each block of the source the first block that speaks for it in the target."""
     speaking = [place for place in range(len(receipt.layers)) if place not in receipt.new_layers]

@@ -1,7 +1,8 @@
 """Measure a growth: the source and the grown model on the same tokens."""
 
+import math
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +21,48 @@ PROBE_TEXT = (
 PROBE_SHAPE = (2, 64)
 """Sequences and tokens of the probe where there is no tokenizer."""
 
+FEWEST_TOKENS = 8
+"""Different tokens in the probe text; where a tokenizer's files are missing transformers makes one that knows none."""
+
 LONGEST_PROBE = 1024
 """Tokens, for a model that does not say how many positions it has."""
 
 
-def probe_tokens(model: PreTrainedModel) -> Tensor:
-    """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens."""
+def probe_tokens(model: PreTrainedModel, vocab_size: int) -> Tensor:
+    """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens.
+
+    Args:
+        model (`PreTrainedModel`): whose tokenizer is taken, if one lies where it was loaded from.
+        vocab_size (`int`): of the smallest model that is compared.
+    """
     longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
-    if (tokenizer := _tokenizer_of(model)) is not None:
+    if (tokenizer := find_tokenizer(model)) is not None:
         tokens = torch.tensor([tokenizer(PROBE_TEXT, verbose=False)["input_ids"][:longest]])
-        if int(tokens.max()) < model.config.vocab_size:
+        if int(tokens.max()) < vocab_size:
             return tokens
     random = torch.Generator().manual_seed(0)
-    return torch.randint(model.config.vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
+    return torch.randint(vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
 
 
-def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that lies where the model was loaded from, a folder or the Hub, if there is one."""
+def find_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that lies where a model was loaded from, a folder or the Hub, if one works."""
     name = model.config.name_or_path
-    if not name or (Path(name).is_dir() and not any(Path(name).glob("tokenizer*.json"))):
+    if not name:
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError):
+        known = len(set(tokenizer(PROBE_TEXT, verbose=False)["input_ids"]))
+    except Exception:  # a tokenizer raises what it likes, the Rust library Exception itself
         return None
-    return tokenizer
+    return tokenizer if known >= FEWEST_TOKENS else None
 
 
-def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor) -> Verification:
+def verify_growth(
+    source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor
+) -> Verification | None:
     """Compare two models on the same tokens, over the vocabulary of the smaller one.
+
+    Returns `None`, with a warning, if a logit or an activation is not finite.
 
     Args:
         source (`PreTrainedModel`): the source.
@@ -63,9 +77,17 @@ def verify_growth(source: PreTrainedModel, grown: PreTrainedModel, layer_path: s
     divergence = nn.functional.kl_div(
         after.double().log_softmax(-1), before.double().log_softmax(-1), log_target=True, reduction="none"
     )
+    largest = float((before.double() - after.double()).abs().max())
+    if not all(math.isfinite(value) for value in (largest, *rms_before, *rms_after)):
+        warnings.warn(
+            f"In {grown.dtype} a logit or an activation is not finite on the probe, so the models were not compared; "
+            "look at them in bfloat16 or float32.",
+            stacklevel=4,
+        )
+        return None
     return Verification(
         tokens=tokens.numel(),
-        max_abs_logit_difference=float((before.double() - after.double()).abs().max()),
+        max_abs_logit_difference=largest,
         rounding=rounding(before),
         kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
         activation_rms={"source": rms_before, "target": rms_after},

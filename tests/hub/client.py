@@ -76,12 +76,12 @@ def load(repo_id: str, output: str) -> str:
 
 
 def probe(repo_id: str) -> str:
-    """Grow a model of the Hub in memory; return on how many tokens it was measured, and what it is called."""
+    """Grow a model of the Hub in memory; return on how many tokens it was measured, and what its source is called."""
     from hf_warmscale import grow_from_pretrained
 
     grown = grow_from_pretrained(repo_id, num_hidden_layers=4, depth="identity")
     receipt = grown.growth_receipt
-    return f"{receipt['verification']['tokens']} {receipt['source']} {grown.config.name_or_path}"  # type: ignore[index]
+    return f"{receipt['verification']['tokens']} {receipt['source']}"  # type: ignore[index]
 
 
 def describe(repo_id: str, revision: str | None = None) -> str:

@@ -244,13 +244,26 @@ def test_pickled_code_is_not_run(source: Path, tmp_path: Path) -> None:
         grow_optimizer_state(tmp_path, tmp_path / "grown")
 
 
-def test_an_optimizer_that_growth_cannot_follow(source: Path, tmp_path: Path) -> None:
+def test_a_damaged_schedule_leaves_no_half_of_a_checkpoint(source: Path, tmp_path: Path) -> None:
+    grow_checkpoint(source, tmp_path / "grown", hidden_size=64)
+    before = {path.name for path in (tmp_path / "grown").iterdir()}
+    for path in source.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "scheduler.pt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"scheduler\.pt cannot be read"):
+        grow_optimizer_state(tmp_path, tmp_path / "grown")
+    assert {path.name for path in (tmp_path / "grown").iterdir()} == before
+
+
+@pytest.mark.parametrize(("momentum", "words"), [(0.9, "keeps 'momentum_buffer'"), (0.0, "has no betas")])
+def test_an_optimizer_that_growth_cannot_follow(momentum: float, words: str, source: Path, tmp_path: Path) -> None:
     grow_checkpoint(source, tmp_path / "grown", hidden_size=64)
     model = random_model(FAMILIES["llama"](True))
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=momentum)
     train(model, optimizer, 0, 1)
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-    with pytest.raises(ValueError, match="keeps 'momentum_buffer', which growth cannot follow"):
+    with pytest.raises(ValueError, match=f"{words}.* which growth can"):
         grow_optimizer_state(tmp_path, tmp_path / "grown")

@@ -101,6 +101,25 @@ def test_growths_are_undone_in_turn(tmp_path: Path) -> None:
     assert "growth" not in twice.config.to_dict()
 
 
+def test_what_cannot_be_undone_is_not_cut_without_a_word() -> None:
+    source = random_model(FAMILIES["llama"](True))
+    padded = grow_from_pretrained(source, hidden_size=64, width="szp", verify=False)
+    with pytest.raises(ValueError, match="grown by szp, which cannot be undone; name at least one size that shrinks"):
+        shrink_from_pretrained(padded)
+    wide = grow_from_pretrained(source, hidden_size=64, verify=False)
+    with pytest.raises(ValueError, match="has another num_hidden_layers than its growth gave it"):
+        wide.config.num_hidden_layers = 1
+        del wide.model.layers[1]
+        shrink_from_pretrained(wide)
+    twice = grow_from_pretrained(
+        grow_from_pretrained(source, hidden_size=64, verify=False), intermediate_size=96, verify=False
+    )
+    old = {"hidden_size": 32, "intermediate_size": source.config.intermediate_size}
+    with pytest.raises(ValueError, match="undo the last growth first"):
+        shrink_from_pretrained(twice, **old)
+    assert shrink_from_pretrained(twice, **old, undo_growth=False).config.hidden_size == 32
+
+
 def test_a_receipt_is_no_use_at_other_sizes() -> None:
     source = random_model(FAMILIES["llama"](True))
     grown = grow_from_pretrained(source, hidden_size=64, verify=False)
@@ -159,6 +178,9 @@ REFUSALS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "uneven heads": ({"num_attention_heads": 3}, "shared evenly"),
     "unknown": ({"num_experts": 2}, "has no num_experts"),
     "no text": ({"hidden_size": 16, "calibration": []}, "no text"),
+    "one row": ({"hidden_size": 16, "calibration": torch.arange(8)}, r"shape \(8,\)"),
+    "no tokens": ({"hidden_size": 16, "calibration": torch.zeros(0, 8, dtype=torch.long)}, "give whole token ids"),
+    "foreign ids": ({"hidden_size": 16, "calibration": torch.tensor([[5, 1000]])}, "has the token 1000"),
 }
 
 
