@@ -88,7 +88,7 @@ def test_the_mixture_is_proved_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mixture_does_not_become_its_dense_source_again(tmp_path: Path) -> None:
     random_model(FAMILIES["mistral"](True)).save_pretrained(tmp_path / "source")
     grow_checkpoint(tmp_path / "source", tmp_path / "mixture", num_experts=4)
-    with pytest.raises(ValueError, match="name at least one that shrinks"):
+    with pytest.raises(ValueError, match="made experts, which cannot be undone; name at least one size"):
         shrink_from_pretrained(tmp_path / "mixture")
     with pytest.raises(ValueError, match="4 experts of each MLP"):
         replay_stored(tmp_path / "source", tmp_path / "mixture")
