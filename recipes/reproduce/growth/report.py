@@ -4,7 +4,7 @@
 
 Growth is measured against the run from scratch at its best of three rates, chosen by the mean over seeds. "Tokens to
 scratch" is where a run's own curve, at the constant rate, first reaches the *cooled* final loss of that run with the
-same seed, data order and budget: an upper bound, for a cooldown there would lower it. "Base charged" adds the tokens
+same seed, data order and budget: an upper bound, for a cooldown there would lower it. "With the base" adds the tokens
 that the base's compute would have paid for at the larger size (the search for the base's rate is not charged, nor that
 of scratch). Differences are paired by seed, with the 95 % interval of Student's t; curves are points every 32 steps.
 """
@@ -16,12 +16,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib.axes import Axes
 from scipy.stats import t
 
 from hf_warmscale.checkpoints import write_json, write_text
 from hf_warmscale.report import figure, markdown_table
 
 HERE = Path(__file__).parent
+HIGHEST_DRAWN = 4.5
+"""Nats per token; above it are the first steps from scratch."""
 Result = dict[str, Any]
 
 
@@ -84,10 +87,10 @@ def row(results: dict[str, Result], part: str, arm: str) -> dict[str, object]:
         "± (std)": stdev(losses) if len(losses) > 1 else None,
         "against scratch, paired": interval(gaps),
         "loss at step 0": mean(run["curve"][0]["validation_loss"] for run in runs),
-        "tokens to scratch": mean(everywhere) if all_reach else None,
-        "base charged": mean(everywhere) + charged if all_reach else None,
-        "PFLOPs": flops(first, first["cooled"][0]) / 1e15,
-        "PFLOPs with the base": (flops(first, first["cooled"][0]) + base_flops(results, first)) / 1e15,
+        "M tokens to scratch": mean(everywhere) / 1e6 if all_reach else None,
+        "M with the base": (mean(everywhere) + charged) / 1e6 if all_reach else None,
+        "TFLOPs": flops(first, first["cooled"][0]) / 1e12,
+        "TFLOPs with the base": (flops(first, first["cooled"][0]) + base_flops(results, first)) / 1e12,
     }
 
 
@@ -123,16 +126,22 @@ def carried_on(results: dict[str, Result]) -> list[dict[str, object]]:
     for arm in arms(results, "width_2x"):
         for run in runs_of(results, "width_2x", arm):
             if len(run["cooled"]) > 1:
-                rows.append(_budgets(arm, run["run"]["tokens_per_parameter"], run))
+                rows.append(_budgets(results, arm, run["run"]["tokens_per_parameter"], run))
     controls = [result for name, result in results.items() if name.startswith("control/")]
-    return rows + [_budgets("small, trained on", run["run"]["compute_of"], run) for run in controls if rows]
+    return rows + [_budgets(results, "small, trained on", run["run"]["compute_of"], run) for run in controls if rows]
 
 
-def _budgets(arm: str, ratios: Sequence[float], run: Result) -> dict[str, object]:
-    losses = {
-        f"{ratio:g} tokens/parameter": end["validation_loss"] for ratio, end in zip(ratios, run["cooled"], strict=True)
-    }
-    return {"arm": arm, **losses}
+def _budgets(results: dict[str, Result], arm: str, ratios: Sequence[float], run: Result) -> dict[str, object]:
+    """Return the loss at each budget and, for what was grown, the tokens to scratch with the base charged."""
+    scratch = results.get(f"width_2x/scratch-seed{run['run']['seed']}")
+    grown = run["grown_from"] is not None and scratch is not None
+    charged = base_flops(results, run) / (6.0 * run["parameters"])
+    values: dict[str, object] = {"arm": arm}
+    for place, (ratio, end) in enumerate(zip(ratios, run["cooled"], strict=True)):
+        values[f"{ratio:g} tokens/parameter"] = end["validation_loss"]
+        count = tokens_to_scratch(run, scratch, place) if grown and scratch is not None else None
+        values[f"M to scratch's {ratio:g}, with the base"] = None if count is None else (count + charged) / 1e6
+    return values
 
 
 def base_row(name: str, result: Result) -> dict[str, object]:
@@ -144,18 +153,23 @@ def base_row(name: str, result: Result) -> dict[str, object]:
         "parameters": result["parameters"],
         "tokens": tokens(result, last),
         "loss": last["validation_loss"],
-        "PFLOPs": flops(result, last) / 1e15,
+        "TFLOPs": flops(result, last) / 1e12,
     }
 
 
-def tokens_to_scratch(run: Result, scratch: Result) -> float | None:
-    """Return the tokens at which a run first has the final loss of scratch, on the same windows, or `None`."""
-    goal, end = scratch["cooled"][0]["curve_loss"], run["cooled"][0]
-    points = [(point, point["validation_loss"]) for point in [*run["curve"], *end["curve"]]]
-    for point, loss in [*points, (end, end["curve_loss"])]:
-        if loss <= goal:
-            return float(tokens(run, point))
-    return None
+def tokens_to_scratch(run: Result, scratch: Result, budget: int = 0) -> int | None:
+    """Return the tokens at which a run first has the final loss of scratch, on the same windows, or `None`.
+
+    Args:
+        run (`dict`): its constant run counts up to the end of the budget, and the cooldown to it.
+        scratch (`dict`): the run from scratch.
+        budget (`int`): which of the cooldowns of both.
+    """
+    goal, end = scratch["cooled"][budget]["curve_loss"], run["cooled"][budget]
+    constant = [point for point in run["curve"] if point["step"] <= end["step"]]
+    points = [(point["step"], point["validation_loss"]) for point in (*constant, *end["curve"])]
+    there = [step for step, loss in (*points, (end["step"], end["curve_loss"])) if loss <= goal]
+    return tokens(run, {"step": min(there)}) if there else None
 
 
 def tokens(run: Result, point: dict[str, float]) -> int:
@@ -165,7 +179,7 @@ def tokens(run: Result, point: dict[str, float]) -> int:
 
 def flops(run: Result, point: dict[str, float]) -> float:
     """Return 6 x parameters x tokens."""
-    return 6.0 * run["parameters"] * tokens(run, point)
+    return 6.0 * float(run["parameters"]) * tokens(run, point)
 
 
 def base_flops(results: dict[str, Result], run: Result) -> float:
@@ -180,34 +194,32 @@ def _is_base(name: str) -> bool:
 
 def draw(results: dict[str, Result], path: Path) -> None:
     """Draw loss against training compute, the base's own charged, for the first seed of the 2x arms."""
+    controls = [result for name, result in results.items() if name.startswith("control/")]
+    first = {arm: runs_of(results, "width_2x", arm)[0] for arm in arms(results, "width_2x") if "-lr" not in arm}
     with figure(path, size=(7.5, 4.6)) as drawing:
         axes = drawing.add_subplot()
-        for arm in arms(results, "width_2x"):
-            runs = runs_of(results, "width_2x", arm)
-            if "-lr" in arm:
-                continue
-            run, charged = runs[0], base_flops(results, runs[0])
-            points = [*run["curve"][1:], *run["cooled"][0]["curve"]] if len(run["cooled"]) == 1 else run["curve"][1:]
-            axes.plot(
-                [(flops(run, point) + charged) / 1e15 for point in points],
-                [point["validation_loss"] for point in points],
-                label=arm,
-                linewidth=1.2,
-            )
-        control = next((result for name, result in results.items() if name.startswith("control/")), None)
-        if control is not None:
-            points = [*control["curve"][1:], *control["cooled"][-1]["curve"]]
-            axes.plot(
-                [flops(control, point) / 1e15 for point in points],
-                [point["validation_loss"] for point in points],
-                label="the base, trained longer",
-                color="black",
-                linestyle="--",
-                linewidth=1.2,
-            )
-        axes.set(xlabel="PFLOPs, the base's own included", ylabel="validation loss (nats per token)", xscale="log")
-        axes.set_title("Width 64 to 128")
+        for arm, run in first.items():
+            _draw_run(axes, run, base_flops(results, run), label=arm)
+        for control in controls[:1]:
+            _draw_run(axes, control, 0.0, label="the base, trained longer", color="black", linestyle="--")
+        axes.set(xlabel="TFLOPs, the base's own included", ylabel="validation loss (nats per token)", xscale="log")
+        axes.set(xlim=(4, None), ylim=(None, HIGHEST_DRAWN))
+        axes.set_xticks([5, 10, 20, 40, 80], labels=["5", "10", "20", "40", "80"])
+        axes.set_xticks([], minor=True)
+        axes.set_title("Width 64 to 128: at a constant rate (lines) and cooled down (dots), first seed")
         axes.legend(fontsize=8, ncols=2)
+
+
+def _draw_run(axes: Axes, run: Result, charged: float, **style: str) -> None:
+    """Draw the constant run as a line and the ends of its cooldowns as dots."""
+
+    def compute(points: list[dict[str, float]]) -> list[float]:
+        return [(flops(run, point) + charged) / 1e12 for point in points]
+
+    curve, ends = run["curve"][1:], run["cooled"]
+    (line,) = axes.plot(compute(curve), [point["validation_loss"] for point in curve], linewidth=1.2, **style)  # type: ignore[arg-type]
+    losses = [end["curve_loss"] for end in ends]
+    axes.plot(compute(ends), losses, "o", markersize=4, color=line.get_color())
 
 
 if __name__ == "__main__":
