@@ -94,6 +94,7 @@ class SearchLoop:
                 if (plan := self._ask(finished, running, n_trials)) is not None:
                     bar.set_postfix_str("", refresh=False)
                     return plan
+                time.sleep(POLL_SECONDS)  # a rival has that point; asking at once would fill the study with failures
             elif not running:
                 return None
             else:

@@ -12,8 +12,9 @@ from hf_warmscale.merging.quiet import quiet_optuna
 from hf_warmscale.merging.spaces import Point, Range
 
 RESOLUTION = 1e-4
-"""Points that differ by less than this part of every side of the box are one point: no loss tells them apart."""
+"""Points nearer than this part of every side of the box are one point: a trial is better spent elsewhere."""
 NUM_CANDIDATES = 1024
+"""Random points of which the farthest from all tried ones is taken."""
 
 
 def propose(

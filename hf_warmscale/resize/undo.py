@@ -65,7 +65,7 @@ def _why_kept(receipt: GrowthReceipt, own: Mapping[str, int]) -> str:
         return "The model was grown by szp, which cannot be undone"
     if receipt.experts is not None:
         return "The model's MLPs were made experts, which cannot be undone"
-    changed = [axis for axis, size in receipt.sizes.items() if own.get(axis) != size]
+    changed = [axis for axis in {**receipt.sizes, **own} if own.get(axis) != receipt.sizes.get(axis)]
     return f"The model has another {changed[0]} than its growth gave it, so that cannot be undone"
 
 
