@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_warmscale.mup import mup_param_groups
+from hf_warmscale.mup import is_mup, mup_param_groups
 
 
 def mup_groups(model: nn.Module, args: TrainingArguments) -> list[dict[str, Any]] | None:
@@ -13,7 +13,6 @@ def mup_groups(model: nn.Module, args: TrainingArguments) -> list[dict[str, Any]
 
     Rates, weight decay and eps of the arguments are those tuned at the base shape; the reference group comes first.
     """
-    config = getattr(model, "config", None)
-    if getattr(config, "mup", None) is None:
+    if not is_mup(getattr(model, "config", None)):
         return None
     return mup_param_groups(model, lr=args.learning_rate, weight_decay=args.weight_decay, eps=args.adam_epsilon)

@@ -1,4 +1,4 @@
-"""The printed table: one row for each setting, formulas whose values are those of the groups, one reason a row."""
+"""The printed table: one row for each set of factors, formulas whose values are those of the groups, one reason a row."""
 
 import pytest
 from transformers import GPT2Config, OPTConfig

@@ -45,12 +45,12 @@ def load_mup_config(name: str) -> "MupConfig":
         ValueError: if it has no base shape.
     """
     from hf_warmscale.cli.pretrained import load_config
-    from hf_warmscale.mup import MupConfig
+    from hf_warmscale.mup import MupConfig, is_mup
 
-    content: dict[str, Any] = load_config(name).to_dict()
-    if content.get("mup") is None:
+    config = load_config(name)
+    if not is_mup(config):
         raise ValueError(f"{name} has no mup entry with its base shape; make the model with MupConfig.")
-    return MupConfig.from_dict(content)
+    return MupConfig.from_dict(config.to_dict())
 
 
 def make_task(arguments: Namespace, config: "MupConfig", **settings: Any) -> "ProxyTask":

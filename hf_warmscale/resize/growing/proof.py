@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, describe, logits_of, named_state, random_model, sample_tokens
+from hf_warmscale.mup import is_mup
 from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.planning.exactness import means_exact
 from hf_warmscale.resize.planning.request import Growth, GrowthRequest, Read, plan_growth
-from hf_warmscale.resize.planning.target import at_own_base, is_mup
+from hf_warmscale.resize.planning.target import at_own_base
 
 TOLERANCE = 1e-11
 """An exact growth moves a logit by about 1e-15 of the largest one; an error was never seen below 1e-7."""

@@ -1,8 +1,8 @@
-"""How gradients follow a growth, and with them what an optimizer keeps and which settings it needs.
+"""How gradients follow a growth, and with them what an optimizer keeps and which rates it needs.
 
 Where a target weight is f times a copy of a source weight that has k copies, all alike, its gradient is 1 / (f k) of
 the source's: for a weight that reads n_in and writes n_out copies, f = 1 / n_in and k = n_in n_out, so 1 / n_out. An
-optimizer whose moments and settings follow repeats the small model's steps, until noise parts the copies.
+optimizer whose moments and rates follow repeats the small model's steps, until noise parts the copies.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_warmscale.mup import Setting
+from hf_warmscale.mup import OptimizerFactors
 from hf_warmscale.resize.planning.axis_map import NEW, copies, rank
 from hf_warmscale.resize.planning.transfer import Transfer
 
@@ -47,7 +47,7 @@ def moment_transfer(
     )
 
 
-def growth_setting(transfer: Transfer, kind: OptimizerKind = "adam") -> Setting:
+def growth_factors(transfer: Transfer, kind: OptimizerKind = "adam") -> OptimizerFactors:
     """Return what learning rate, weight decay and eps are multiplied by, so that training goes on as it was.
 
     With f on the weight and c on its gradient: Adam's step does not see c but in eps, so its rate takes f; Muon's step
@@ -64,8 +64,8 @@ def growth_setting(transfer: Transfer, kind: OptimizerKind = "adam") -> Setting:
     gradient = 1 / (factor * shared)
     if kind == "muon":
         spread = sqrt(shared)
-        return Setting(lr=factor * spread, weight_decay=1 / (factor * spread), eps=gradient * spread)
-    return Setting(lr=factor, weight_decay=1 / factor, eps=gradient)
+        return OptimizerFactors(lr=factor * spread, weight_decay=1 / (factor * spread), eps=gradient * spread)
+    return OptimizerFactors(lr=factor, weight_decay=1 / factor, eps=gradient)
 
 
 def muon_shape_factor(shape: tuple[int, ...], adjust_lr_fn: str | None) -> float:

@@ -13,13 +13,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_warmscale.checkpoints import explained_full_disk, skeleton
-from hf_warmscale.mup import TrainingFactors, mup_param_groups
+from hf_warmscale.mup import TrainingFactors, is_mup, mup_param_groups
 from hf_warmscale.resize.growing.replay import replay_stored
 from hf_warmscale.resize.optimizer.groups import OWN_KEYS, SavedOptimizer, group_names, grown_factors, read_groups
 from hf_warmscale.resize.optimizer.moments import POWERS, Moments, moment_transfer
 from hf_warmscale.resize.planning.plan import Plan
 from hf_warmscale.resize.planning.request import Growth
-from hf_warmscale.resize.planning.target import is_mup
 from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
 
 OPTIMIZER_FILE = "optimizer.pt"

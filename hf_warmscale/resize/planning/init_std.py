@@ -20,9 +20,9 @@ def mup_init_std(config: GraniteConfig, target: ModelMap) -> dict[str, float]:
         target (`ModelMap`): the target.
     """
     form = GraniteForm.from_config(config)
-    placements = form.placements()
+    scalings = form.scalings()
     return {
-        parameter.name: _sigma(config) * placements[parameter.name].setting(form.parametrization).init
+        parameter.name: _sigma(config) * scalings[parameter.name].factors(form.parametrization).init
         for parameter in target.with_role(*MATRICES)
     }
 
@@ -40,9 +40,9 @@ def own_base_init_std(
     """
     std = {}
     for parameter in target.with_role(*MATRICES):
-        setting = Parametrization(rule="mup").setting(parameter.role, _ratios(parameter, source, target))
+        scaled = Parametrization(rule="mup").factors(parameter.role, _ratios(parameter, source, target))
         carried = {"embedding": factors.embedding, "readout": factors.logits}.get(parameter.role, 1.0)
-        std[parameter.name] = _sigma(config) * setting.init * carried
+        std[parameter.name] = _sigma(config) * scaled.init * carried
     return std
 
 

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import GraniteConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, ModelMap, describe
+from hf_warmscale.mup import is_mup
 from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.planning.axis_map import head_maps, is_identity, pad
 from hf_warmscale.resize.planning.exactness import width_obstacle
@@ -23,7 +24,7 @@ from hf_warmscale.resize.planning.operators import (
     ZeroPad,
 )
 from hf_warmscale.resize.planning.plan import Compensation, Plan
-from hf_warmscale.resize.planning.target import compensation, is_mup, requested_sizes, target_config
+from hf_warmscale.resize.planning.target import compensation, requested_sizes, target_config
 from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
 
 Read = Callable[[str], Tensor]
@@ -170,7 +171,7 @@ def _operator(
         return ZeroPad(source, target.sizes)
     if request.width != "szp":
         raise ValueError(f"The width operator {request.width!r} is unknown; use clone, szp, zero_pad or net2net.")
-    if is_mup(grown) and isinstance(grown, GraniteConfig):
+    if is_mup(grown):
         return ShrinkZeroPadPerturb(source, mup_init_std(grown, target), request.shrink)
     carried = Compensation(embedding=factors.embedding, logits=_own_base_logits(config, source, target))
     return ShrinkZeroPadPerturb(source, own_base_init_std(grown, source, target, carried), request.shrink)

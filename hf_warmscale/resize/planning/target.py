@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import LEADING_BLOCKS, Axis, ModelMap, find_field, resized_config
-from hf_warmscale.mup import MupConfig
+from hf_warmscale.mup import MupConfig, is_mup
 from hf_warmscale.resize.planning.layer_map import LayerMap
 from hf_warmscale.resize.planning.plan import Compensation
 
@@ -122,11 +122,6 @@ def _kv_heads_without_weights(config: PreTrainedConfig, source: ModelMap, sizes:
     if Axis.KV_HEADS in sizes or field is None or getattr(config, field) != source.sizes.get(Axis.HEADS):
         return {}
     return {Axis.KV_HEADS: sizes[Axis.HEADS]}
-
-
-def is_mup(config: PreTrainedConfig) -> bool:
-    """Tell whether a config carries the base shape of a muP model."""
-    return isinstance(config.to_dict().get("mup"), dict)
 
 
 def compensation(
