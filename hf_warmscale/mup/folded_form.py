@@ -1,9 +1,9 @@
 """muP in any family's own forward pass: the multipliers are folded into init, learning rate, eps and weight decay.
 
 Adam does not see a factor that moves from the forward pass into a weight ([`OptimizerFactors.absorb`]), so the model
-needs no multipliers of its own. The embedding takes its multiplier; an untied readout takes 1/m_N; with tied weights the
-final norm's gain takes 1/m_N instead. A matrix that writes to the residual stream takes m_L^-alpha, or, if a norm
-follows it, that norm's gain does.
+needs no multipliers of its own. The embedding takes its multiplier; an untied readout takes 1/m_N; with tied weights,
+the final norm's gain takes 1/m_N instead. A matrix that writes to the residual stream takes m_L^-alpha, unless a norm
+follows it: then that norm's gain does.
 """
 
 from dataclasses import dataclass
