@@ -69,7 +69,7 @@ class ModelWeights:
         if name not in self.specs:
             raise ValueError(f"The model in {self.checkpoint.source.name} has no tensor {name}.")
         group = self._groups[name]
-        if group.converter is None:
+        if group.pattern is None:
             (source,) = group.sources
             return self.checkpoint.tensor(source)
         if self._last is None or self._last[0] is not group:

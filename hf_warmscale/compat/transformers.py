@@ -1,1 +1,111 @@
 """What this package needs of transformers beyond its public API; a test of each function says what broke."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
+
+# ---- Weight conversion: how `from_pretrained` and `save_pretrained` rename, split and fuse tensors ----
+
+
+@dataclass(frozen=True)
+class WeightConversions:
+    """The conversions of a model's family, in one direction.
+
+    Args:
+        renamings (`list`): transforms that change one name; all that match are applied in turn.
+        converters (`list`): transforms that split or fuse tensors; at most one applies to a tensor.
+    """
+
+    renamings: list[WeightRenaming]
+    converters: list[WeightConverter]
+
+    @cached_property
+    def by_pattern(self) -> Mapping[str, WeightConverter]:
+        """The converter of each pattern that a name may match."""
+        return {pattern: each for each in self.converters for pattern in each.source_patterns}
+
+
+def loading_conversions(model: PreTrainedModel) -> WeightConversions:
+    """Return the conversions from the names in files to those of `model`."""
+    return _split(get_model_conversion_mapping(model))
+
+
+def saving_conversions(model: PreTrainedModel) -> WeightConversions:
+    """Return the conversions from the names of `model` to those that `save_pretrained` writes."""
+    transforms = get_model_conversion_mapping(model, add_legacy=False)
+    # A prefix is dropped on loading wherever it occurs; whether the files had it is not known, so none is added.
+    return _split(each.reverse_transform() for each in transforms[::-1] if not isinstance(each, PrefixChange))
+
+
+def loaded_name(
+    name: str, conversions: WeightConversions, model: PreTrainedModel, names: Mapping[str, torch.Tensor]
+) -> tuple[str, str | None]:
+    """Return the name in `model` of a stored tensor, and the pattern of the converter that it goes through."""
+    key, pattern = rename_source_key(
+        name, conversions.renamings, conversions.converters, model.base_model_prefix, dict(names)
+    )
+    return key, pattern
+
+
+def saved_name(name: str, conversions: WeightConversions) -> tuple[str, str | None]:
+    """Return the name that a tensor of the model is saved under, and the pattern of the converter it goes through.
+
+    Where there is a converter, the name is that of its first result before `renamed`.
+    """
+    for converter in conversions.converters:
+        key, pattern = converter.rename_source_key(name)
+        if pattern is not None:
+            return key, pattern
+    return renamed(name, conversions.renamings), None
+
+
+def renamed(name: str, renamings: Iterable[WeightRenaming]) -> str:
+    """Return a name after all renamings."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name
+
+
+def convert(
+    converter: WeightConverter, key: str, tensors: Iterable[tuple[str, str, torch.Tensor]], model: PreTrainedModel
+) -> dict[str, torch.Tensor]:
+    """Return what a converter makes of some tensors, by name.
+
+    Args:
+        converter (`WeightConverter`): is left as it is.
+        key (`str`): the name of the first result.
+        tensors (`Iterable[tuple[str, str, Tensor]]`): name, matched pattern and value of each.
+        model (`PreTrainedModel`): the model whose config the operations read.
+    """
+    fresh = deepcopy(converter)
+    for name, pattern, tensor in tensors:
+        # Annotated as a future; on saving transformers passes tensors, as here.
+        fresh.add_tensor(key, name, pattern, tensor)  # type: ignore[arg-type]
+    results = fresh.convert(key, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in results.items()}
+
+
+def in_natural_order(names: Iterable[str]) -> Iterator[str]:
+    """Yield names in the order of transformers, `layers.2` before `layers.10`; fused tensors depend on it."""
+    yield from sorted(names, key=dot_natural_key)
+
+
+def _split(transforms: Iterable[WeightTransform]) -> WeightConversions:
+    found = list(transforms)
+    return WeightConversions(
+        [each for each in found if isinstance(each, WeightRenaming)],
+        [each for each in found if isinstance(each, WeightConverter)],
+    )

@@ -1,0 +1,80 @@
+"""What the private API of transformers must still do; a failure here names what changed."""
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from hf_warmscale.compat.transformers import (
+    convert,
+    in_natural_order,
+    loaded_name,
+    loading_conversions,
+    renamed,
+    saved_name,
+    saving_conversions,
+)
+
+GATE, UP = "model.layers.0.block_sparse_moe.experts.1.w1.weight", "model.layers.0.block_sparse_moe.experts.1.w3.weight"
+PACKED = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def mixtral() -> MixtralForCausalLM:
+    config = MixtralConfig(
+        vocab_size=32,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+    )
+    return MixtralForCausalLM(config)
+
+
+def test_names_of_experts_in_files_become_one_name_of_the_model() -> None:
+    model = mixtral()
+    conversions = loading_conversions(model)
+    keys = {loaded_name(name, conversions, model, model.state_dict()) for name in (GATE, UP)}
+    assert {key for key, _ in keys} == {PACKED}
+    assert all(pattern in conversions.by_pattern for _, pattern in keys)
+
+
+def test_a_prefix_that_the_files_lack_is_added() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
+    name, pattern = loaded_name("wte.weight", loading_conversions(model), model, model.state_dict())
+    assert (name, pattern) == ("transformer.wte.weight", None)
+
+
+def test_a_packed_tensor_is_saved_through_a_converter() -> None:
+    conversions = saving_conversions(mixtral())
+    key, pattern = saved_name(PACKED, conversions)
+    assert pattern in conversions.by_pattern
+    assert saved_name("model.norm.weight", conversions) == ("model.norm.weight", None)
+    assert "block_sparse_moe" in renamed(key, conversions.renamings)
+
+
+def test_a_conversion_there_and_back_is_the_identity() -> None:
+    model = mixtral()
+    loading, saving = loading_conversions(model), saving_conversions(model)
+    packed = model.state_dict()[PACKED]
+    key, pattern = saved_name(PACKED, saving)
+    assert pattern is not None
+    parts = convert(saving.by_pattern[pattern], key, [(PACKED, pattern, packed)], model)
+    stored = {renamed(name, saving.renamings): value for name, value in parts.items()}
+    assert len(stored) == 4 and GATE in stored and UP in stored
+    found = [(name, *loaded_name(name, loading, model, model.state_dict())) for name in in_natural_order(stored)]
+    given = [(name, pattern, stored[name]) for name, _, pattern in found if pattern is not None]
+    (result,) = convert(loading.by_pattern[given[0][1]], PACKED, given, model).values()
+    assert torch.equal(result, packed)
+
+
+def test_plain_families_need_no_conversion() -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    assert {saved_name(name, saving_conversions(model)) for name in model.state_dict()} == {
+        (name, None) for name in model.state_dict()
+    }
+
+
+def test_layers_are_in_natural_order() -> None:
+    assert list(in_natural_order(["a.10.b", "a.2.b", "a.2.a"])) == ["a.2.a", "a.2.b", "a.10.b"]
