@@ -3,6 +3,7 @@
 from hf_warmscale.checkpoints.conversion import skeleton
 from hf_warmscale.checkpoints.model_weights import ModelWeights, ModelWriter
 from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint
+from hf_warmscale.checkpoints.receipts import FORMAT_VERSION, Receipt, check_format_version, public_name
 from hf_warmscale.checkpoints.run_folder import (
     RunFolder,
     checkpoint_step,
@@ -14,7 +15,6 @@ from hf_warmscale.checkpoints.run_folder import (
     total_tokens,
 )
 from hf_warmscale.checkpoints.saving import copy_side_files, save_model
-from hf_warmscale.checkpoints.source import source_identity
 from hf_warmscale.checkpoints.staging import (
     explained_full_disk,
     refuse_existing,
@@ -34,13 +34,16 @@ from hf_warmscale.checkpoints.tokenizers import (
 from hf_warmscale.checkpoints.writer import CheckpointWriter
 
 __all__ = [
+    "FORMAT_VERSION",
     "Checkpoint",
     "CheckpointWriter",
     "ModelWeights",
     "ModelWriter",
+    "Receipt",
     "RunFolder",
     "TensorSpec",
     "TokenizerComparison",
+    "check_format_version",
     "checkpoint_step",
     "compare_tokenizers",
     "content_hash",
@@ -51,6 +54,7 @@ __all__ = [
     "logged",
     "logged_names",
     "open_checkpoint",
+    "public_name",
     "read_stage",
     "read_trainer_state",
     "refuse_existing",
@@ -60,7 +64,6 @@ __all__ = [
     "save_model",
     "shared_ids",
     "skeleton",
-    "source_identity",
     "staged_directory",
     "total_tokens",
     "write_json",

@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_warmscale.checkpoints.receipts import public_name
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED_FILE = "pytorch_model.bin"
@@ -41,17 +43,8 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What a receipt calls it: the Hub id, or the absolute path of the folder."""
-        return self.repo_id or str(self.folder.resolve())
-
-
-def source_identity(source: str | os.PathLike[str]) -> str:
-    """Return what a receipt calls a source: a Hub id as it is, a folder by its absolute path.
-
-    So a card can tell them apart later: Hub ids become `base_model`, of folders only the name is told.
-    """
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else os.fspath(source).partition("@")[0]
+        """Its name in a receipt: the Hub id, or `./` and the name of the folder."""
+        return self.repo_id or public_name(self.folder)
 
 
 def find_source(source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False) -> Source:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from hf_warmscale.checkpoints import Checkpoint, open_checkpoint, refuse_non_finite, source_identity
+from hf_warmscale.checkpoints import Checkpoint, open_checkpoint, public_name, refuse_non_finite
 
 NOT_IN_THE_FORWARD_PASS = frozenset(
     {
@@ -31,7 +31,7 @@ class MergeInput:
     """What is recorded of a merged checkpoint.
 
     Args:
-        source (`str`): its id on the Hub, or the absolute path of its folder.
+        source (`str`): its id on the Hub, or `./` and the name of its folder.
         revision (`str` or `None`): its commit on the Hub.
         step (`int` or `None`): training step, from `trainer_state.json` or the folder's name.
         sha256 (`str`): content hash of its tensors.
@@ -81,7 +81,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
 def describe_input(checkpoint: Checkpoint) -> MergeInput:
     """Return what is recorded of a checkpoint; reads what has not been hashed yet."""
     return MergeInput(
-        source=source_identity(checkpoint.source.name),
+        source=public_name(checkpoint.source.name),
         revision=checkpoint.source.revision,
         step=training_step(checkpoint),
         sha256=checkpoint.content_hash(),

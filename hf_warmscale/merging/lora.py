@@ -17,8 +17,8 @@ from hf_warmscale.checkpoints import (
     content_hash,
     copy_side_files,
     open_checkpoint,
+    public_name,
     refuse_non_finite,
-    source_identity,
 )
 from hf_warmscale.merging.combine import CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input
@@ -101,7 +101,7 @@ class AdapterSource:
             tensors = load_file(folder / ADAPTER_FILE)
             for name, tensor in tensors.items():
                 refuse_non_finite(f"{name} of {folder}", tensor)
-            inputs.append(MergeInput(source_identity(folder), revision=None, step=None, sha256=content_hash(tensors)))
+            inputs.append(MergeInput(public_name(folder), revision=None, step=None, sha256=content_hash(tensors)))
         return inputs
 
     def base(self) -> MergeInput:

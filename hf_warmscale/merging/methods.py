@@ -4,13 +4,13 @@ Each accumulates in float64, so that the order of the inputs can change the last
 its first input. `weights` are taken as they are: no method normalises them.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.merging.weighted_sum import weighted_sum_
 
 Rescale = Literal["density", "l1"]
@@ -109,8 +109,7 @@ def dare_mask(shape: Sequence[int], *, density: float, key: str) -> Tensor:
 
     The random numbers hang on the key alone, so the order in which checkpoints are listed changes nothing.
     """
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
-    draw = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draw = torch.rand(*shape, generator=keyed_generator(key, bits=64), dtype=torch.float64)
     return draw < density
 
 

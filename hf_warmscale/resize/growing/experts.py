@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MixtralConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
 from hf_warmscale.architecture import ModelMap, describe, random_model
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.resize.growing.proof import TOLERANCE, logit_change
 from hf_warmscale.resize.planning.init_std import DEFAULT_RANGE
 from hf_warmscale.resize.planning.request import Growth, Read
-from hf_warmscale.resize.planning.transfer import generator
 
 TARGETS: Mapping[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (MixtralConfig, {"sliding_window": None}),
@@ -83,7 +83,7 @@ class Upcycling:
         dtype = self.dtype or read(self.parts(name)[0]).dtype
         if name.endswith("shared_expert.down_proj.weight"):  # an expert for all tokens that says nothing at first
             return torch.zeros(shape, dtype=dtype)
-        return (self.std * torch.randn(shape, generator=generator(f"{self.seed}:{name}"))).to(dtype)
+        return (self.std * torch.randn(shape, generator=keyed_generator(f"{self.seed}:{name}"))).to(dtype)
 
     def _dense(self, name: str, read: Read) -> Tensor:
         if self.growth is not None:

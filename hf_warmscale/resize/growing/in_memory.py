@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import ModelMap
-from hf_warmscale.checkpoints import ModelWeights, content_hash, open_checkpoint, refuse_non_finite, source_identity
+from hf_warmscale.checkpoints import ModelWeights, content_hash, open_checkpoint, public_name, refuse_non_finite
 from hf_warmscale.resize.growing.growth import plan_target
 from hf_warmscale.resize.growing.receipt import RECEIPT_ATTRIBUTE, finish_receipt, receipt_of, with_entry
 from hf_warmscale.resize.growing.verify import probe_tokens, verify_growth
@@ -51,7 +51,7 @@ def load_source(source: str | os.PathLike[str] | PreTrainedModel) -> tuple[PreTr
     """
     if isinstance(source, PreTrainedModel):
         path = source.config.name_or_path
-        return source, source_identity(path) if path else type(source).__name__
+        return source, public_name(path) if path else type(source).__name__
     weights = ModelWeights(open_checkpoint(source))  # from_pretrained would fill with random numbers what is missing
     found, dtype = weights.checkpoint.source, next(iter(weights.specs.values())).dtype
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(found.folder, dtype=dtype, trust_remote_code=False)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from hf_warmscale.architecture import Axis, ModelMap, NormMap, ParameterMap, Role
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.options import WidthName
 from hf_warmscale.resize.planning.axis_map import Extend, pad, sample, tile
-from hf_warmscale.resize.planning.transfer import Fill, Noise, generator
+from hf_warmscale.resize.planning.transfer import Fill, Noise
 
 MATRICES: tuple[Role, ...] = ("embedding", "hidden", "readout", "router")
 """What `szp` shrinks and perturbs; vectors keep their values."""
@@ -84,7 +85,7 @@ class Net2Net:
     divides: ClassVar[bool] = True
 
     def extend(self, axis: Axis) -> Extend:
-        random = generator(f"{self.seed}:{axis}")
+        random = keyed_generator(f"{self.seed}:{axis}")
         return lambda source, target: sample(source, target, random)
 
     def scale(self, parameter: ParameterMap) -> float:
