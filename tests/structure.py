@@ -45,9 +45,10 @@ def longest_chain(graph: Imports) -> list[str]:
 
     @cache
     def chain(name: str) -> tuple[str, ...]:
-        return (name, *max((chain(other) for other in sorted(graph[name])), key=len, default=()))
+        nothing: tuple[str, ...] = ()
+        return (name, *max((chain(other) for other in sorted(graph[name])), key=len, default=nothing))
 
-    return list(max((chain(name) for name in graph), key=len, default=()))
+    return list(max(map(chain, graph), key=len))
 
 
 def repeated_names(room: Path) -> list[str]:
