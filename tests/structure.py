@@ -3,7 +3,6 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "hf_warmscale"
@@ -43,12 +42,14 @@ def circles(graph: Imports) -> list[list[str]]:
 def longest_chain(graph: Imports) -> list[str]:
     """Return the longest chain of files of which each imports the next. The graph must have no circles."""
 
-    @cache
-    def chain(name: str) -> tuple[str, ...]:
-        nothing: tuple[str, ...] = ()
-        return (name, *max((chain(other) for other in sorted(graph[name])), key=len, default=nothing))
+    chains: dict[str, list[str]] = {}
 
-    return list(max(map(chain, graph), key=len))
+    def chain(name: str) -> list[str]:
+        if name not in chains:
+            chains[name] = [name, *max(([], *(chain(other) for other in sorted(graph[name]))), key=len)]
+        return chains[name]
+
+    return max(([], *(chain(name) for name in graph)), key=len)
 
 
 def repeated_names(room: Path) -> list[str]:
