@@ -15,13 +15,6 @@ from hf_warmscale.checkpoints.run_folder import (
     total_tokens,
 )
 from hf_warmscale.checkpoints.saving import copy_side_files, save_model
-from hf_warmscale.checkpoints.staging import (
-    explained_full_disk,
-    refuse_existing,
-    staged_directory,
-    write_json,
-    write_text,
-)
 from hf_warmscale.checkpoints.tensors import TensorSpec, content_hash, refuse_non_finite
 from hf_warmscale.checkpoints.tokenizers import (
     TokenizerComparison,
@@ -32,6 +25,13 @@ from hf_warmscale.checkpoints.tokenizers import (
     shared_ids,
 )
 from hf_warmscale.checkpoints.writer import CheckpointWriter
+from hf_warmscale.staging import (
+    explained_full_disk,
+    refuse_existing,
+    staged_directory,
+    write_json,
+    write_text,
+)
 
 __all__ = [
     "FORMAT_VERSION",

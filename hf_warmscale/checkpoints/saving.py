@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints.staging import staged_directory, write_json
+from hf_warmscale.staging import staged_directory, write_json
 
 SIDE_FILES = (
     "generation_config.json",

@@ -1,13 +1,14 @@
-"""Checkpoints that are complete or not there: written in a staging folder, then renamed."""
+"""Checkpoints that are complete or absent: written in a staging folder of the run, then moved."""
 
 import os
 import shutil
 from pathlib import Path
 
-from hf_warmscale.checkpoints.staging import sync, sync_tree
+from hf_warmscale import staging
 
-STAGING = ".partial"
-"""The folder of a run that holds what is being written; its name is never taken for a checkpoint."""
+STAGING = "_partial"
+"""The folder of a run that holds the checkpoint being written. `get_last_checkpoint` does not take it for one, and
+`Trainer` leaves names with a leading underscore out of its uploads, which run while training goes on."""
 
 
 def staging_of(run: str | os.PathLike[str]) -> Path:
@@ -16,7 +17,7 @@ def staging_of(run: str | os.PathLike[str]) -> Path:
 
 
 def sweep(run: str | os.PathLike[str]) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove the half-written checkpoint of a killed run."""
     shutil.rmtree(staging_of(run), ignore_errors=True)
 
 
@@ -26,11 +27,7 @@ def publish(run: str | os.PathLike[str], name: str) -> Path:
     Returns:
         `Path`: where it is now.
     """
-    staging, final = staging_of(run), Path(run) / name
-    sync_tree(staging / name)
-    if final.exists():
-        final.rename(staging / f"{name}.old")
-    (staging / name).rename(final)
-    sync(final.parent)
+    final = Path(run) / name
+    staging.publish(staging_of(run) / name, final, replace=True)
     sweep(run)
     return final

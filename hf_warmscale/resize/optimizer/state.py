@@ -20,6 +20,7 @@ from hf_warmscale.resize.optimizer.moments import POWERS, Moments, moment_transf
 from hf_warmscale.resize.planning.plan import Plan
 from hf_warmscale.resize.planning.request import Growth
 from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
+from hf_warmscale.staging import staged_file
 
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
@@ -193,9 +194,5 @@ def _grown_schedule(state: dict[str, Any], groups: Sequence[Mapping[str, Any]]) 
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
-    staging = path.with_name(f".{path.name}.partial")
-    try:
+    with staged_file(path) as staging:
         torch.save(content, staging)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
