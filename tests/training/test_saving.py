@@ -3,7 +3,7 @@
 import inspect
 from pathlib import Path
 
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
