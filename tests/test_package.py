@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,40 @@ def test_every_public_name_is_listed_typed_and_there() -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="grow_from_pretraind"):
         hf_warmscale.grow_from_pretraind  # noqa: B018
+
+
+def test_every_imported_package_is_declared() -> None:
+    """What another dependency happens to bring along today it may drop tomorrow."""
+    imported = {
+        name.partition(".")[0]
+        for path in (ROOT / "hf_warmscale").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _imported_modules(node)
+    }
+    foreign = imported - set(sys.stdlib_module_names) - {"hf_warmscale"}
+    distributions = packages_distributions()
+    undeclared = {
+        name for name in foreign if not _declared() & {_plain(each) for each in distributions.get(name, [name])}
+    }
+    assert not undeclared
+
+
+def _imported_modules(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
+
+
+def _declared() -> set[str]:
+    """The packages that pyproject.toml names, of the extras only those that the code imports lazily."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lazily = [*project["optional-dependencies"]["deepspeed"], *project["optional-dependencies"]["eval"]]
+    return {_plain(re.split(r"[<>=!~\[ ;]", line)[0]) for line in [*project["dependencies"], *lazily]}
+
+
+def _plain(name: str) -> str:
+    """The normal form of a package's name."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_repository_names_no_path_of_one_machine() -> None:
