@@ -5,6 +5,7 @@ This is the one place in the package that does so. It stands at the bottom, beca
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -161,6 +162,19 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[A
         OSError: as `write_text`.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def as_json(content: Any) -> str:
+    """Return JSON as `write_json` writes it, with null where a number is NaN or infinite: JSON has no such numbers."""
+    return json.dumps(_without_non_finite(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _without_non_finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _without_non_finite(value) for key, value in content.items()}
+    return [_without_non_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 @contextmanager

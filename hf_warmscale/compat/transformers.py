@@ -1,12 +1,15 @@
 """What this package needs of transformers beyond its public API; a test of each function says what broke."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -16,6 +19,9 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+LossFunction = Callable[..., Tensor]
 
 # ---- Weight conversion: how `from_pretrained` and `save_pretrained` rename, split and fuse tensors ----
 
@@ -109,3 +115,60 @@ def _split(transforms: Iterable[WeightTransform]) -> WeightConversions:
         [each for each in found if isinstance(each, WeightRenaming)],
         [each for each in found if isinstance(each, WeightConverter)],
     )
+
+
+# ---- The trainer and the loss ----
+
+TRAINER_HOOKS: Mapping[str, Sequence[str]] = {
+    "_finalize_training": ("trial", "num_train_samples", "start_time"),
+    "_get_collator_with_removed_columns": ("data_collator", "description"),
+    "_get_output_dir": ("trial",),
+    "_hp_search_setup": ("trial",),
+    "_init_training_state": (
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ),
+    "_load_best_model": (),
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
+    "_push_from_checkpoint": ("checkpoint_folder",),
+    "_save_checkpoint": ("model", "trial"),
+}
+"""The methods of `Trainer` that `ContinualMixin` overrides although they are private, with their parameters."""
+
+
+def dict_arguments(*names: str) -> list[str]:
+    """Return the `_VALID_DICT_FIELDS` of training arguments that also read the fields `names` from JSON."""
+    return [*TrainingArguments._VALID_DICT_FIELDS, *names]
+
+
+def loss_shifts_labels(trainer: Trainer) -> bool:
+    """Tell whether the loss of a trainer's model predicts the next label, so that the first one is never predicted."""
+    return trainer._loss_shifts_labels
+
+
+def causal_lm_loss() -> LossFunction:
+    """Return the loss of causal language models, which a model calls as `self.loss_function`."""
+    return cast(LossFunction, LOSS_MAPPING["ForCausalLM"])
+
+
+def models_with_causal_lm_loss(model: nn.Module) -> list[PreTrainedModel]:
+    """Return the models in a module, itself included, whose `loss_function` is that of causal language models."""
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return [each for each in models if getattr(each, "loss_type", None) and each.loss_function is causal_lm_loss()]
+
+
+@contextmanager
+def replaced_loss(models: Sequence[PreTrainedModel], function: LossFunction) -> Iterator[None]:
+    """Let models call another `loss_function` inside the block."""
+    for model in models:
+        model.loss_function = function
+    try:
+        yield
+    finally:
+        for model in models:
+            del model._loss_function

@@ -1,17 +1,39 @@
 """What the private API of transformers must still do; a failure here names what changed."""
 
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    HfArgumentParser,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_warmscale.compat.transformers import (
+    TRAINER_HOOKS,
+    causal_lm_loss,
     convert,
+    dict_arguments,
     in_natural_order,
     loaded_name,
     loading_conversions,
+    loss_shifts_labels,
+    models_with_causal_lm_loss,
     renamed,
+    replaced_loss,
     saved_name,
     saving_conversions,
 )
+from tests.training.tiny import NEW, arguments, tiny_model
 
 GATE, UP = "model.layers.0.block_sparse_moe.experts.1.w1.weight", "model.layers.0.block_sparse_moe.experts.1.w3.weight"
 PACKED = "model.layers.0.mlp.experts.gate_up_proj"
@@ -78,3 +100,39 @@ def test_plain_families_need_no_conversion() -> None:
 
 def test_layers_are_in_natural_order() -> None:
     assert list(in_natural_order(["a.10.b", "a.2.b", "a.2.a"])) == ["a.2.a", "a.2.b", "a.10.b"]
+
+
+@pytest.mark.parametrize("hook", list(TRAINER_HOOKS))
+def test_the_trainer_has_the_methods_that_the_mixin_overrides(hook: str) -> None:
+    method = getattr(Trainer, hook, None)
+    assert method is not None, f"Trainer.{hook} is gone; ContinualMixin overrides it"
+    found = tuple(inspect.signature(method).parameters)[1:]
+    assert found == TRAINER_HOOKS[hook], f"Trainer.{hook} takes {found} now"
+
+
+def test_the_trainer_says_whether_labels_are_shifted(tmp_path: Path) -> None:
+    assert loss_shifts_labels(Trainer(tiny_model(), arguments(tmp_path), train_dataset=NEW))
+
+
+def test_training_arguments_read_named_fields_as_json(tmp_path: Path) -> None:
+    @dataclass
+    class Arguments(TrainingArguments):
+        _VALID_DICT_FIELDS = dict_arguments("shares")
+        shares: dict[str, float] | str | None = field(default=None)
+
+    (parsed,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(  # type: ignore[arg-type]
+        ["--output_dir", str(tmp_path), "--shares", '{"new": 0.5}']
+    )
+    assert parsed.shares == {"new": 0.5}
+
+
+def test_models_call_a_loss_that_replaces_theirs() -> None:
+    model = tiny_model(dropout=0.0)
+    assert isinstance(model, LlamaForCausalLM)
+    assert models_with_causal_lm_loss(torch.nn.Sequential(model)) == [model]
+    assert model.loss_function is causal_lm_loss()
+    tokens = torch.arange(8)[None]
+    with replaced_loss([model], lambda logits, labels, **kwargs: logits.sum() * 0 + 7.0):
+        assert float(model(input_ids=tokens, labels=tokens).loss.detach()) == 7.0
+    assert model.loss_function is causal_lm_loss()
+    assert float(model(input_ids=tokens, labels=tokens).loss.detach()) != 7.0

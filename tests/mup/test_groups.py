@@ -135,5 +135,5 @@ def test_a_deepspeed_optimizer_block_is_refused(tmp_path: Path) -> None:
     config = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({**config, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}))
-    with pytest.raises(ValueError, match="has an optimizer block, which silently replaces"):
+    with pytest.raises(ValueError, match="has a block 'optimizer', which silently replaces"):
         mup_optimizer(arguments(tmp_path, deepspeed=str(path), use_cpu=False))

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.data.packing import read_manifest
 from hf_warmscale.training.recipe.configuration import (
@@ -28,7 +29,6 @@ from hf_warmscale.training.recipe.configuration import (
 from hf_warmscale.training.recipe.sources import load_evaluation, load_mixture
 from hf_warmscale.training.schedules.lr_scheduler import plot_schedule
 from hf_warmscale.training.schedules.schedule import Schedule
-from hf_warmscale.training.stage import STAGE_FILE
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.trainer import ContinualTrainer
 
