@@ -109,7 +109,7 @@ class CheckpointMixin(Trainer):
         """End the training; Trainer's own rotation would delete a user's `checkpoint-2-keep`."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            output = super()._finalize_training(trial, *args, **kwargs)
+            output = super()._finalize_training(trial, *args, **kwargs)  # type: ignore[no-untyped-call]
         finally:
             self.args.save_total_limit = limit
         best, run = self.state.best_model_checkpoint, super()._get_output_dir(trial)
@@ -121,7 +121,7 @@ class CheckpointMixin(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Restore the state; a best checkpoint whose run folder was moved is looked for beside the resumed one."""
-        begun = super()._init_training_state(*args, **kwargs)  # type: ignore[no-untyped-call]
+        begun = super()._init_training_state(*args, **kwargs)
         step = self.state.best_global_step
         if step and self.state.best_model_checkpoint is None:
             resumed = args[3] if len(args) > 3 else kwargs.get("resume_from_checkpoint")
