@@ -141,7 +141,7 @@ def test_a_wrapping_source_is_shuffled_anew() -> None:
     assert len({tuple(order) for order in old}) == 4
 
 
-def read(workers: int, rank: int, world: int, batch: int) -> list[tuple[str, int]]:
+def read(workers: int, rank: int, world: int, batch: int) -> list[tuple[int, int]]:
     """Read 96 samples as one rank of many: `batch` rows at a time, rank by rank."""
     mine = [i for start in range(rank * batch, 96, world * batch) for i in range(start, start + batch)]
     loader = DataLoader(
