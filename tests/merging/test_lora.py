@@ -96,9 +96,9 @@ def test_the_search(adapters: list[Path], splits: tuple[list[str], list[str]], t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"use_dora": True}, "has use_dora set, which is no low-rank product"),
-        ({"bias": "lora_only"}, "changes its base beside the product"),
-        ({"init_lora_weights": "pissa"}, "changes its base beside the product"),
+        ({"use_dora": True}, "has use_dora set, so it is more than a low-rank product"),
+        ({"bias": "lora_only"}, "changes its base in other ways too"),
+        ({"init_lora_weights": "pissa"}, "changes its base in other ways too"),
         ({"modules_to_save": ["norm"]}, "has modules_to_save set"),
     ],
 )
