@@ -1,4 +1,4 @@
-"""Train the stage that a YAML file describes: what `warmscale train` does."""
+"""Train the stage that a YAML file describes, as `warmscale train` does."""
 
 import os
 from collections.abc import Sequence
@@ -19,14 +19,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.data.packing import read_manifest
-from hf_warmscale.training.recipe.configuration import (
-    ModelArguments,
-    TrainingConfiguration,
-    as_mapping,
-    plan_stage,
-    read_configuration,
-)
+from hf_warmscale.training.recipe.configuration import TrainingConfiguration, read_configuration
+from hf_warmscale.training.recipe.fields import ModelArguments
 from hf_warmscale.training.recipe.sources import load_evaluation, load_mixture
+from hf_warmscale.training.recipe.stage_plan import plan_stage
+from hf_warmscale.training.recipe.yaml_file import as_mapping
 from hf_warmscale.training.schedules.lr_scheduler import plot_schedule
 from hf_warmscale.training.schedules.schedule import Schedule
 from hf_warmscale.training.stage_run import StageRun
@@ -44,7 +41,7 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
         `ContinualTrainer`: after training.
 
     Raises:
-        ValueError, FileNotFoundError: for what the file gets wrong; nothing is written then.
+        ValueError, FileNotFoundError: for a mistake in the file; nothing has been written then.
 
     Example:
 
@@ -62,7 +59,7 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
 
 
 def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
-    """Load model, tokenizer and data of a configuration."""
+    """Load the model, the tokenizer and the data of a configuration."""
     model_arguments, stage_arguments = configuration.model, configuration.stage
     if stage_arguments.anneal_from is not None:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
@@ -89,14 +86,14 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
 def show_schedule(
     path: str | os.PathLike[str], picture: str | os.PathLike[str], overrides: Sequence[str] = ()
 ) -> Schedule:
-    """Draw the learning rate that a YAML file would train with, loading no model.
+    """Draw the learning rates of a YAML file without loading its model.
 
     Args:
         path, overrides: see `train`.
         picture (`str` or `PathLike`): the PNG to write.
 
     Returns:
-        `Schedule`: with its length and rates filled in.
+        `Schedule`: resolved.
     """
     configuration = read_configuration(path, overrides)
     training = configuration.training
@@ -109,12 +106,12 @@ def show_schedule(
 
 
 def load_model(arguments: ModelArguments) -> PreTrainedModel:
-    """Load the model, or build it from `model_config`; with `lora`, wrap it in adapters."""
+    """Load the model, or build it from `model_config`. With `lora`, add adapters."""
     name, dtype = arguments.model_name_or_path, getattr(torch, arguments.dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype is {arguments.dtype!r}; give float32, bfloat16 or float16.")
+        raise ValueError(f"dtype is {arguments.dtype!r}; it must be float32, bfloat16 or float16.")
     if (name is None) == (arguments.model_config is None):
-        raise ValueError("Give either model_name_or_path or model_config.")
+        raise ValueError("The configuration must name one model; give either model_name_or_path or model_config.")
     if name is not None:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     else:
@@ -123,7 +120,7 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
 
 
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer: the one named, or that of the model; a local checkpoint may hold none."""
+    """Load the tokenizer that is named, or that of the model. A local checkpoint without one gives `None`."""
     name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
     if name is None or (name == arguments.model_name_or_path and _lacks_tokenizer(name)):
         return None
