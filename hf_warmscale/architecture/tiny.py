@@ -62,7 +62,7 @@ def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """Instantiate a causal LM with eager attention, in evaluation mode."""
-    with _unpartitioned():
+    with unpartitioned():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", experts_implementation="eager"
         )
@@ -71,7 +71,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @contextmanager
-def _unpartitioned() -> Iterator[None]:
+def unpartitioned() -> Iterator[None]:
     """Build whole models, also while a ZeRO-3 config is alive, with which transformers partitions what it builds."""
     reference = vars(deepspeed)["_hf_deepspeed_config_weak_ref"]
     zero = None if reference is None else reference()

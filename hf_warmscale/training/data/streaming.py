@@ -140,4 +140,6 @@ def as_int64(value: Any) -> Any:
         return value.long()
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
         return value.astype(np.int64)
+    if isinstance(value, list) and value and isinstance(value[0], np.integer):
+        return np.asarray(value, dtype=np.int64)
     return value
