@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Pack, then show what came in and what went out."""
-    from hf_warmscale.cli.pretrained import load_tokenizer
+    from hf_warmscale.checkpoints import load_tokenizer
     from hf_warmscale.training.data.packing import pack
 
     manifest = pack(
@@ -82,8 +82,8 @@ def run_extend(arguments: Namespace) -> None:
     """Extend tokenizer and embeddings, then show how much shorter the text became."""
     from transformers import AutoModelForCausalLM
 
-    from hf_warmscale.checkpoints import refuse_existing, save_model
-    from hf_warmscale.cli.pretrained import load_config, load_tokenizer
+    from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, save_model
+    from hf_warmscale.cli.pretrained import load_config
     from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
     from hf_warmscale.training.data.documents import load_documents
 

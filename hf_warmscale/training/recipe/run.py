@@ -9,13 +9,13 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_warmscale.checkpoints import load_tokenizer
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.data.packing import read_manifest
@@ -63,7 +63,7 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     model_arguments, stage_arguments = configuration.model, configuration.stage
     if stage_arguments.anneal_from is not None:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
-    tokenizer = load_tokenizer(model_arguments)
+    tokenizer = tokenizer_of(model_arguments)
     mixture = load_mixture(stage_arguments, tokenizer)
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
         stage_arguments.parent = model_arguments.model_name_or_path
@@ -97,7 +97,7 @@ def show_schedule(
     """
     configuration = read_configuration(path, overrides)
     training = configuration.training
-    mixture = load_mixture(configuration.stage, load_tokenizer(configuration.model))
+    mixture = load_mixture(configuration.stage, tokenizer_of(configuration.model))
     stage = plan_stage(configuration.stage, training, mixture=mixture)
     samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     schedule = StageRun(stage, mixture, training, samples_per_step).schedule
@@ -119,13 +119,12 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
     return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
 
 
-def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer that is named, or that of the model. A local checkpoint without one gives `None`."""
     name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
     if name is None or (name == arguments.model_name_or_path and _lacks_tokenizer(name)):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return tokenizer
+    return load_tokenizer(name)
 
 
 def _new_model(fields: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
