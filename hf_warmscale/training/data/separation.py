@@ -107,7 +107,9 @@ def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, att
     with torch.random.fork_rng(devices=[]), unpartitioned(), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
         model = model_class(tiny)
-        return randomize(model).eval()
+        model = randomize(model)
+    model.eval()
+    return model
 
 
 def tiny_sizes(config: PreTrainedConfig) -> dict[Axis, int]:
@@ -122,7 +124,7 @@ def tiny_sizes(config: PreTrainedConfig) -> dict[Axis, int]:
 @torch.no_grad()
 def largest_change(model: PreTrainedModel, layout: Layout) -> float:
     """Return the largest change of a logit between a document in a packed batch and alone, relative to the largest."""
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    vocab_size = len(model.get_input_embeddings().get_parameter("weight"))
     generator = torch.Generator().manual_seed(1)
     rows = [
         [torch.randint(FIRST_ORDINARY_TOKEN, vocab_size, (1, length), generator=generator) for length in lengths]
