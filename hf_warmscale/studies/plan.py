@@ -61,10 +61,11 @@ def run_all(study: Study, plan: Sequence[PlannedRun], work: Work, *, pool: "Work
     # Each worker goes through the whole plan: the locks of the runs divide it.
     working = {pool.executor.submit(_make_all, study, plan, work) for _ in range(pool.jobs)}
     try:
-        with tqdm(total=_missing(study, plan), desc="runs") as bar:
+        total = _missing(study, plan)
+        with tqdm(total=total, desc="runs") as bar:
             while working:
                 done, working = wait(working, timeout=PATIENCE)
-                bar.update(bar.total - _missing(study, plan) - bar.n)
+                bar.update(total - _missing(study, plan) - bar.n)
                 for future in done:
                     future.result()
     except BaseException:

@@ -87,8 +87,9 @@ def measure_run(
     point = Point.of(run)
     torch.manual_seed(point.seed)
     model = MupForCausalLM(configs[point.size])
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        torch.nn.Module.to(model, accelerator)
     groups = mup_param_groups(
         model, lr=point.lr, weight_decay=task.weight_decay, eps=task.eps, weight_decay_rule=task.weight_decay_rule
     )

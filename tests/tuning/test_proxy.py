@@ -95,7 +95,7 @@ def test_a_run_is_deterministic_and_learns(task: ProxyTask) -> None:
 def test_no_document_sees_another(task: ProxyTask) -> None:
     """What a batch holds says where documents begin: another first document leaves the second one's logits alone."""
     torch.manual_seed(0)
-    model = MupForCausalLM(config()).eval()
+    model = MupForCausalLM(config()).train(False)
     batch = next(batch for batch in task.batches(0) if bool((batch["position_ids"][:, 1:] == 0).any()))
     row = int((batch["position_ids"][:, 1:] == 0).any(1).nonzero()[0])
     begin = int((batch["position_ids"][row, 1:] == 0).nonzero()[0]) + 1
