@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, get_origin
 
 import pytest
 
@@ -166,12 +166,19 @@ def _arguments(item: Any) -> list[str]:
     """The named arguments of a function, or the fields of a dataclass of our own."""
     if inspect.isfunction(item):
         parameters = inspect.signature(item).parameters.values()
-        return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        return [each.name for each in parameters if _is_named(each)]
     if not (inspect.isclass(item) and dataclasses.is_dataclass(item)):
         return []
     own = inspect.get_annotations(item)
     fields = [field for field in dataclasses.fields(item) if field.init and field.name in own]
     return [field.name for field in fields if "help" not in field.metadata]  # shown by --help
+
+
+def _is_named(parameter: inspect.Parameter) -> bool:
+    """Tell whether a parameter has a meaning of its own: `**sizes: Unpack[Sizes]` does, `**kwargs` does not."""
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return get_origin(parameter.annotation) is Unpack
+    return parameter.kind is not parameter.VAR_POSITIONAL
 
 
 def _raises_user_error(item: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -52,6 +52,16 @@ _NEUTRAL: Mapping[str, int] = {
     "chunk_size": 8,
 }
 """Experts in one group, two at a time; rotary embeddings that fit the smallest head; no scan padded to hundreds."""
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make new tensors on the CPU although the caller has set another default device.
+
+    Without such a default nothing is set, since transformers takes any set device for a request to place the model.
+    """
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
 
 
 def build_meta(config: PreTrainedConfig) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -172,3 +172,36 @@ def replaced_loss(models: Sequence[PreTrainedModel], function: LossFunction) -> 
     finally:
         for model in models:
             del model._loss_function
+
+
+# ---- A model from tensors ----
+
+
+def model_from_tensors(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """Return a model with exactly these weights, named as in `state_dict()`, that saves as its family does.
+
+    Args:
+        model_class (`type[PreTrainedModel]`): the class.
+        config (`PreTrainedConfig`): of the model.
+        tensors (`Mapping[str, torch.Tensor]`): every weight but the tied names.
+        dtype (`torch.dtype`): of every weight.
+
+    Raises:
+        AssertionError: if a weight is missing or left over.
+    """
+    loaded: tuple[PreTrainedModel, dict[str, object]] = model_class.from_pretrained(
+        None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+    )  # type: ignore[assignment]  # a pair because of output_loading_info
+    model, info = loaded
+    problems = {kind: names for kind, names in info.items() if names}
+    assert not problems, problems
+    # transformers saves a model under the names that it was loaded from, here those of the live model. Without this
+    # attribute it takes the names of the family.
+    vars(model).pop("_weight_conversions", None)
+    model.name_or_path = model.config.name_or_path = ""  # transformers would call it "None"
+    return model

@@ -162,9 +162,9 @@ def _peak(group: Group) -> float:
 
 def _refuse_kind(state: dict[str, Any]) -> None:
     """Refuse an optimizer whose state or rates do not follow a growth as those of Adam or Muon do."""
-    kept = {key for entry in state["state"].values() for key, value in entry.items() if isinstance(value, Tensor)}
+    names = {key for entry in state["state"].values() for key, value in entry.items() if isinstance(value, Tensor)}
     muon = "ns_steps" in state["param_groups"][0]
-    if strange := kept - POWERS.keys() - {"step"} | ({"momentum_buffer"} & kept if not muon else set()):
+    if strange := names - POWERS.keys() - {"step"} | ({"momentum_buffer"} & names if not muon else set()):
         raise ValueError(
             f"The optimizer keeps {min(strange)!r}, which growth cannot follow; it knows Adam, AdamW and Muon."
         )

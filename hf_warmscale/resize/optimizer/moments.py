@@ -24,7 +24,7 @@ POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer":
 
 
 def moment_transfer(
-    transfer: Transfer, power: int, *, first_copies_only: bool = False, silent: bool = False
+    transfer: Transfer, power: int, *, first_copies_only: bool = False, zero: bool = False
 ) -> Transfer:
     """Return how an average of the gradient, or of its square, follows from the source's.
 
@@ -32,7 +32,7 @@ def moment_transfer(
         transfer (`Transfer`): of the weight.
         power (`int`): 1 for the gradient, 2 for its square.
         first_copies_only (`bool`): later copies start at 0, which parts them from the first (arXiv:2602.02472).
-        silent (`bool`): the weight is of a block that is new, so all of it starts at 0.
+        zero (`bool`): the weight belongs to a zero-initialised block, so all of its moments start at 0.
     """
     counted = zip(transfer.index, transfer.weights, strict=True)
     return replace(
@@ -40,7 +40,7 @@ def moment_transfer(
         index=tuple(map(_first_copies, transfer.index)) if first_copies_only else transfer.index,
         fill=tuple("zero" for _ in transfer.index),
         weights=tuple((copies(index) * (1.0 if weights is None else weights)) ** -power for index, weights in counted),
-        scale=0.0 if silent else transfer.scale**-power,
+        scale=0.0 if zero else transfer.scale**-power,
         offset=0.0,
         jitter=0.0,
         noise=None,

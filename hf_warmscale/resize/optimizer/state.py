@@ -162,21 +162,21 @@ def _grown_moments(
         transfer = plan.copy(name)
         later = first_only and transfer.source in seen
         seen.add(transfer.source)
-        silent = later or plan.is_new(plan.target.parameters[name])
+        zero = later or plan.is_new(plan.target.parameters[name])
         if not plan.operator.keeps_logits:  # another function: what is copied keeps its moments as they are
             transfer = replace(transfer, scale=1.0, weights=(None,) * len(transfer.index))
         moved[number] = {
-            key: _grown_value(key, value, transfer, first_only=first_only, silent=silent)
+            key: _grown_value(key, value, transfer, first_only=first_only, zero=zero)
             for key, value in sources[transfer.source].items()
         }
     return moved
 
 
-def _grown_value(key: str, value: Any, transfer: Transfer, *, first_only: bool, silent: bool) -> Any:
+def _grown_value(key: str, value: Any, transfer: Transfer, *, first_only: bool, zero: bool) -> Any:
     """Return one entry of the state: a moment, or a count of steps."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    moment = moment_transfer(transfer, POWERS[key], first_copies_only=first_only, silent=silent)
+    moment = moment_transfer(transfer, POWERS[key], first_copies_only=first_only, zero=zero)
     return transfer_tensor(moment, value, key=key, dtype=value.dtype)
 
 
