@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Unpack, get_origin
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import hf_warmscale
 
@@ -76,6 +78,18 @@ def test_every_imported_package_is_declared() -> None:
         name for name in foreign if not _declared() & {_plain(each) for each in distributions.get(name, [name])}
     }
     assert not undeclared
+
+
+def test_the_lowest_versions_are_those_of_the_ranges() -> None:
+    """`.ci/run` tries them; torch is the exception, for want of an older build without CUDA."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, project["dependencies"])}
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins.keys() == ranges.keys()
+    for name, specifier in ranges.items():
+        (floor,) = (Version(part.version) for part in specifier if part.operator == ">=")
+        assert name == "torch" or Version(pins[name]) == floor, name
 
 
 def _imported_modules(node: ast.AST) -> list[str]:
