@@ -1,6 +1,5 @@
 """`warmscale average`: average the constant phase of a run, instead of a decay."""
 
-import shlex
 from argparse import Namespace
 
 from hf_warmscale.cli.parser import Parser, positive_int
@@ -26,8 +25,8 @@ def run(arguments: Namespace) -> None:
         {"checkpoint": given.source, "step": given.step, "weight": weight}
         for given, weight in zip(receipt.inputs, receipt.weights, strict=True)
     ]
-    push = f"warmscale push {shlex.quote(arguments.output)} REPO_ID --private"
-    show(rows, title=f"Averaged with {arguments.average}", written=[arguments.output], then=push)
+    following = ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
+    show(rows, title=f"Averaged with {arguments.average}", written=[arguments.output], then=following)
 
 
 AVERAGE = Verb(

@@ -52,7 +52,8 @@ def run(arguments: Namespace) -> None:
         ],
         title=f"Packed {manifest.source} in rows of {manifest.sequence_length} tokens",
         written=[arguments.output],
-        then="warmscale train CONFIG.yaml, with the folder as a path of its mixture",
+        then=["warmscale", "train", "CONFIG.yaml"],
+        remark=f"with {arguments.output} as a path of its mixture",
     )
 
 
@@ -103,7 +104,8 @@ def run_extend(arguments: Namespace) -> None:
     ]
     grown = grow_vocabulary(model, tokenizer, extended)
     save_model(grown, arguments.output, tokenizer=extended, receipts={"vocabulary.json": {"tokenizers": rows}})
-    show(rows, written=[arguments.output], then=f"warmscale data pack SOURCE OUTPUT --tokenizer {arguments.output}")
+    following = ["warmscale", "data", "pack", "SOURCE", "OUTPUT", "--tokenizer", arguments.output]
+    show(rows, written=[arguments.output], then=following)
 
 
 EXTEND = Verb(

@@ -1,6 +1,5 @@
 """`warmscale merge`: merge the checkpoints of a run, with weights that are given or found on held-out text."""
 
-import shlex
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,9 +154,9 @@ def weight_rows(arguments: Namespace, weights: Sequence[float | None]) -> list[d
     return [{"checkpoint": checkpoint, "weight": weight} for checkpoint, weight in pairs]
 
 
-def next_command(arguments: Namespace) -> str:
+def next_command(arguments: Namespace) -> list[str]:
     """Return the command that uploads the model."""
-    return f"warmscale push {shlex.quote(arguments.output)} REPO_ID --private"
+    return ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
 
 
 MERGE = Verb(

@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> None:
         show(
             [{"schedule": schedule.name, "steps": schedule.total_steps, "peak": peak, "end": schedule.min_lr}],
             written=[arguments.show_schedule],
-            then=f"warmscale train {arguments.config}",
+            then=["warmscale", "train", arguments.config],
         )
     else:
         show_slow_bars_only()
@@ -83,11 +83,11 @@ def show_run(trainer: "ContinualTrainer") -> None:
     show(rows, title=f"Stage {record.name}", written=[output], then=next_command(saved))
 
 
-def next_command(saved: list[Path]) -> str:
+def next_command(saved: list[Path]) -> list[object]:
     """Return what to type after a stage that left these checkpoints, the oldest first."""
     if len(saved) < 2:
-        return f"warmscale push {saved[0]} REPO_ID --private" if saved else ""
-    return f"warmscale merge {saved[-2]} {saved[-1]} --output MERGED"
+        return ["warmscale", "push", saved[0], "REPO_ID", "--private"] if saved else []
+    return ["warmscale", "merge", *saved[-2:], "--output", "MERGED"]
 
 
 TRAIN = Verb(
