@@ -1,6 +1,7 @@
 """Safetensors in, safetensors out: lazy, streamed, bounded memory, atomic."""
 
 from hf_warmscale.checkpoints.conversion import skeleton
+from hf_warmscale.checkpoints.loading import load_config, load_model, require_model
 from hf_warmscale.checkpoints.model_weights import ModelWeights, ModelWriter
 from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint
 from hf_warmscale.checkpoints.receipts import FORMAT_VERSION, Receipt, check_format_version, public_name
@@ -50,6 +51,8 @@ __all__ = [
     "copy_side_files",
     "explained_full_disk",
     "find_tokenizer",
+    "load_config",
+    "load_model",
     "load_tokenizer",
     "logged",
     "logged_names",
@@ -59,6 +62,7 @@ __all__ = [
     "read_trainer_state",
     "refuse_existing",
     "refuse_non_finite",
+    "require_model",
     "require_one_language",
     "run_checkpoints",
     "save_model",

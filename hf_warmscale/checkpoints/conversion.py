@@ -21,6 +21,7 @@ from hf_warmscale.compat.transformers import (
     renamed,
     saved_name,
     saving_conversions,
+    without_partitioning,
 )
 
 
@@ -31,7 +32,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         ValueError: if no causal LM can be built of the config.
     """
     try:
-        with torch.device("meta"):
+        with without_partitioning(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # a family's own code may raise anything on a config that does not fit together
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")

@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from hf_warmscale.checkpoints.source import INDEX_FILE
+from hf_warmscale.checkpoints.files import INDEX_FILE
 from hf_warmscale.checkpoints.tensors import SAFETENSORS_DTYPES, TensorSpec, tensor_bytes
 from hf_warmscale.staging import write_json
 

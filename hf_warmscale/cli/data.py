@@ -81,21 +81,18 @@ def add_extend_arguments(parser: Parser) -> None:
 
 def run_extend(arguments: Namespace) -> None:
     """Extend tokenizer and embeddings, then show how much shorter the text became."""
-    from transformers import AutoModelForCausalLM
-
-    from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, save_model
-    from hf_warmscale.cli.pretrained import load_config
+    from hf_warmscale.checkpoints import load_model, load_tokenizer, refuse_existing, require_model, save_model
     from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
     from hf_warmscale.training.data.documents import load_documents
 
     refuse_existing(arguments.output)
-    load_config(arguments.model)
+    require_model(arguments.model)  # before the text is read, which may take long
     tokenizer = load_tokenizer(arguments.model)
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
     texts = list(documents[column])
     extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto", trust_remote_code=False)
+    model = load_model(arguments.model, finite=False)
     text_bytes = sum(len(text.encode()) for text in texts)
     rows = [
         {"tokenizer": name, "tokens": len(given), "tokens of the text": count, "bytes a token": text_bytes / count}

@@ -64,6 +64,8 @@ def run(arguments: Namespace) -> None:
 
 def show_run(trainer: "ContinualTrainer") -> None:
     """Show the losses of a finished stage."""
+    from hf_warmscale.checkpoints import run_checkpoints
+
     assert trainer.stage_run is not None and trainer.args.output_dir is not None
     record, state, output = trainer.stage_run.record, trainer.state, trainer.args.output_dir
     losses = {
@@ -79,8 +81,7 @@ def show_run(trainer: "ContinualTrainer") -> None:
         **losses,
     }
     rows = [{"": name, "value": value} for name, value in measured.items()]
-    saved = sorted(Path(output).glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    show(rows, title=f"Stage {record.name}", written=[output], then=next_command(saved))
+    show(rows, title=f"Stage {record.name}", written=[output], then=next_command(run_checkpoints(output)))
 
 
 def next_command(saved: list[Path]) -> list[object]:

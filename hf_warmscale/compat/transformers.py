@@ -205,3 +205,19 @@ def model_from_tensors(
     vars(model).pop("_weight_conversions", None)
     model.name_or_path = model.config.name_or_path = ""  # transformers would call it "None"
     return model
+
+
+# ---- DeepSpeed: whether a model that is built now would be partitioned ----
+
+
+@contextmanager
+def without_partitioning() -> Iterator[None]:
+    """Build models whole while DeepSpeed's ZeRO-3 is configured: names and shapes on the meta device need no ranks."""
+    from transformers.integrations import deepspeed
+
+    before = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before

@@ -21,11 +21,11 @@ from hf_warmscale.checkpoints import (
     public_name,
     refuse_non_finite,
 )
+from hf_warmscale.checkpoints.files import ADAPTER_CONFIG, ADAPTER_FILE
 from hf_warmscale.compat.peft import LowRankLayer, low_rank_layers, read_lora_config, scaled_product, switch_off
 from hf_warmscale.merging.combine import CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput, check_finite, check_tokenizers, describe_input
 
-ADAPTER_FILE = "adapter_model.safetensors"
 NO_PRODUCT = (
     "alora_invocation_tokens",
     "layer_replication",
@@ -164,8 +164,8 @@ def _name(index: int) -> str:
 
 
 def _read_config(folder: Path) -> LoraConfig:
-    if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter_config.json; name folders of LoRA adapters.")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER_CONFIG}; name folders of LoRA adapters.")
     if not (folder / ADAPTER_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {ADAPTER_FILE}; save the adapter again.")
     _load(folder / ADAPTER_FILE)  # a corrupt file is refused before the base is loaded

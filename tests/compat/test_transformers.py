@@ -17,6 +17,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
 from hf_warmscale.compat.transformers import (
     TRAINER_HOOKS,
@@ -32,6 +33,7 @@ from hf_warmscale.compat.transformers import (
     replaced_loss,
     saved_name,
     saving_conversions,
+    without_partitioning,
 )
 from tests.training.tiny import NEW, arguments, tiny_model
 
@@ -136,3 +138,15 @@ def test_models_call_a_loss_that_replaces_theirs() -> None:
         assert float(model(input_ids=tokens, labels=tokens).loss.detach()) == 7.0
     assert model.loss_function is causal_lm_loss()
     assert float(model(input_ids=tokens, labels=tokens).loss.detach()) != 7.0
+
+
+def test_models_are_built_whole_while_zero_3_is_configured() -> None:
+    deepspeed = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    try:
+        assert is_deepspeed_zero3_enabled()
+        with without_partitioning():
+            assert not is_deepspeed_zero3_enabled()
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        del deepspeed
+    assert not is_deepspeed_zero3_enabled()

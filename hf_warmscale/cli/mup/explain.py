@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the table, each row with its reason."""
-    from hf_warmscale.cli.pretrained import load_config
+    from hf_warmscale.checkpoints import load_config
     from hf_warmscale.mup import Parametrization, is_mup, mup_table
 
     config = load_config(arguments.model)

@@ -40,7 +40,7 @@ def load_mup_config(name: str) -> "MupConfig":
         FileNotFoundError: if there is no such model.
         ValueError: if it has no base shape.
     """
-    from hf_warmscale.cli.pretrained import load_config
+    from hf_warmscale.checkpoints import load_config
     from hf_warmscale.mup import MupConfig, is_mup
 
     config = load_config(name)
