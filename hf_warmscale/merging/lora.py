@@ -134,7 +134,7 @@ class AdapterSource:
             wrapped = PeftModel.from_pretrained(self.model, str(self.folders[0]), adapter_name=_name(0))
             for index, folder in enumerate(self.folders[1:], start=1):
                 wrapped.load_adapter(str(folder), adapter_name=_name(index))
-        except RuntimeError as error:  # of `load_state_dict`: shapes that differ
+        except (RuntimeError, TypeError, ValueError) as error:  # other shapes, or a setting of another type
             raise ValueError(f"An adapter does not fit the layers of {base}; name adapters of this base.") from error
         return wrapped
 
