@@ -16,11 +16,11 @@ def adapted(**settings: object) -> PeftModel:
     """Two linear layers; the second one has a random adapter."""
     torch.manual_seed(0)
     config = LoraConfig(target_modules=["1"], r=2, lora_alpha=3, **settings)  # type: ignore[arg-type]
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), config)  # type: ignore[arg-type]
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data.normal_()
-    return model  # type: ignore[return-value]
+    return model
 
 
 def test_the_product_is_what_the_adapter_adds() -> None:
@@ -39,7 +39,7 @@ def test_another_adapter_does_not_touch_the_layer() -> None:
 
 
 def test_a_layer_that_is_no_product_is_refused() -> None:
-    model = get_peft_model(nn.Sequential(nn.Conv2d(1, 1, 1)), LoraConfig(target_modules=["0"]))  # type: ignore[arg-type]
+    model = get_peft_model(nn.Sequential(nn.Conv2d(1, 1, 1)), LoraConfig(target_modules=["0"]))
     with pytest.raises(ValueError, match="is a Conv2d; merge it into its base first"):
         low_rank_layers(model)
 

@@ -35,11 +35,11 @@ def pair(tmp_path: Path) -> list[Path]:
     """Two checkpoints of a Qwen2, whose config has many fields."""
     folders = [tmp_path / "run" / f"checkpoint-{step}" for step in (1, 2)]
     for folder in folders:
-        save_model(Qwen2ForCausalLM(Qwen2Config(**SIZES)), folder, tokenizer=tiny_tokenizer())
+        save_model(Qwen2ForCausalLM(Qwen2Config.from_dict(SIZES)), folder, tokenizer=tiny_tokenizer())
     return folders
 
 
-NOT_READ = {
+NOT_READ: dict[str, Any] = {
     "attention_dropout": 0.1,
     "unsloth_version": "2026.1",
     "max_window_layers": 1,
@@ -56,12 +56,12 @@ NOT_READ = {
 
 @pytest.mark.parametrize("field", NOT_READ)
 def test_fields_that_the_forward_pass_does_not_read_may_differ(field: str, pair: list[Path]) -> None:
-    edit(pair[0], **{field: NOT_READ[field]})
+    edit(pair[0], "config.json", **{field: NOT_READ[field]})
     open_inputs(pair)
     open_inputs(pair[::-1])
 
 
-READ = {
+READ: dict[str, Any] = {
     "rms_norm_eps": 1e-3,
     "hidden_act": "gelu",
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
@@ -71,7 +71,7 @@ READ = {
 
 @pytest.mark.parametrize("field", READ)
 def test_fields_that_it_reads_must_agree(field: str, pair: list[Path]) -> None:
-    edit(pair[0], **{field: READ[field]})
+    edit(pair[0], "config.json", **{field: READ[field]})
     with pytest.raises(ValueError, match=f"differ in {field} "):
         open_inputs(pair)
 

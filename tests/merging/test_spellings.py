@@ -54,10 +54,10 @@ def without_prefix(tensors: Tensors, model: PreTrainedModel) -> Tensors:
 
 Respell = Callable[[Tensors, PreTrainedModel], Tensors]
 SPELLINGS: dict[str, tuple[PreTrainedConfig, Respell]] = {
-    "a tied head": (LlamaConfig(**LLAMA, tie_word_embeddings=True), with_the_head_stored),
-    "buffers": (LlamaConfig(**LLAMA), with_buffers_of_old_files),
-    "packed experts": (MixtralConfig(**LLAMA, num_local_experts=3), packed),
-    "a renamed head": (GPTNeoXConfig(**SIZES, intermediate_size=24), with_the_live_head),
+    "a tied head": (LlamaConfig.from_dict({**LLAMA, "tie_word_embeddings": True}), with_the_head_stored),
+    "buffers": (LlamaConfig.from_dict(LLAMA), with_buffers_of_old_files),
+    "packed experts": (MixtralConfig.from_dict({**LLAMA, "num_local_experts": 3}), packed),
+    "a renamed head": (GPTNeoXConfig.from_dict({**SIZES, "intermediate_size": 24}), with_the_live_head),
     "a prefix": (GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2), without_prefix),
 }
 
