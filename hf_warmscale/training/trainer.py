@@ -78,6 +78,7 @@ class ContinualMixin(CheckpointMixin):
         self._created_optimizer = False
         self._waiting_sources: deque[Tensor | None] = deque()
         self._sources: Tensor | None = None
+        self._said: bool | None = None
         self._shared_evaluation: SharedEvaluation | None = None
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
@@ -320,31 +321,30 @@ class ContinualMixin(CheckpointMixin):
         """Compute the loss as the trainer does, and note it by source."""
         sources, self._sources = self._sources, None
         run, labels = self.stage_run, inputs.get("labels")
-        by_source = run is not None and len(run.mixture.names) > 1 and loss_shifts_labels(self)
-        if sources is None or run is None or labels is None or not by_source:
+        if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
             return super().compute_loss(model, inputs, *args, **kwargs)
         installs = bool(self._token_loss.owners) and self.args.n_gpu <= 1 and not self.args.torch_compile
         with captured(model) as seen, self._token_loss.installed() if installs else nullcontext():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         nll = self._token_loss.nll if installs else None
         if nll is None or nll.numel() < labels.numel():
-            nll = nll_of_outputs(seen[0], labels) if seen else None
-            self._say_once(nll is not None)
+            nll = nll_of_outputs(seen[0], labels) if seen and loss_shifts_labels(self) else None
+            self._say_once(measured=nll is not None)
         if nll is not None:
             # Prompt tuning puts virtual tokens before each row.
             run.meter.add_losses(sources, nll.reshape(len(labels), -1)[:, -labels.shape[1] :], labels)
         return loss
 
-    def _say_once(self, measured: bool) -> None:
+    def _say_once(self, *, measured: bool) -> None:
         """Say that the losses by source cost a second cross-entropy, or that there are none."""
-        if getattr(self, "_said", None) == measured:
+        if self._said == measured:
             return
         self._said = measured
         name = type(self.accelerator.unwrap_model(self.model)).__name__
         if measured:
-            logger.info("%s does not compute its loss by loss_function; losses by source are computed again.", name)
+            logger.info("The loss of %s is not that of loss_function; losses by source are computed again.", name)
         else:
-            logger.warning("%s returns neither logits nor token losses; there are no losses by source.", name)
+            logger.warning("%s gives no loss of the next token, so there are no losses by source.", name)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; beside a training loss also what `StageRun.training_metrics` returns."""
