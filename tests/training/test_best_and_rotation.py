@@ -51,7 +51,8 @@ def test_the_best_checkpoint_is_kept(evaluated: dict[str, Any], limit: int, tmp_
     trainer.train()
     best = f"checkpoint-{trainer.best_step}"
     assert trainer.state.best_model_checkpoint == str(output / best)
-    assert set(checkpoints(output)) == {best, "checkpoint-8"} if limit == 2 else {best}
+    assert best in checkpoints(output)
+    assert len(checkpoints(output)) == limit
 
 
 def test_a_best_step_that_was_saved_before_its_evaluation_is_found(tmp_path: Path) -> None:
