@@ -127,9 +127,9 @@ def test_early_stopping_sees_the_mean_of_the_domains(tmp_path: Path) -> None:
     class Counted(EarlyStoppingCallback):
         seen: list[float]
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-            self.seen.append(metrics.get("eval_loss", 0.0))
-            super().on_evaluate(args, state, control, metrics, **kwargs)
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.seen.append(kwargs["metrics"].get("eval_loss", 0.0))
+            super().on_evaluate(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
     callback = Counted(early_stopping_patience=2)
     callback.seen = []

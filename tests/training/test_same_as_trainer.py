@@ -101,7 +101,7 @@ def test_packed_rows(tmp_path: Path) -> None:
 class OwnLossForCausalLM(LlamaForCausalLM):
     """A family that computes its loss itself."""
 
-    def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> CausalLMOutput:  # type: ignore[override]
+    def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> CausalLMOutput:
         logits = super().forward(input_ids=input_ids).logits
         assert logits is not None
         loss = nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1))
@@ -118,7 +118,7 @@ class FusedLossForCausalLM(OwnLossForCausalLM):
 def test_a_family_with_a_loss_of_its_own_is_measured_from_its_logits(tmp_path: Path) -> None:
     theirs, ours = both(lambda: OwnLossForCausalLM(tiny_model().config), replay(0.3), tmp_path)
     check_same(theirs, ours)
-    tokens = {"new": 0, "old": 0}
+    tokens = {"new": 0.0, "old": 0.0}
     for entry in ours.state.log_history[:STEPS]:
         seen = {name: entry[f"loss_tokens/{name}"] - tokens[name] for name in tokens}
         mean = sum(entry.get(f"loss/{name}", 0.0) * count for name, count in seen.items()) / sum(seen.values())
@@ -141,7 +141,7 @@ def test_a_loss_function_of_the_user(tmp_path: Path) -> None:
     def doubled(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         flat = outputs.logits[:, :-1].reshape(-1, VOCAB)
         loss = nn.functional.cross_entropy(flat, labels[:, 1:].reshape(-1), reduction="sum")
-        return 2 * loss / num_items_in_batch
+        return torch.as_tensor(2 * loss / num_items_in_batch)
 
     stage = Stage("measured", "constant", replay(0.3), max_steps=STEPS)
     args = arguments(tmp_path, save_strategy="no")
