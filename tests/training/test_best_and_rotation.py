@@ -124,23 +124,21 @@ def test_rotation_goes_by_the_step_not_by_the_time(tmp_path: Path) -> None:
 def test_early_stopping_sees_the_mean_of_the_domains(tmp_path: Path) -> None:
     """And stops when it would on one data set: after the evaluations that did not improve."""
 
-    class Counted(EarlyStoppingCallback):
-        seen: list[float]
+    seen: list[float] = []
 
+    class Watch(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.seen.append(kwargs["metrics"].get("eval_loss", 0.0))
-            super().on_evaluate(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+            seen.append(kwargs["metrics"].get("eval_loss", 0.0))
 
-    callback = Counted(early_stopping_patience=2)
-    callback.seen = []
+    callbacks = [EarlyStoppingCallback(early_stopping_patience=2), Watch()]
     args = arguments(
         tmp_path, save_steps=1, eval_strategy="steps", eval_steps=1, metric_for_best_model="loss",
         greater_is_better=True, load_best_model_at_end=True, learning_rate=0.0,
     )  # fmt: skip
-    trainer = ContinualTrainer(tiny_model(), args, stage=stage(), eval_dataset=DOMAINS, callbacks=[callback])
+    trainer = ContinualTrainer(tiny_model(), args, stage=stage(), eval_dataset=DOMAINS, callbacks=callbacks)
     trainer.train()
     means = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert [value for value in callback.seen if value] == means
+    assert [value for value in seen if value] == means
     assert trainer.state.global_step == 3, "one evaluation to set the best, two that are no better"
 
 

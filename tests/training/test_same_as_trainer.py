@@ -105,7 +105,7 @@ class OwnLossForCausalLM(LlamaForCausalLM):
         logits = super().forward(input_ids=input_ids).logits
         assert logits is not None
         loss = nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1))
-        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        return CausalLMOutput(loss=loss, logits=logits)
 
 
 class FusedLossForCausalLM(OwnLossForCausalLM):
