@@ -130,7 +130,7 @@ def open_study(
 
     Raises:
         ValueError: if the folder holds a study with another config, other tokens, or other versions of this package,
-            torch or transformers; each difference is named with both values.
+            torch or transformers (each difference is named with both values), or results of an unknown study.
 
     Example:
 
@@ -147,6 +147,8 @@ def open_study(
     identity = folder / IDENTITY
     if identity.is_file():
         _refuse_another(folder, _stored_identity(identity), wanted)
+    elif any(folder.rglob("*.json")):  # runs of an unknown version, config and corpus: none may be taken for ours
+        raise ValueError(f"The folder {folder} holds results and no {IDENTITY}; name a new folder.")
     else:
         write_json(identity, wanted)
     commit = commit_of() if code is None else commit_of(code) or commit_of()

@@ -84,6 +84,13 @@ def test_runs_without_provenance_are_read_and_not_added_to(tmp_path: Path) -> No
         open_study(tmp_path, {"task": {"steps": 500}})
 
 
+def test_results_without_a_study_are_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "seed0.json").write_text('{"loss": 3.1}')
+    with pytest.raises(ValueError, match=r"holds results and no study\.json; name a new folder"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
