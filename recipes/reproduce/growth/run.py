@@ -5,8 +5,8 @@
 
 `--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python
 (see `recipes/reproduce/corpora`); `--work` gets rows, checkpoints and the models to grow. Start the command in two
-shells to run two jobs of one thread each: a run that another process holds is left to it. An interrupted run goes on from
-its last checkpoint. `--only` names runs by a part of their name.
+shells to run two jobs of one thread each: a run that another process holds is left to it. An interrupted run goes on
+from its last checkpoint. `--only` names runs by a part of their name.
 """
 
 import argparse
