@@ -88,7 +88,7 @@ def mixed(folder: Path, family: str) -> PreTrainedModel:
 
 
 def _table(model: PreTrainedModel) -> str:
-    return next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    return next(str(name) for name, module in model.named_modules() if module is model.get_input_embeddings())
 
 
 WAYS: Mapping[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel], Mapping[str, Any]]] = {
