@@ -21,15 +21,16 @@ from hf_warmscale.mup import is_mup
 from hf_warmscale.refusals import refuse_deepspeed_blocks
 from hf_warmscale.training.arguments import ContinualArguments, stage_arguments, trajectory_arguments
 from hf_warmscale.training.checkpointing import CheckpointMixin
-from hf_warmscale.training.data.batches import (
-    SOURCE_NUMBER,
+from hf_warmscale.training.data.batches import SOURCE_NUMBER
+from hf_warmscale.training.data.collators import (
     RowCollator,
     SourceCollator,
-    collate_packed,
-    is_packed,
+    packed_sources,
     refuse_contamination,
+    refuse_inseparable,
 )
 from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.domains import SharedEvaluation, bits_per_byte, summarise
 from hf_warmscale.training.launch import check_engine
 from hf_warmscale.training.optimizer import group_settings, mup_groups
@@ -83,9 +84,12 @@ class ContinualMixin(CheckpointMixin):
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
             args = stage_arguments(stage.name, args)
-            rows = stage.mixture or kwargs.get("train_dataset") or (rest[0] if rest else None)
-            if data_collator is None and rows is not None and _has_packed_rows(rows):
-                data_collator = RowCollator(collate_packed)
+            given = dict(zip(("train_dataset", "eval_dataset"), rest, strict=False)) | kwargs
+            packed = packed_sources(stage.mixture or given.get("train_dataset"), given.get("eval_dataset"))
+            if data_collator in (None, default_data_collator) and packed:
+                separation = separation_of(model)
+                refuse_inseparable(packed, separation)
+                data_collator = RowCollator(default_data_collator, separation)
         super().__init__(model, args, data_collator, *rest, **kwargs)
         if stage is None:
             return
@@ -290,7 +294,11 @@ class ContinualMixin(CheckpointMixin):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kwargs: Any) -> Any:
         """Take the sources out of the samples of a stage before unused columns, theirs among them, are removed."""
-        collator = super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
+        if isinstance(data_collator, RowCollator):  # packed rows need their positions, whatever the model takes
+            other = super()._get_collator_with_removed_columns(data_collator.collator, *args, **kwargs)
+            collator: Any = RowCollator(other, data_collator.separation)
+        else:
+            collator = super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
         return SourceCollator(collator) if self._collates_samples else collator
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
@@ -300,7 +308,7 @@ class ContinualMixin(CheckpointMixin):
             return batches, num_items
         self._waiting_sources = deque(batch.pop(SOURCE_NUMBER, None) for batch in batches)
         if self._is_first_batch and batches:
-            refuse_contamination(batches[0])
+            refuse_contamination(batches[0], lambda: separation_of(self.model))
             self._is_first_batch = False
         for batch, sources in zip(batches, self._waiting_sources, strict=True):
             if sources is not None:
@@ -412,9 +420,3 @@ class ContinualTrainer(ContinualMixin, Trainer):
     trainer.train()                                # after a crash: trainer.train(resume_from_checkpoint=True)
     ```
     """
-
-
-def _has_packed_rows(rows: Any) -> bool:
-    """Tell whether a mixture has a source of packed rows, or a data set with a length is packed."""
-    sources = rows.sources.values() if isinstance(rows, ReplayMixture) else [rows]
-    return any(hasattr(source, "__len__") and len(source) and is_packed(source) for source in sources)

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from transformers.utils import logging
 
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage
-from hf_warmscale.training.data.batches import collate_packed
+from hf_warmscale.training.data.collators import collate_packed
 
 VOCABULARIES = (1024, 49152, 151936)
 CASES = ("idle", "stage", "stage packed")
