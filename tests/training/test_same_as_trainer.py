@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, Trainer, default_data_collator
 from transformers.modeling_outputs import CausalLMOutput
 
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage
-from hf_warmscale.training.data.batches import collate_packed
+from hf_warmscale.training.data.collators import collate_packed
 from tests.training.families import family
 from tests.training.tiny import LENGTH, VOCAB, arguments, losses, replay, tiny_model, weights
 

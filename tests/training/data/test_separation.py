@@ -72,8 +72,15 @@ def test_a_leak_is_found_and_refused_by_name(family: str) -> None:
 
 
 def test_mup_models_and_adapters_are_proved_too() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MupConfig(**sizes, vocab_size=64, num_hidden_layers=2, mup={"base_hidden_size": 16})
+    config = MupConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        mup={"base_hidden_size": 16},
+    )
     mup = separation_of(MupForCausalLM(config))
     adapted = separation_of(
         get_peft_model(tiny_model(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
