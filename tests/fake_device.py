@@ -1,6 +1,6 @@
 """A pretended accelerator without float64, like Apple GPUs: it computes on the CPU and refuses what they refuse."""
 
-# mypy: disable-error-code="no-untyped-call, override, attr-defined, misc"
+# mypy: disable-error-code="no-untyped-call, override, attr-defined, misc, assignment"
 # The hooks of tensor subclasses are not typed in torch.
 
 from collections.abc import Callable, Mapping, Sequence
