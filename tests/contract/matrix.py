@@ -1,0 +1,198 @@
+"""Every verb on every broken input: what it says, and whether it left everything as it was.
+
+Prints the matrix: python -m tests.contract.matrix
+"""
+
+import contextlib
+import io
+import os
+import resource
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_warmscale.cli import main
+from hf_warmscale.report import markdown_table
+from tests.cli.shell import files_below
+from tests.cli.workspace import RECIPE, make_workspace
+from tests.contract.inputs import CONFIGS, FOLDERS, INPUTS, NAMES, OUTPUTS, TOKENIZERS, WEIGHTS
+from tests.hub.server import TOKEN
+
+STUDY = "--data packed --output {out} --widths 32 64 --steps 1 --seeds 1 --rules completep"
+VERBS = {
+    "grow": "grow {model} {out} --hidden-size 64",
+    "shrink": "shrink {model} {out} --intermediate-size 32",
+    "train": "train stage.yaml --model_name_or_path {model} --output_dir {out}",
+    "average": "average {run} --output {out}",
+    "merge": "merge model {model} --output {out}",
+    "merge --eval-data": "merge model {model} --output {out} --eval-data held-out.jsonl --trials 2",
+    "mup explain": "mup explain {model}",
+    "mup check": f"mup check {{model}} {STUDY} --lr 0.01",
+    "mup transfer": f"mup transfer {{model}} {STUDY} --log2-lrs -9 -8 -7",
+    "mup export": "mup export {model} {out}",
+    "data pack": "data pack train.jsonl {out} --tokenizer {model} --sequence-length 32",
+    "data extend": "data extend train.jsonl {out} --model {model} --new-tokens 8",
+    "push": "push {model} me/model",
+}
+"""What is typed; `{run}` is a run whose last checkpoint is the broken model."""
+
+CONFIG_ALONE = ("mup explain", "mup check", "mup transfer")
+NO_OUTPUT = ("mup explain", "push")
+NO_TOKENIZER = ("grow", "shrink", "train", "average", "merge", *CONFIG_ALONE, "mup export", "push")
+
+FINE: dict[tuple[str, str], str] = {
+    **{(verb, what): "reads the config alone" for verb in CONFIG_ALONE for what in (*WEIGHTS, *TOKENIZERS)},
+    **{
+        ("data pack", what): "reads the tokenizer alone"
+        for what in (*CONFIGS, *WEIGHTS)
+        if what not in ("empty folder", "adapter folder", "GGUF")
+    },
+    **{(verb, "no tokenizer"): "needs no tokenizer" for verb in NO_TOKENIZER},
+    **{
+        (verb, what): "takes the tokenizer as it is"
+        for verb in ("grow", "shrink", "mup export", "push", "data pack")
+        for what in ("another tokenizer", "ids beyond the table")
+    },
+    **{(verb, what): "writes no output" for verb in NO_OUTPUT for what in OUTPUTS},
+    **{("average", what): "takes a folder of this machine" for what in NAMES},
+}
+"""Cells in which there is nothing to refuse, each with the reason."""
+
+NOT_RUN = ("reads the config alone", "reads the tokenizer alone", "writes no output", "takes a folder of this machine")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did.
+
+    Args:
+        code (`int` or `None`): its exit code, `None` after an error that nobody caught.
+        sentences (`list[str]`): the lines of standard error, without progress bars and warnings.
+        changed (`list[str]`): files that were made, changed or removed.
+    """
+
+    code: int | None
+    sentences: list[str]
+    changed: list[str]
+
+    @property
+    def is_refusal(self) -> bool:
+        """One sentence, exit code 2, everything as it was."""
+        return self.code == 2 and len(self.sentences) == 1 and not self.changed
+
+    @property
+    def text(self) -> str:
+        """The cell of the matrix."""
+        if self.is_refusal:
+            return self.sentences[0].removeprefix("Error: ")
+        return (
+            f"FAULT: exit {self.code}, {len(self.sentences)} lines, changed {self.changed[:2]}: {self.sentences[-1:]}"
+        )
+
+
+class Contract:
+    """A folder with whole and broken models, in which the cells are run.
+
+    Args:
+        folder (`Path`): an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_workspace(folder)
+        recipe = RECIPE.replace("output_dir: run", "output_dir: whole-run")
+        (folder / "stage.yaml").write_text(recipe, encoding="utf-8")
+        with self._inside():
+            assert main(["train", "stage.yaml"]) == 0
+        for what, make in FOLDERS.items():
+            model = folder / _slug(what)
+            shutil.copytree(folder / "model", model)
+            make(model)
+            run = folder / f"run-{_slug(what)}"
+            shutil.copytree(folder / "whole-run", run)
+            make(max(run.glob("checkpoint-*")))
+        (folder / "full").mkdir()
+        (folder / "full" / "notes.txt").write_text("mine", encoding="utf-8")
+
+    def run(self, verb: str, what: str) -> Outcome:
+        """Run one cell."""
+        model = NAMES.get(what, "model" if what in OUTPUTS else _slug(what))
+        run = "whole-run" if what in OUTPUTS else f"run-{_slug(what)}"
+        out = {"read-only output": "/proc/self/out", "output not empty": "full"}.get(what, "out")
+        command = VERBS[verb].format(model=model, run=run, out=out).split()
+        before = files_below(self.folder)
+        printed = io.StringIO()
+        with self._inside(), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
+            with full_disk() if what == "full disk" else contextlib.nullcontext():
+                try:
+                    code: int | None = main(command)
+                except Exception as error:
+                    code = None
+                    print(f"Traceback: {type(error).__name__}: {error}", file=printed)
+        after = files_below(self.folder)
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        for made in after.keys() - before.keys():
+            (self.folder / made).unlink()
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        lines = [line.strip() for line in printed.getvalue().splitlines()]
+        said = [line for line in lines if line and "%|" not in line and not line.startswith("Warning: ")]
+        return Outcome(code, said, changed)
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        before = Path.cwd()
+        os.chdir(self.folder)
+        os.environ["HF_TOKEN"] = TOKEN
+        try:
+            with warnings.catch_warnings():
+                yield
+        finally:
+            os.chdir(before)
+            os.environ.pop("HF_TOKEN", None)
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Limit the size of a file: the system refuses a write beyond it as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def cells() -> list[tuple[str, str]]:
+    """Return every verb with every input."""
+    return [(verb, what) for verb in VERBS for what in INPUTS]
+
+
+def cell(contract: Contract, verb: str, what: str) -> str:
+    """Return what the matrix says."""
+    reason = FINE.get((verb, what))
+    if reason in NOT_RUN:
+        return f"({reason})"
+    outcome = contract.run(verb, what)
+    if reason is None:
+        return outcome.text
+    return f"({reason})" if outcome.code == 0 or "cannot be reached" in outcome.text else outcome.text
+
+
+def _slug(what: str) -> str:
+    return what.replace(" ", "-").lower()
+
+
+def print_matrix() -> None:
+    """Print one table for each verb."""
+    with tempfile.TemporaryDirectory() as scratch:
+        contract = Contract(Path(scratch) / "work")
+        for verb in VERBS:
+            print(f"\n## {verb}\n")
+            rows = [{"input": what, "answer": cell(contract, verb, what)} for what in INPUTS]
+            print(markdown_table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    print_matrix()
