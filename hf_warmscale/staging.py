@@ -118,9 +118,10 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     staging = path.with_name(f".{path.name}{STAGING_SUFFIX}")
     with _locked(path, wait=FILE_LOCK_SECONDS):
         try:
-            yield staging
-            sync(staging)
-            staging.replace(path)
+            with explained_full_disk(path):
+                yield staging
+                sync(staging)
+                staging.replace(path)
         except BaseException:
             staging.unlink(missing_ok=True)
             raise
@@ -202,8 +203,15 @@ def _locked(target: Path, *, wait: float) -> Iterator[None]:
 def _is_disk_full(error: Exception, folder: Path) -> bool:
     """Tell a full disk from other errors.
 
-    The Rust libraries (safetensors, tokenizers) name the error's number in text only, `torch.save` not at all.
+    The Rust libraries (safetensors, tokenizers) name the error's number in text only, `torch.save` not at all, and
+    `datasets` wraps the error of the system in one of its own.
     """
+    if (
+        error.__cause__ is not None
+        and isinstance(error.__cause__, Exception)
+        and _is_disk_full(error.__cause__, folder)
+    ):
+        return True
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
     if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < LITTLE_SPACE:

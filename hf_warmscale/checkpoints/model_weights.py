@@ -141,14 +141,19 @@ class ModelWeights:
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:
     """Refuse a quantized checkpoint, and a config whose entry was left behind when it was dequantized."""
-    if getattr(checkpoint.config, "quantization_config", None) is None:
-        return
-    if all(spec.dtype in FLOATS for spec in checkpoint.specs.values()):
+    if is_quantized(checkpoint):
+        raise ValueError(f"The checkpoint {checkpoint.source.name} is quantized; dequantize and save it first.")
+    if getattr(checkpoint.config, "quantization_config", None) is not None:
         raise ValueError(
             f"The config.json of {checkpoint.source.name} has a quantization_config, but its weights are not"
             " quantized; remove that entry."
         )
-    raise ValueError(f"The checkpoint {checkpoint.source.name} is quantized; dequantize and save it first.")
+
+
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Tell whether the config says how the weights are quantized, and some of them are."""
+    declared = getattr(checkpoint.config, "quantization_config", None) is not None
+    return declared and not all(spec.dtype in FLOATS for spec in checkpoint.specs.values())
 
 
 def _numberless(name: str) -> str:

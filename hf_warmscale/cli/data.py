@@ -1,6 +1,7 @@
 """`warmscale data`: text to rows of tokens, and more tokens for the text of a new domain; before training."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
@@ -81,7 +82,14 @@ def add_extend_arguments(parser: Parser) -> None:
 
 def run_extend(arguments: Namespace) -> None:
     """Extend tokenizer and embeddings, then show how much shorter the text became."""
-    from hf_warmscale.checkpoints import load_model, load_tokenizer, refuse_existing, require_model, save_model
+    from hf_warmscale.checkpoints import (
+        explained_full_disk,
+        load_model,
+        load_tokenizer,
+        refuse_existing,
+        require_model,
+        save_model,
+    )
     from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
     from hf_warmscale.training.data.documents import load_documents
 
@@ -91,7 +99,8 @@ def run_extend(arguments: Namespace) -> None:
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
     texts = list(documents[column])
-    extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
+    with explained_full_disk(Path(arguments.output)):
+        extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
     model = load_model(arguments.model, finite=False)
     text_bytes = sum(len(text.encode()) for text in texts)
     rows = [

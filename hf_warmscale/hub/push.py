@@ -21,8 +21,9 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
-from hf_warmscale.checkpoints import open_checkpoint, save_model
+from hf_warmscale.checkpoints import ModelWeights, open_checkpoint, save_model
 from hf_warmscale.checkpoints.files import CONFIG_FILE, SMALL_FILES
+from hf_warmscale.checkpoints.model_weights import is_quantized
 from hf_warmscale.hub.cards import RECEIPTS, make_card
 from hf_warmscale.hub.portable import portable_json
 
@@ -159,7 +160,8 @@ def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} to push.")
     checkpoint = open_checkpoint(folder)
-    _ = checkpoint.config
+    if not is_quantized(checkpoint):
+        ModelWeights(checkpoint)  # refuses weights that are not those of the config
     checkpoint.check_finite()
     weights = [str(path.relative_to(folder)) for path in checkpoint.files]
     beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())

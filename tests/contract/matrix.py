@@ -8,6 +8,7 @@ import io
 import os
 import resource
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -39,29 +40,39 @@ VERBS = {
 }
 """What is typed; `{run}` is a run whose last checkpoint is the broken model."""
 
+READS_CONFIG, READS_TOKENIZER, NO_OUTPUT = "reads the config alone", "reads the tokenizer alone", "writes no output"
+EMPTIED = ("empty folder", "adapter folder", "GGUF")
+KEEPS_TOKENIZER = ("grow", "shrink", "mup export", "push", "data pack")
 CONFIG_ALONE = ("mup explain", "mup check", "mup transfer")
-NO_OUTPUT = ("mup explain", "push")
 NO_TOKENIZER = ("grow", "shrink", "train", "average", "merge", *CONFIG_ALONE, "mup export", "push")
 
 FINE: dict[tuple[str, str], str] = {
-    **{(verb, what): "reads the config alone" for verb in CONFIG_ALONE for what in (*WEIGHTS, *TOKENIZERS)},
-    **{
-        ("data pack", what): "reads the tokenizer alone"
-        for what in (*CONFIGS, *WEIGHTS)
-        if what not in ("empty folder", "adapter folder", "GGUF")
-    },
+    **{(verb, what): READS_CONFIG for verb in CONFIG_ALONE for what in (*WEIGHTS, *TOKENIZERS)},
+    **{("data pack", what): READS_TOKENIZER for what in (*CONFIGS, *WEIGHTS) if what not in EMPTIED},
     **{(verb, "no tokenizer"): "needs no tokenizer" for verb in NO_TOKENIZER},
-    **{
-        (verb, what): "takes the tokenizer as it is"
-        for verb in ("grow", "shrink", "mup export", "push", "data pack")
-        for what in ("another tokenizer", "ids beyond the table")
-    },
-    **{(verb, what): "writes no output" for verb in NO_OUTPUT for what in OUTPUTS},
+    **{(verb, what): "takes the tokenizer as it is" for verb in KEEPS_TOKENIZER for what in TOKENIZERS},
+    **{(verb, "ids beyond the table"): "takes the tokenizer as it is" for verb in ("average", "merge")},
+    **{(verb, what): NO_OUTPUT for verb in ("mup explain", "push") for what in OUTPUTS},
     **{("average", what): "takes a folder of this machine" for what in NAMES},
+    **{("push", what): "a quantized model may be pushed" for what in ("GPTQ", "bitsandbytes")},
+    **{(verb, "composite"): "takes the text model as a part of it" for verb in ("train", "push")},
+    **{(verb, "output not empty"): "goes on in its own folder" for verb in ("train", "mup check", "mup transfer")},
+    ("data extend", "another tokenizer"): "cannot be told from its own",
 }
 """Cells in which there is nothing to refuse, each with the reason."""
 
-NOT_RUN = ("reads the config alone", "reads the tokenizer alone", "writes no output", "takes a folder of this machine")
+PUSHED = "The Hub cannot be reached"
+"""The last thing that a push says without a network: everything before was accepted."""
+
+NOT_RUN = (READS_CONFIG, READS_TOKENIZER, NO_OUTPUT, "takes a folder of this machine")
+
+KEPT = {
+    ("train", "full disk"): "out/_partial/",
+    ("merge --eval-data", "full disk"): "out.journal.log",
+    ("mup check", "full disk"): "out/",
+    ("mup transfer", "full disk"): "out/",
+}
+"""What a command keeps on purpose when it cannot go on: the same command goes on from there, or sweeps it."""
 
 
 @dataclass(frozen=True)
@@ -119,25 +130,26 @@ class Contract:
     def run(self, verb: str, what: str) -> Outcome:
         """Run one cell."""
         model = NAMES.get(what, "model" if what in OUTPUTS else _slug(what))
+        if (verb, what) == ("push", "no network"):
+            model = "model"
         run = "whole-run" if what in OUTPUTS else f"run-{_slug(what)}"
         out = {"read-only output": "/proc/self/out", "output not empty": "full"}.get(what, "out")
         command = VERBS[verb].format(model=model, run=run, out=out).split()
         before = files_below(self.folder)
         printed = io.StringIO()
-        with self._inside(), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
-            with full_disk() if what == "full disk" else contextlib.nullcontext():
-                try:
-                    code: int | None = main(command)
-                except Exception as error:
-                    code = None
-                    print(f"Traceback: {type(error).__name__}: {error}", file=printed)
+        disk = full_disk() if what == "full disk" else contextlib.nullcontext()
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with self._inside(), contextlib.redirect_stderr(printed), quiet, disk:
+            code = _code(command)
         after = files_below(self.folder)
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        kept = KEPT.get((verb, what), "\0")
+        touched = (name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        changed = sorted(name for name in touched if not name.startswith(kept))
         for made in after.keys() - before.keys():
             (self.folder / made).unlink()
         shutil.rmtree(self.folder / "out", ignore_errors=True)
         lines = [line.strip() for line in printed.getvalue().splitlines()]
-        said = [line for line in lines if line and "%|" not in line and not line.startswith("Warning: ")]
+        said = [line for line in lines if line.startswith(("Error: ", "Traceback"))]
         return Outcome(code, said, changed)
 
     @contextlib.contextmanager
@@ -151,6 +163,15 @@ class Contract:
         finally:
             os.chdir(before)
             os.environ.pop("HF_TOKEN", None)
+
+
+def _code(command: list[str]) -> int | None:
+    """Return the exit code of a command, or `None` after an error that it did not turn into a sentence."""
+    try:
+        return main(command)
+    except Exception as error:
+        print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 @contextlib.contextmanager
@@ -177,7 +198,13 @@ def cell(contract: Contract, verb: str, what: str) -> str:
     outcome = contract.run(verb, what)
     if reason is None:
         return outcome.text
-    return f"({reason})" if outcome.code == 0 or "cannot be reached" in outcome.text else outcome.text
+    return f"({reason})" if outcome.code == 0 or PUSHED in outcome.text else outcome.text
+
+
+def is_fault(verb: str, what: str, text: str) -> bool:
+    """Tell whether a cell is none of: a refusal of the input, a success with its reason."""
+    wrong_reason = PUSHED in text and what != "no network"
+    return text.startswith("FAULT") or wrong_reason or not text
 
 
 def _slug(what: str) -> str:

@@ -15,7 +15,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_warmscale.checkpoints import load_tokenizer
+from hf_warmscale.checkpoints import load_model as load_stored_model
+from hf_warmscale.checkpoints import load_tokenizer, require_model
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.data.packing import read_manifest
@@ -63,6 +64,8 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     model_arguments, stage_arguments = configuration.model, configuration.stage
     if stage_arguments.anneal_from is not None:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
+    if model_arguments.model_name_or_path is not None:  # refused before its data are read
+        require_model(model_arguments.model_name_or_path)
     tokenizer = tokenizer_of(model_arguments)
     mixture = load_mixture(stage_arguments, tokenizer)
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
@@ -113,7 +116,7 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
     if (name is None) == (arguments.model_config is None):
         raise ValueError("The configuration must name one model; give either model_name_or_path or model_config.")
     if name is not None:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        model = load_stored_model(name, dtype=dtype, finite=False)
     else:
         model = _new_model(as_mapping("model_config", arguments.model_config), dtype)
     return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
