@@ -17,13 +17,20 @@ Receipt = Mapping[str, Any]
 
 RECEIPTS = {
     "growth_receipt.json": "Growth",
+    "shrink_receipt.json": "Shrink",
     "stage.json": "Training stage",
     "merge_result.json": "Merge",
     "export.json": "Export",
 }
 """The receipts a folder may hold, in the order of the work, with the title of their section."""
 
-TAGS = {"Growth": "model-growth", "Training stage": "continual-pretraining", "Merge": "merge", "Export": "mup"}
+TAGS = {
+    "Growth": "model-growth",
+    "Shrink": "model-shrinking",
+    "Training stage": "continual-pretraining",
+    "Merge": "merge",
+    "Export": "mup",
+}
 SOURCE_KEYS = ("source", "sources", "base_model")
 LONGEST_LIST = 32
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -79,9 +86,9 @@ def read_receipts(folder: Path) -> dict[str, Receipt]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON file ({error}); make the model again.") from error
+            raise ValueError(f"{path} is not a valid JSON file ({error}); make the model again.") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path} is no JSON object; make the model again.")
+            raise ValueError(f"{path} does not hold a JSON object; make the model again.")
         receipts[title] = portable(content)
     return receipts
 
@@ -145,6 +152,11 @@ def _summary(receipts: Mapping[str, Receipt]) -> Iterator[str]:
             f"Grown from {_named(growth.get('source'))}, {growth.get('source_parameters', 0):,} to"
             f" {growth.get('parameters', 0):,} parameters, with the width operator"
             f" `{growth.get('width')}` and the depth operator `{growth.get('depth')}`."
+        )
+    if shrink := receipts.get("Shrink"):
+        yield (
+            f"Shrunk from {_named(shrink.get('source'))}, {shrink.get('source_parameters', 0):,} to"
+            f" {shrink.get('parameters', 0):,} parameters."
         )
     if stage := receipts.get("Training stage"):
         yield f"Trained in the stage `{stage.get('name')}`."

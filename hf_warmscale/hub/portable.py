@@ -1,4 +1,4 @@
-"""Take this machine's paths out of what leaves it."""
+"""Remove local paths from everything that is published."""
 
 import json
 import re
@@ -10,7 +10,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_hub_id(text: str) -> bool:
-    """Tell `organisation/name` from a path; what exists here is a path."""
+    """Tell `organisation/name` from a path. Whatever exists on this machine is a path."""
     return HUB_ID.fullmatch(text) is not None and not Path(text).exists()
 
 
@@ -39,6 +39,11 @@ def portable(content: Any) -> Any:
     return content
 
 
+def _clean_tokenizer_config(content: Any) -> Any:
+    """Cut down the entries that name a file; templates and tokens may hold slashes that are not paths."""
+    return {key: portable(value) if key.endswith(("_path", "_file")) else value for key, value in content.items()}
+
+
 def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
@@ -48,15 +53,19 @@ def _last_part_of(match: re.Match[str]) -> str:
 
 
 def portable_json(path: Path) -> bytes:
-    """Return a JSON file without local paths: unchanged, to the byte, if it has none.
+    """Return a JSON or JSON lines file without local paths: unchanged, to the byte, if it has none.
 
     Raises:
         ValueError: if the file is not JSON.
     """
     raw = path.read_bytes()
+    parts, indent = ([raw], 2) if path.suffix == ".json" else (raw.splitlines(), None)
     try:
-        content = json.loads(raw)
+        contents = [json.loads(part) for part in parts]
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file ({error}); write it again.") from error
-    cut = portable(content)
-    return raw if cut == content else (json.dumps(cut, indent=2, ensure_ascii=False) + "\n").encode()
+        raise ValueError(f"{path} is not a valid JSON file ({error}); write it again.") from error
+    clean = _clean_tokenizer_config if path.name == "tokenizer_config.json" else portable
+    cut = [clean(content) for content in contents]
+    if cut == contents:
+        return raw
+    return "".join(json.dumps(content, indent=indent, ensure_ascii=False) + "\n" for content in cut).encode()

@@ -111,7 +111,7 @@ def export_checkpoint(
     weights = ModelWeights(checkpoint)
     factors = {name: fold_factor(config, name) if to == "llama" else 1.0 for name in weights.specs}
     target = llama_config(config) if to == "llama" else stock_granite(config)
-    receipt = _receipt(checkpoint.source.name, to, factors, config)
+    receipt = _receipt(checkpoint.source.identity, to, factors, config)
     with staged_directory(output) as folder:
         copy_side_files(checkpoint.folder, folder)
         with ModelWriter(folder, skeleton(target), weights.specs, max_shard_size=max_shard_size) as writer:

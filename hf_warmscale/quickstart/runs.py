@@ -1,6 +1,5 @@
 """The training runs of the quickstart: each a stage in a folder of its own, resumed if it was interrupted."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from hf_warmscale.checkpoints import write_text
+from hf_warmscale.checkpoints import RunFolder, checkpoint_step, run_checkpoints, write_text
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.quickstart.data import QuickstartData
 from hf_warmscale.quickstart.settings import Settings
@@ -29,9 +27,8 @@ from hf_warmscale.training import (
     ContinualTrainer,
     ContinualTrainingArguments,
     ReplayMixture,
-    Schedule,
     Stage,
-    StageRecord,
+    constant_checkpoints,
     get_schedule,
     seen_rows,
 )
@@ -50,30 +47,26 @@ class Run:
     """A finished run.
 
     Args:
-        checkpoint (`Path`): its last checkpoint.
-        history (`list[dict]`): what the trainer logged, with `tokens` added: those of this run so far.
+        folder (`RunFolder`): what it left.
+        tokens_per_step (`int`): of the run.
     """
 
-    checkpoint: Path
-    history: list[dict[str, Any]]
+    folder: RunFolder
+    tokens_per_step: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its last checkpoint."""
+        return self.folder.checkpoints[-1]
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """Return tokens and values of one logged metric."""
-        points = [(entry["tokens"], entry[metric]) for entry in self.history if metric in entry]
-        return [tokens for tokens, _ in points], [value for _, value in points]
-
-    def checkpoints(self) -> list[Path]:
-        """Return all checkpoints of the run, the earliest first."""
-        found = self.checkpoint.parent.glob("checkpoint-*")
-        return sorted(found, key=_step_of)
+        """Return tokens of this run and values of one logged metric."""
+        points = self.folder.logged(metric)
+        return [step * self.tokens_per_step for step, _ in points], [value for _, value in points]
 
     def constant_phase(self) -> list[Path]:
-        """Return the checkpoints that were saved while the learning rate stood on its plateau."""
-        record = StageRecord.load(self.checkpoint)
-        schedule = Schedule(**record.schedule)
-        begin = schedule.steps("warmup") + schedule.steps("cooldown")
-        end = begin + schedule.steps("constant")
-        return [path for path in self.checkpoints() if begin <= _step_of(path) <= end]
+        """Return the checkpoints that were saved at a constant learning rate, the earliest first."""
+        return constant_checkpoints(self.folder.path)
 
 
 @dataclass(frozen=True)
@@ -115,9 +108,9 @@ def fresh_model(settings: Settings, hidden_size: int) -> MupForCausalLM:
 
 def train_all(folder: Path, data: QuickstartData, settings: Settings) -> Runs:
     """Train the base, grow it, and continue it on code, each beside its control."""
-    bench = _Bench(folder, data, settings)
+    training = _Training(folder, data, settings)
     annealed = get_schedule("wsd", warmup=0.02, cooldown=0.2)
-    base = bench.train(
+    base = training.train(
         "base",
         Stage(
             "base",
@@ -128,12 +121,12 @@ def train_all(folder: Path, data: QuickstartData, settings: Settings) -> Runs:
         lambda: fresh_model(settings, BASE_HIDDEN_SIZE),
     )
     more = ReplayMixture({"more-prose": data.rows("more-prose")}, {"more-prose": 1.0}, settings.seed)
-    grown = bench.train(
+    grown = training.train(
         "grown",
         Stage("grown", annealed, more, max_steps=settings.steps("grown"), parent=base.checkpoint),
         lambda: grow(base.checkpoint, settings),
     )
-    scratch = bench.train(
+    scratch = training.train(
         "scratch",
         Stage("scratch", annealed, more, max_steps=settings.steps("grown")),
         lambda: fresh_model(settings, GROWN_HIDDEN_SIZE),
@@ -144,8 +137,8 @@ def train_all(folder: Path, data: QuickstartData, settings: Settings) -> Runs:
     replay = ReplayMixture(
         {"code": code, **seen_rows(grown.checkpoint, {"prose": data.rows("prose")})}, shares, settings.seed
     )
-    continued = bench.continue_on("continued", replay, grown)
-    no_replay = bench.continue_on("no-replay", ReplayMixture({"code": code}, {"code": 1.0}, settings.seed), grown)
+    continued = training.continue_on("continued", replay, grown)
+    no_replay = training.continue_on("no-replay", ReplayMixture({"code": code}, {"code": 1.0}, settings.seed), grown)
     return Runs(base, grown, scratch, continued, no_replay)
 
 
@@ -185,7 +178,7 @@ def grow(checkpoint: Path, settings: Settings) -> PreTrainedModel:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _Training:
     """Where the runs live and what they share."""
 
     folder: Path
@@ -208,8 +201,8 @@ class _Bench:
     ) -> Run:
         """Train a stage, or what is left of it, or read what it left when it was done."""
         folder, steps = self.folder / name, self.settings.steps(KINDS[name])
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None or _step_of(Path(last)) < steps:
+        last = run_checkpoints(folder)[-1:] if folder.is_dir() else []
+        if not last or checkpoint_step(last[0]) != steps:
             arguments = _arguments(folder, steps, self.settings, save_steps)
             trainer = ContinualTrainer(
                 make_model(),
@@ -221,17 +214,7 @@ class _Bench:
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(_Progress(f"{list(KINDS).index(name) + 1}/{len(KINDS)} {name}"))
             trainer.train(resume_from_checkpoint=True if last else None)
-            last = get_last_checkpoint(str(folder))
-        assert last is not None
-        state = json.loads((Path(last) / "trainer_state.json").read_text(encoding="utf-8"))
-        history = [
-            {**entry, "tokens": entry["step"] * self.settings.tokens_per_step} for entry in state["log_history"]
-        ]
-        return Run(Path(last), history)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+        return Run(RunFolder(folder), self.settings.tokens_per_step)
 
 
 def _arguments(folder: Path, steps: int, settings: Settings, save_steps: int | None) -> ContinualTrainingArguments:

@@ -1,5 +1,6 @@
 """A card tells where a model comes from and what it measured, and nothing about the machine it was made on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,9 @@ def test_long_lists_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_broken_receipt(tmp_path: Path, content: str) -> None:
     (tmp_path / "growth_receipt.json").write_text(content)
-    with pytest.raises(ValueError, match=r"growth_receipt\.json is no JSON"):
+    with pytest.raises(
+        ValueError, match=r"growth_receipt\.json (is not a valid JSON file|does not hold a JSON object)"
+    ):
         make_card(tmp_path)
 
 
@@ -151,3 +154,23 @@ def test_a_file_without_paths_is_sent_as_it_is(tmp_path: Path) -> None:
     assert portable_json(tmp_path / "config.json") == b'{"a":   1}'
     (tmp_path / "config.json").write_text('{"growth": {"source": "/home/me/base"}}')
     assert portable_json(tmp_path / "config.json") == b'{\n  "growth": {\n    "source": "base"\n  }\n}\n'
+
+
+def test_a_tokenizer_keeps_its_slashes(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    write_json(path, {"name_or_path": "/home/me/runs/base", "chat_template": "{% if x %}/home/me/y{% endif %}"})
+    sent = json.loads(portable_json(path))
+    assert sent == {"name_or_path": "base", "chat_template": "{% if x %}/home/me/y{% endif %}"}
+
+
+def test_lines_of_json_are_cleaned_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "study.jsonl").write_text('{"a": "/home/me/x/y"}\n{"b": 1}\n')
+    assert portable_json(tmp_path / "study.jsonl") == b'{"a": "y"}\n{"b": 1}\n'
+
+
+def test_a_shrunk_model(tmp_path: Path) -> None:
+    receipt = {"source": "./large", "source_parameters": 4_000, "parameters": 1_000}
+    write_json(tmp_path / "shrink_receipt.json", receipt)
+    card = make_card(tmp_path, repo_id="me/small")
+    assert "base_model" not in metadata(card) and metadata(card)["tags"] == ["hf_warmscale", "model-shrinking"]
+    assert "Shrunk from `large`, 4,000 to 1,000 parameters." in str(card)

@@ -147,7 +147,7 @@ def test_a_damaged_receipt_makes_no_repository(
     folder = tiny_folder(tmp_path / "model")
     (folder / "growth_receipt.json").write_text(content)
     message = client.call("push", folder, "me/damaged")
-    assert message.startswith("ValueError") and "growth_receipt.json is no JSON" in message
+    assert message.startswith("ValueError") and "growth_receipt.json is not a valid JSON file" in message
     assert "me/damaged" not in server.repositories
 
 
