@@ -15,6 +15,20 @@ from torch import nn
 CORPORA_VARIABLE = "WARMSCALE_CORPORA"
 
 
+SHARED = ("trajectory", "finished", "first_stage", "trunk", "large", "stand_in", "inputs", "folder")
+"""Fixtures that take seconds to make: with xdist, the tests of a file that share one run on one worker."""
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests by the slow fixture that they share, so that it is made once and not once on each worker."""
+    for item in items:
+        shared = set(SHARED) & set(getattr(item, "fixturenames", ()))
+        if shared and item.get_closest_marker("xdist_group") is None:
+            group = "trajectory" if "trajectory" in shared else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     random.seed(0)

@@ -6,6 +6,7 @@ Prints the matrix: python -m tests.contract.matrix
 import contextlib
 import io
 import os
+import re
 import resource
 import shutil
 import sys
@@ -55,11 +56,14 @@ FINE: dict[tuple[str, str], str] = {
     **{(verb, what): NO_OUTPUT for verb in ("mup explain", "push") for what in OUTPUTS},
     **{("average", what): "takes a folder of this machine" for what in NAMES},
     **{("push", what): "a quantized model may be pushed" for what in ("GPTQ", "bitsandbytes")},
-    **{(verb, "composite"): "takes the text model as a part of it" for verb in ("train", "push")},
+    **{(verb, "composite"): "takes the text model as a part of it" for verb in ("train", "data extend", "push")},
     **{(verb, "output not empty"): "goes on in its own folder" for verb in ("train", "mup check", "mup transfer")},
     ("data extend", "another tokenizer"): "cannot be told from its own",
 }
 """Cells in which there is nothing to refuse, each with the reason."""
+
+SAID = re.compile(r"(?:Error|Traceback): [^\r\n\x1b]*")
+"""An error on standard error, maybe behind a progress bar."""
 
 PUSHED = "The Hub cannot be reached"
 """The last thing that a push says without a network: everything before was accepted."""
@@ -148,8 +152,7 @@ class Contract:
         for made in after.keys() - before.keys():
             (self.folder / made).unlink()
         shutil.rmtree(self.folder / "out", ignore_errors=True)
-        lines = [line.strip() for line in printed.getvalue().splitlines()]
-        said = [line for line in lines if line.startswith(("Error: ", "Traceback"))]
+        said = [line.strip() for line in SAID.findall(printed.getvalue())]
         return Outcome(code, said, changed)
 
     @contextlib.contextmanager

@@ -188,7 +188,10 @@ def stored_embedding_factor(config: PreTrainedConfig, dtype: torch.dtype) -> flo
         buffer = embedding_buffer(AutoModelForCausalLM.from_config(config))
     if buffer is None:
         return None
-    hidden_size: int = config.to_dict()[find_field(config, Axis.HIDDEN) or ""]
+    field = find_field(config, Axis.HIDDEN)
+    if field is None:  # a composite config; `describe` says what to do with it
+        return None
+    hidden_size: int = config.to_dict()[field]
     return float(torch.tensor(hidden_size**0.5, dtype=torch.float64).to(dtype))
 
 
