@@ -1,10 +1,13 @@
 """Documents that are tokenised, cut into windows and batched once, and on which many models are scored."""
 
+import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_warmscale.checkpoints import find_tokenizer, load_config, require_one_language
 from hf_warmscale.evaluation.cross_entropy import IGNORE_INDEX, token_nll
 from hf_warmscale.evaluation.scores import DocumentNLL, NonFiniteLossError, combined_digest
 from hf_warmscale.evaluation.windows import Batch, Window, batch_by_length, cut, share
@@ -209,7 +213,7 @@ def document_nll(
     Raises:
         NonFiniteLossError: if the model gives NaN or infinity.
         ValueError: if there is no document, if one is empty, or if the tokenizer has no token to start with or does
-            not fit the model.
+            not fit the model, or disagrees with the one in the folder that the model was loaded from.
 
     Example:
 
@@ -218,9 +222,27 @@ def document_nll(
     >>> scores.nll, scores.perplexity, scores.bits_per_byte
     ```
     """
+    _check_language(model, tokenizer)
     max_length = default_max_length(model) if max_length is None else max_length
     prepared = EvaluationSet.from_documents(documents, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
     return prepared.nll(model)
+
+
+def _check_language(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the tokenizer with that of the folder from which the model was loaded, if there is such a folder.
+
+    Embedding tables are padded, so the tokenizer of another model may fit, and the numbers would be wrong.
+    """
+    config = _text_config(model)
+    folder = Path(getattr(config, "_name_or_path", None) or os.devnull)
+    if not folder.is_dir() or folder.resolve() == Path(tokenizer.name_or_path or os.devnull).resolve():
+        return
+    with suppress(OSError, ValueError):  # a folder that has changed since then says nothing
+        if load_config(folder).get_text_config().vocab_size != config.vocab_size:
+            return  # neither does one whose vocabulary was replaced in the live model
+    own = find_tokenizer(folder)
+    for remark in require_one_language({"The given tokenizer": tokenizer, f"that of {folder}": own}) if own else ():
+        warnings.warn(remark, stacklevel=3)
 
 
 def default_max_length(model: nn.Module) -> int:

@@ -9,13 +9,14 @@ from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import (
     ModelWeights,
     ModelWriter,
     content_hash,
     copy_side_files,
+    load_model,
     load_tokenizer,
     open_checkpoint,
     public_name,
@@ -70,9 +71,7 @@ class AdapterSource:
         self.span: tuple[int | None, int | None] = (None, None)
         self.stored = ModelWeights(open_checkpoint(base))
         check_tokenizers({base: self.stored.checkpoint.folder, **{str(folder): folder for folder in self.folders}})
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.stored.checkpoint.folder, config=self.stored.checkpoint.config, trust_remote_code=False
-        )
+        self.model: PreTrainedModel = load_model(self.stored.checkpoint.folder, finite=False)
         self._add_adapters(base).to(device)
         self._layers = low_rank_layers(self.model)
         for layer in self._layers.values():

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints import Checkpoint, load_tokenizer
+from hf_warmscale.checkpoints import Checkpoint, load_model, load_tokenizer
 from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights, Combiner
 from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input, open_inputs, positions
 from hf_warmscale.merging.merge import write_merged
@@ -67,9 +67,7 @@ class CheckpointSource:
         self._stored, _ = open_inputs(checkpoints)
         self.checkpoints: list[Checkpoint] = [weights.checkpoint for weights in self._stored]
         self.span = positions(self.checkpoints[0], self._last)[:2]
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self._last.folder, config=self._last.config, trust_remote_code=False
-        )
+        self.model: PreTrainedModel = load_model(self._last.folder, finite=False)  # `check` reads all of them
         torch.nn.Module.to(self.model, device)
         self._combiner = CheckpointCombiner(self.model, self._stored)
 

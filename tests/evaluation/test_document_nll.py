@@ -3,12 +3,15 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hf_warmscale.checkpoints import load_tokenizer, save_model
 from hf_warmscale.evaluation import (
     IGNORE_INDEX,
     DocumentNLL,
@@ -180,6 +183,25 @@ def test_a_tokenizer_without_a_start_token() -> None:
 def test_a_tokenizer_of_another_model() -> None:
     with pytest.raises(ValueError, match=r"gives id \d+, but the model's vocabulary has 50"):
         document_nll(tiny_llama(vocab_size=50), ["abc"], tiny_tokenizer())
+
+
+def test_a_tokenizer_that_disagrees_with_that_of_the_models_folder(tmp_path: Path) -> None:
+    """Both have the size of the padded table; the model is told by where it was loaded from."""
+    save_model(tiny_llama(), tmp_path / "model", tokenizer=tiny_tokenizer())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    content = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    words = content["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    swapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), bos_token="<s>")
+    with pytest.raises(ValueError, match=r"The given tokenizer and that of .* the token 'b' has id 66"):
+        document_nll(model, ["abc"], swapped)
+    extended = load_tokenizer(tmp_path / "model")
+    extended.name_or_path = "elsewhere"
+    extended.add_tokens(["<think>"])
+    with pytest.warns(UserWarning, match=r"The given tokenizer has 1 added token.* lacks: '<think>'"):
+        document_nll(model, ["abc"], extended)
+    model.resize_token_embeddings(300)  # a new vocabulary: the folder no longer speaks for it
+    document_nll(model, ["abc"], swapped)
 
 
 def test_windows_longer_than_the_model_takes() -> None:

@@ -58,9 +58,13 @@ def open_journal(path: Path) -> JournalStorage:
 
     Raises:
         FileNotFoundError: if its folder does not exist.
+        PermissionError: if its folder cannot be written to.
     """
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.absolute().parent} for the journal {path.name}.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder} for the journal {path.name}.")
+    if not os.access(folder, os.W_OK | os.X_OK):  # the lock is a file beside the journal
+        raise PermissionError(f"The folder {folder} cannot be written to; name another output or storage.")
     lock = JournalFileSymlinkLock(str(path), grace_period=LOCK_SECONDS)
     if path.is_file():
         lock.acquire()

@@ -205,7 +205,7 @@ class TestRefusals:
     """One sentence, and nothing at the output."""
 
     def refused(self, message: str, output: Path, checkpoints: list[Path], **settings: object) -> None:
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
+        with pytest.raises((ValueError, OSError), match=message):
             search_merge(checkpoints, output=output, **settings)  # type: ignore[arg-type]
         assert not output.exists()
 
@@ -318,6 +318,10 @@ class TestRefusals:
     def test_other_domains_to_confirm(self, trajectory: list[Path], splits: Splits, tmp_path: Path) -> None:
         domains = {"select": {"a": splits[0]}, "confirm": {"b": splits[1]}}
         self.refused(r"select has the domains \['a'\] and confirm \['b'\]", tmp_path / "o", trajectory[-2:], **domains)
+
+    def test_a_folder_that_cannot_be_written_to(self, trajectory: list[Path], splits: Splits) -> None:
+        both = {"select": splits[0], "confirm": splits[1]}
+        self.refused("The folder /proc/.* cannot be written to", Path("/proc/self/out"), trajectory[-2:], **both)
 
     def test_no_tokenizer(self, splits: Splits, tmp_path: Path) -> None:
         for step in (1, 2):

@@ -5,22 +5,24 @@
 
 import datasets
 import evaluate
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_warmscale.checkpoints import load_model, load_tokenizer
 from hf_warmscale.evaluation import document_nll
 
 _DESCRIPTION = """
-Negative log-likelihood of whole documents under a causal language model: nats per token, perplexity and bits per
-byte over all documents, and nats per document.
+Negative log-likelihood of documents under a causal language model: nats per token, perplexity and bits per byte over
+all documents, and nats per document.
 """
 
 _INPUTS = """
 Args:
     predictions (`list[str]`): the documents.
-    model (`str` or `PreTrainedModel`): a live causal LM, or the folder or name of one.
+    model (`str` or `PreTrainedModel`): a live causal LM, a folder, or a Hub id with or without `@revision`.
     tokenizer (`PreTrainedTokenizerBase`, *optional*): needed with a live model.
-    max_length (`int`, *optional*): predictions in a window; by default 1024, or as many as the model takes.
-    batch_tokens (`int`): positions in a batch, padding included, at most.
+    max_length (`int`, *optional*): predictions in a window; by default 1024, or fewer if the model has fewer
+        positions.
+    batch_tokens (`int`): the most positions in a batch, padding included.
 
 Returns:
     `dict`: `nll` (nats per token), `perplexity`, `bits_per_byte`, `documents`, `tokens`, `bytes`, `documents_sha256`,
@@ -48,10 +50,10 @@ class DocumentNLLMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate ship
         batch_tokens: int = 4096,
     ) -> dict[str, float | int | str | list[float] | None]:
         if isinstance(model, str):
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+            tokenizer = tokenizer or load_tokenizer(model)
+            model = load_model(model)
         if tokenizer is None:
-            raise ValueError("A live model comes without its tokenizer; pass tokenizer=... as well.")
+            raise ValueError("A live model does not know its tokenizer; pass tokenizer=... too.")
         scores = document_nll(model, predictions, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
         return {
             **scores.summary(),
