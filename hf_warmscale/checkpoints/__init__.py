@@ -3,6 +3,16 @@
 from hf_warmscale.checkpoints.conversion import skeleton
 from hf_warmscale.checkpoints.model_weights import ModelWeights, ModelWriter
 from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint
+from hf_warmscale.checkpoints.run_folder import (
+    RunFolder,
+    checkpoint_step,
+    logged,
+    logged_names,
+    read_stage,
+    read_trainer_state,
+    run_checkpoints,
+    total_tokens,
+)
 from hf_warmscale.checkpoints.saving import copy_side_files, save_model
 from hf_warmscale.checkpoints.source import source_identity
 from hf_warmscale.checkpoints.staging import (
@@ -20,17 +30,25 @@ __all__ = [
     "CheckpointWriter",
     "ModelWeights",
     "ModelWriter",
+    "RunFolder",
     "TensorSpec",
+    "checkpoint_step",
     "content_hash",
     "copy_side_files",
     "explained_full_disk",
+    "logged",
+    "logged_names",
     "open_checkpoint",
+    "read_stage",
+    "read_trainer_state",
     "refuse_existing",
     "refuse_non_finite",
+    "run_checkpoints",
     "save_model",
     "skeleton",
     "source_identity",
     "staged_directory",
+    "total_tokens",
     "write_json",
     "write_text",
 ]
