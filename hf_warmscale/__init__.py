@@ -13,28 +13,28 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from hf_warmscale.merging import merge_checkpoints, search_merge
     from hf_warmscale.mup import MupConfig, MupForCausalLM, fold_multipliers, mup_param_groups, mup_table
     from hf_warmscale.resize import (
+        extend_tokenizer,
         freeze_old_blocks,
         grow_adapter,
         grow_checkpoint,
         grow_from_pretrained,
         grow_optimizer_state,
+        grow_vocabulary,
         shrink_checkpoint,
         shrink_from_pretrained,
     )
     from hf_warmscale.training import (
         ContinualTrainer,
         ContinualTrainingArguments,
+        HealingTrainer,
         ReplayMixture,
         Stage,
         anneal_stage,
         apply_majority_kernels,
         average_run,
-        extend_tokenizer,
         fold_majority_kernels,
         get_schedule,
-        grow_vocabulary,
     )
-    from hf_warmscale.tuning import HealingTrainer
 
 __version__ = "0.1.0"
 
@@ -74,7 +74,7 @@ __all__ = [
 _HOME = {
     "ContinualTrainer": "training",
     "ContinualTrainingArguments": "training",
-    "HealingTrainer": "tuning",
+    "HealingTrainer": "training",
     "MupConfig": "mup",
     "MupForCausalLM": "mup",
     "ReplayMixture": "training",
@@ -84,7 +84,7 @@ _HOME = {
     "average_run": "training",
     "describe": "architecture",
     "document_nll": "evaluation",
-    "extend_tokenizer": "training",
+    "extend_tokenizer": "resize",
     "fold_majority_kernels": "training",
     "fold_multipliers": "mup",
     "freeze_old_blocks": "resize",
@@ -93,7 +93,7 @@ _HOME = {
     "grow_checkpoint": "resize",
     "grow_from_pretrained": "resize",
     "grow_optimizer_state": "resize",
-    "grow_vocabulary": "training",
+    "grow_vocabulary": "resize",
     "merge_checkpoints": "merging",
     "mup_param_groups": "mup",
     "mup_table": "mup",

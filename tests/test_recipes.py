@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from hf_warmscale.cli.entry import make_parser
-from hf_warmscale.training.configuration import read_configuration
-from hf_warmscale.training.run import train
+from hf_warmscale.training.recipe.configuration import read_configuration
+from hf_warmscale.training.recipe.run import train
 from tests.cli.workspace import make_workspace
 from tests.test_package import ROOT
 

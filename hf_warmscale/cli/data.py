@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Pack, then show what came in and what went out."""
     from hf_warmscale.cli.pretrained import load_tokenizer
-    from hf_warmscale.training.packing import pack
+    from hf_warmscale.training.data.packing import pack
 
     manifest = pack(
         arguments.source,
@@ -84,8 +84,8 @@ def run_extend(arguments: Namespace) -> None:
 
     from hf_warmscale.checkpoints import refuse_existing, save_model
     from hf_warmscale.cli.pretrained import load_config, load_tokenizer
-    from hf_warmscale.training.documents import load_documents
-    from hf_warmscale.training.vocabulary import extend_tokenizer, grow_vocabulary
+    from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
+    from hf_warmscale.training.data.documents import load_documents
 
     refuse_existing(arguments.output)
     load_config(arguments.model)

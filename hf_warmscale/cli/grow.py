@@ -10,7 +10,7 @@ from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
 from hf_warmscale.cli.verb import Verb
 
 if TYPE_CHECKING:
-    from hf_warmscale.resize.receipt import GrowthReceipt
+    from hf_warmscale.resize.growing.receipt import GrowthReceipt
 
 WIDTHS = ("clone", "zero_pad", "szp", "net2net")
 DEPTHS = ("stack", "interleave", "identity", "dus")

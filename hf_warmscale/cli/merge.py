@@ -79,22 +79,17 @@ def merge(arguments: Namespace) -> "MergeReceipt":
 def search(arguments: Namespace) -> "MergeResult":
     """Search the weights on one half of the documents and judge them on the other."""
     from hf_warmscale.cli.quiet import no_bars_of_datasets
-    from hf_warmscale.evaluation.bootstrap import MIN_DOCUMENTS
     from hf_warmscale.merging import refuse_public_benchmark, search_merge
-    from hf_warmscale.merging.named_spaces import SpaceName
-    from hf_warmscale.training.documents import load_documents
+    from hf_warmscale.merging.objectives.splits import split_documents
+    from hf_warmscale.merging.search.named_spaces import SpaceName
+    from hf_warmscale.training.data.documents import load_documents
 
     for option in ("method", "weights", "base", "density"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
     refuse_public_benchmark(Path(arguments.eval_data).name, allow=arguments.allow_public_benchmarks)
     with no_bars_of_datasets():
-        select, confirm = halves(load_documents(arguments.eval_data)["text"])
-    if len(confirm) < MIN_DOCUMENTS:
-        raise ValueError(
-            f"{arguments.eval_data} has {len(select) + len(confirm)} different documents that are not empty; a search "
-            f"needs at least {2 * MIN_DOCUMENTS}, half to choose on and half to judge by."
-        )
+        select, confirm = split_documents(load_documents(arguments.eval_data)["text"], arguments.eval_data)
     space: SpaceName = arguments.space or ("pair" if len(arguments.checkpoints) == 2 else "simplex")
     return search_merge(
         arguments.checkpoints,
@@ -106,19 +101,6 @@ def search(arguments: Namespace) -> "MergeResult":
         storage=arguments.storage,
         output=arguments.output,
     )
-
-
-def halves(texts: Sequence[object]) -> tuple[list[str], list[str]]:
-    """Deal documents into two splits, each text once: one in both would let the search see what judges it.
-
-    Raises:
-        ValueError: if one is no text.
-    """
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"Document {number} of the evaluation data is {text!r}; give texts.")
-    different = [text for text in dict.fromkeys(map(str, texts)) if text.strip()]
-    return different[::2], different[1::2]
 
 
 def write_card(output: str) -> None:
@@ -136,8 +118,8 @@ def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
 
 def show_search(arguments: Namespace, result: "MergeResult") -> None:
     """Show what the held-out text says, whichever way it went, and the weights of the model that was written."""
-    from hf_warmscale.merging.result import JOURNAL
-    from hf_warmscale.merging.streamed import RESULT
+    from hf_warmscale.merging.merge import RESULT
+    from hf_warmscale.merging.search.result import JOURNAL
 
     output = Path(arguments.output)
     rows = [

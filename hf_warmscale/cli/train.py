@@ -40,8 +40,8 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Train, draw the schedule, or list the fields."""
     from hf_warmscale.cli.quiet import show_slow_bars_only
-    from hf_warmscale.training import configuration
-    from hf_warmscale.training.run import show_schedule, train
+    from hf_warmscale.training.recipe import configuration
+    from hf_warmscale.training.recipe.run import show_schedule, train
 
     if arguments.help_fields:
         configuration.make_parser().print_help()

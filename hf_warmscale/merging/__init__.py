@@ -2,19 +2,19 @@
 
 from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput
-from hf_warmscale.merging.lm_eval_task import lm_eval_loss
-from hf_warmscale.merging.mergeability import Mergeability
-from hf_warmscale.merging.public_benchmarks import refuse_public_benchmark
-from hf_warmscale.merging.result import MergeResult
-from hf_warmscale.merging.search import search_merge
-from hf_warmscale.merging.spaces import (
+from hf_warmscale.merging.merge import MergeReceipt, merge_checkpoints
+from hf_warmscale.merging.objectives.lm_eval_task import lm_eval_loss
+from hf_warmscale.merging.objectives.public_benchmarks import refuse_public_benchmark
+from hf_warmscale.merging.search.mergeability import Mergeability
+from hf_warmscale.merging.search.result import MergeResult
+from hf_warmscale.merging.search.search import search_merge
+from hf_warmscale.merging.search.spaces import (
     AdapterSpace,
     GroupSpace,
     PairSpace,
     SimplexSpace,
     TrajectorySpace,
 )
-from hf_warmscale.merging.streamed import MergeReceipt, merge_checkpoints
 from hf_warmscale.merging.weighted_sum import weighted_sum_
 from hf_warmscale.merging.weights import (
     decay_weights,

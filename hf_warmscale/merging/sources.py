@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from hf_warmscale.checkpoints import Checkpoint, ModelWeights
 from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights, Combiner
 from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input, open_inputs, training_step
+from hf_warmscale.merging.merge import write_merged
 from hf_warmscale.merging.methods import linear
-from hf_warmscale.merging.streamed import write_merged
 
 
 class MergeSource(Combiner, Protocol):

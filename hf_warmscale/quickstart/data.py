@@ -14,7 +14,7 @@ from hf_warmscale.checkpoints import staged_directory, write_text
 from hf_warmscale.evaluation import EvaluationSet
 from hf_warmscale.quickstart.settings import Settings
 from hf_warmscale.quickstart.text import DOMAINS, Domain, Split, installed_documents
-from hf_warmscale.training.packing import load_packed, pack
+from hf_warmscale.training.data.packing import load_packed, pack
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT: tuple[Split, ...] = ("evaluation", "select", "confirm")

@@ -2,19 +2,22 @@
 
 from hf_warmscale.resize.adapters import freeze_old_blocks, grow_adapter
 from hf_warmscale.resize.grow import grow_checkpoint, grow_from_pretrained
-from hf_warmscale.resize.optimizer_state import grow_optimizer_state
-from hf_warmscale.resize.receipt import GrowthReceipt
+from hf_warmscale.resize.growing.receipt import GrowthReceipt
+from hf_warmscale.resize.optimizer.state import grow_optimizer_state
 from hf_warmscale.resize.shrink import shrink_checkpoint, shrink_from_pretrained
-from hf_warmscale.resize.shrink_receipt import ShrinkReceipt
+from hf_warmscale.resize.shrinking.shrink_receipt import ShrinkReceipt
+from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
 
 __all__ = [
     "GrowthReceipt",
     "ShrinkReceipt",
+    "extend_tokenizer",
     "freeze_old_blocks",
     "grow_adapter",
     "grow_checkpoint",
     "grow_from_pretrained",
     "grow_optimizer_state",
+    "grow_vocabulary",
     "shrink_checkpoint",
     "shrink_from_pretrained",
 ]

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from hf_warmscale.architecture import ParameterMap, describe
 from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json
-from hf_warmscale.resize.engine import Transfer, transfer_tensor
-from hf_warmscale.resize.plan import Plan
-from hf_warmscale.resize.receipt import CONFIG_ENTRY
-from hf_warmscale.resize.replay import replay_stored
+from hf_warmscale.resize.growing.receipt import CONFIG_ENTRY
+from hf_warmscale.resize.growing.replay import replay_stored
+from hf_warmscale.resize.planning.plan import Plan
+from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"

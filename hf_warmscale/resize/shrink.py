@@ -18,19 +18,20 @@ from hf_warmscale.checkpoints import (
     staged_directory,
     write_json,
 )
-from hf_warmscale.resize.engine import transfer_tensor
-from hf_warmscale.resize.exactness import width_obstacle
-from hf_warmscale.resize.importance import Importance, measure_importance
-from hf_warmscale.resize.in_memory import live_weights, load_source, load_weights, match_source
-from hf_warmscale.resize.kept import kept_blocks, kept_everywhere, kept_in_block
-from hf_warmscale.resize.layer_map import LayerMap
-from hf_warmscale.resize.operators import ZeroPad
-from hf_warmscale.resize.plan import Plan
-from hf_warmscale.resize.receipt import RECEIPT_FILE, GrowthReceipt
-from hf_warmscale.resize.replay import replay_growth
-from hf_warmscale.resize.shrink_receipt import SHRINK_ATTRIBUTE, SHRINK_FILE, How, ShrinkReceipt
-from hf_warmscale.resize.target import compensation, embedding_buffer, requested_sizes, target_config
-from hf_warmscale.resize.undo import (
+from hf_warmscale.resize.growing.in_memory import live_weights, load_source, load_weights, match_source
+from hf_warmscale.resize.growing.receipt import RECEIPT_FILE, GrowthReceipt
+from hf_warmscale.resize.growing.replay import replay_growth
+from hf_warmscale.resize.growing.verify import LONGEST_PROBE, find_tokenizer, probe_tokens, verify_growth
+from hf_warmscale.resize.planning.exactness import width_obstacle
+from hf_warmscale.resize.planning.layer_map import LayerMap
+from hf_warmscale.resize.planning.operators import ZeroPad
+from hf_warmscale.resize.planning.plan import Plan
+from hf_warmscale.resize.planning.target import compensation, embedding_buffer, requested_sizes, target_config
+from hf_warmscale.resize.planning.transfer import transfer_tensor
+from hf_warmscale.resize.shrinking.importance import Importance, measure_importance
+from hf_warmscale.resize.shrinking.selection import kept_blocks, kept_everywhere, kept_in_block
+from hf_warmscale.resize.shrinking.shrink_receipt import SHRINK_ATTRIBUTE, SHRINK_FILE, How, ShrinkReceipt
+from hf_warmscale.resize.shrinking.undo import (
     before_growth,
     first_copies_of_blocks,
     receipt_to_undo,
@@ -38,7 +39,6 @@ from hf_warmscale.resize.undo import (
     undo_weights,
     without_growth,
 )
-from hf_warmscale.resize.verify import LONGEST_PROBE, find_tokenizer, probe_tokens, verify_growth
 
 Calibration = Sequence[str] | Tensor
 

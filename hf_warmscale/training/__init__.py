@@ -3,18 +3,18 @@
 from hf_warmscale.training.arguments import ContinualArguments, ContinualTrainingArguments
 from hf_warmscale.training.averaging import AverageCheckpoints, average_run, average_weights
 from hf_warmscale.training.branching import anneal_stage, constant_checkpoints
-from hf_warmscale.training.lr_scheduler import StageLR, plot_schedule
+from hf_warmscale.training.data.mixture import ReplayMixture, SeenRows
+from hf_warmscale.training.data.streaming import StreamedRows
+from hf_warmscale.training.distillation import HealingTrainer
 from hf_warmscale.training.majority_kernels import (
     apply_majority_kernels,
     fold_majority_kernels,
     majority_state_dict,
 )
-from hf_warmscale.training.mixture import ReplayMixture, SeenRows
-from hf_warmscale.training.schedules import Schedule, get_schedule
+from hf_warmscale.training.schedules.lr_scheduler import StageLR, plot_schedule
+from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
 from hf_warmscale.training.stage import Progress, Stage, StageRecord, seen_rows
-from hf_warmscale.training.streaming import StreamedRows
 from hf_warmscale.training.trainer import ContinualMixin, ContinualTrainer
-from hf_warmscale.training.vocabulary import extend_tokenizer, grow_vocabulary
 
 __all__ = [
     "AverageCheckpoints",
@@ -22,6 +22,7 @@ __all__ = [
     "ContinualMixin",
     "ContinualTrainer",
     "ContinualTrainingArguments",
+    "HealingTrainer",
     "Progress",
     "ReplayMixture",
     "Schedule",
@@ -35,10 +36,8 @@ __all__ = [
     "average_run",
     "average_weights",
     "constant_checkpoints",
-    "extend_tokenizer",
     "fold_majority_kernels",
     "get_schedule",
-    "grow_vocabulary",
     "majority_state_dict",
     "plot_schedule",
     "seen_rows",

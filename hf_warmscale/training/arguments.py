@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.refusals import refuse_unknown
 
 MISMATCH = ("error", "override", "use_checkpoint")
 

@@ -15,9 +15,9 @@ from hf_warmscale.merging import (
     merge_checkpoints,
     uniform_weights,
 )
+from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.branching import constant_checkpoints
-from hf_warmscale.training.rates import COOLDOWNS, Shape
-from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.training.schedules.rates import COOLDOWNS, Shape
 
 Average = Literal["swa", "lawa", "ema", "wsm-linear", "wsm-1-sqrt", "wsm-cosine", "wsm-exponential"]
 """How checkpoints are weighed."""

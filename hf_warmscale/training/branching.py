@@ -4,9 +4,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from hf_warmscale.training.mixture import ReplayMixture
-from hf_warmscale.training.rates import Shape
-from hf_warmscale.training.schedules import Schedule
+from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.schedules.rates import Shape
+from hf_warmscale.training.schedules.schedule import Schedule
 from hf_warmscale.training.stage import Stage, StageRecord
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_warmscale.training.refusals import refuse_unknown
+from hf_warmscale.refusals import refuse_unknown
 
 Granularity = Literal["unit", "tensor", "element"]
 """What shares one random combination: the weights of an output unit, a whole weight, or nothing."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_warmscale.training.data.batches import per_position
 from hf_warmscale.training.stage import Progress
-from hf_warmscale.training.stage_data import per_position
 
 IGNORED = -100
 TOKENS_AT_ONCE = 4096

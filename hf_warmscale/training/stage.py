@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from hf_warmscale.checkpoints import write_json
-from hf_warmscale.training.mixture import ReplayMixture, Rows, SeenRows, refuse_other_rows
-from hf_warmscale.training.refusals import refuse_unknown
-from hf_warmscale.training.schedules import Schedule, get_schedule
+from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.training.data.mixture import ReplayMixture, Rows, SeenRows, refuse_other_rows
+from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
 
 STAGE_FILE = "stage.json"
 

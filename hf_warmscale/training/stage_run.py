@@ -11,10 +11,10 @@ from typing import Any, Self
 from torch import Tensor
 from transformers import TrainingArguments
 
+from hf_warmscale.training.data.batches import StageSamples, row_length
+from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.metering import SourceMeter
-from hf_warmscale.training.mixture import ReplayMixture
 from hf_warmscale.training.stage import Stage, StageRecord
-from hf_warmscale.training.stage_data import StageSamples, row_length
 
 logger = logging.getLogger(__name__)
 

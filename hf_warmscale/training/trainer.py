@@ -17,14 +17,14 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 
 from hf_warmscale.checkpoints import explained_full_disk
 from hf_warmscale.training.arguments import ContinualArguments
+from hf_warmscale.training.data.batches import SourceCollator, collate_packed, is_packed, refuse_contamination
+from hf_warmscale.training.data.mixture import SOURCE, ReplayMixture, Rows
 from hf_warmscale.training.launch import check_engine, refuse_engine_blocks
-from hf_warmscale.training.lr_scheduler import StageLR
 from hf_warmscale.training.metering import captured
-from hf_warmscale.training.mixture import SOURCE, ReplayMixture, Rows
 from hf_warmscale.training.parameter_groups import mup_groups
 from hf_warmscale.training.saving import publish, staging_of, sweep
+from hf_warmscale.training.schedules.lr_scheduler import StageLR
 from hf_warmscale.training.stage import Stage, StageRecord
-from hf_warmscale.training.stage_data import SourceCollator, collate_packed, is_packed, refuse_contamination
 from hf_warmscale.training.stage_report import write_stage_report
 from hf_warmscale.training.stage_run import StageRun, bits_per_byte, summarise
 

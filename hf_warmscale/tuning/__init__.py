@@ -1,7 +1,6 @@
-"""Above training: the learning-rate sweep, the coordinate check, and healing after shrinking."""
+"""Above training: the learning-rate sweep and the coordinate check."""
 
 from hf_warmscale.tuning.coordinates import CoordinateResult, check_models, coordinate_check
-from hf_warmscale.tuning.healing import HealingTrainer
 from hf_warmscale.tuning.ladder import Axis, at_size, ladder
 from hf_warmscale.tuning.optimum import Curve, Optimum, find_optima
 from hf_warmscale.tuning.proxy import ProxyTask, train_model, train_proxy
@@ -14,7 +13,6 @@ __all__ = [
     "Axis",
     "CoordinateResult",
     "Curve",
-    "HealingTrainer",
     "Optimum",
     "Point",
     "ProxyTask",

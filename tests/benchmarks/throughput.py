@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from transformers.utils import logging
 
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage
-from hf_warmscale.training.stage_data import collate_packed
+from hf_warmscale.training.data.batches import collate_packed
 
 VOCAB, LENGTH, BATCH = 1024, 256, 8
 CASES = ("plain", "plain packed", "stage", "stage packed")

@@ -44,10 +44,10 @@ def test_every_verb_says_what_it_is_for(verb: Verb) -> None:
 
 def test_choices_are_those_of_the_functions() -> None:
     """Written out in the parser so that `--help` need not import torch."""
-    from hf_warmscale.merging.named_spaces import SpaceName
-    from hf_warmscale.merging.streamed import Method
-    from hf_warmscale.resize.layer_map import DepthOperator
-    from hf_warmscale.resize.operators import WidthName
+    from hf_warmscale.merging.merge import Method
+    from hf_warmscale.merging.search.named_spaces import SpaceName
+    from hf_warmscale.resize.planning.layer_map import DepthOperator
+    from hf_warmscale.resize.planning.operators import WidthName
     from hf_warmscale.training.averaging import AVERAGES
 
     assert set(grow.WIDTHS) == set(get_args(WidthName))
@@ -58,7 +58,7 @@ def test_choices_are_those_of_the_functions() -> None:
 
 
 def test_every_field_of_a_recipe_has_a_help_text() -> None:
-    from hf_warmscale.training.configuration import make_parser
+    from hf_warmscale.training.recipe.configuration import make_parser
 
     actions = make_parser()._actions
     assert [action.dest for action in actions if not action.help] == []

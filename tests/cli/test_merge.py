@@ -1,4 +1,4 @@
-"""`warmscale merge`: how documents are dealt, and who speaks when several processes share a search."""
+"""`warmscale merge`: who speaks when several processes share a search."""
 
 import json
 import os
@@ -9,14 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_warmscale.cli.merge import halves
 from tests.cli.shell import COMMAND
-
-
-def test_no_text_is_in_both_halves() -> None:
-    """Whatever is repeated: a text in both would let the search see what judges it."""
-    select, confirm = halves(["a", "b", "a", "", "c", "b", " \n", "d"])
-    assert (select, confirm) == (["a", "c"], ["b", "d"])
 
 
 @pytest.mark.distributed

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_warmscale.mup import MupConfig, MupForCausalLM
-from hf_warmscale.training.packing import pack
+from hf_warmscale.training.data.packing import pack
 from tests.conftest import perturb
 
 VOCAB = 300

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from hf_warmscale.checkpoints import open_checkpoint, write_json
 from hf_warmscale.hub import make_card, push_to_hub
-from hf_warmscale.resize.verify import PROBE_TEXT
+from hf_warmscale.resize.growing.verify import PROBE_TEXT
 from tests.hub.client import HubClient
 from tests.hub.server import HubServer, Mode
 from tests.hub.tiny import tiny_folder, tiny_tokenizer

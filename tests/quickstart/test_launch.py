@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_warmscale.training.run import train
+from hf_warmscale.training.recipe.run import train
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "training" / "engine_worker.py"

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from hf_warmscale.training.launch import engine_name
-from hf_warmscale.training.run import train
+from hf_warmscale.training.recipe.run import train
 from hf_warmscale.training.trainer import ContinualTrainer
 
 

@@ -13,7 +13,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage, StageRecord, get_schedule
-from tests.training.test_mixture import Numbers
+from tests.training.data.test_mixture import Numbers
 from tests.training.tiny import LENGTH, NEW, OLD, arguments, losses, rates, rows, tiny_model
 
 PEAK, NEW_PEAK = 1e-3, 5e-4

@@ -62,7 +62,7 @@ def make_task(arguments: Namespace, config: "MupConfig", **settings: Any) -> "Pr
     """
     import numpy as np
 
-    from hf_warmscale.training.packing import load_packed
+    from hf_warmscale.training.data.packing import load_packed
     from hf_warmscale.tuning import ProxyTask, ladder
 
     ladder(config, axis_of(arguments), arguments.widths or arguments.depths)  # refuses sizes that do not fit

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from hf_warmscale.training.packing import load_packed, pack
+from hf_warmscale.training.data.packing import load_packed, pack
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "mup"))
 from tokens import END_OF_TEXT, prepare_tokens  # the tokenizer of the muP study

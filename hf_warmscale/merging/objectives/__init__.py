@@ -1,0 +1,1 @@
+"""What a merge search minimises, and the documents that it is judged on."""

@@ -1,0 +1,202 @@
+"""What a merge is judged by: held-out documents, or a function of the model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, paired_bootstrap
+from hf_warmscale.merging.objectives.public_benchmarks import refuse_public_benchmark
+
+Loss = Callable[[PreTrainedModel], float | Sequence[float]]
+"""A function of the model that returns the loss (lower is better) of each of its examples, or one number."""
+
+Domain = Sequence[str] | Loss
+Domains = Domain | Mapping[str, Domain]
+
+ONLY_DOMAIN = "held-out"
+SMALLEST_PART = 8
+"""Documents: fewer say nothing about the rest."""
+STOP_CONFIDENCE = 0.98
+"""Of the interval that ends a trial early: at each look, a trial that is as good is stopped with probability 1 %."""
+
+
+class Yardstick(Protocol):
+    """Something that scores a model, all at once or in parts."""
+
+    @property
+    def sha256(self) -> str:
+        """Identifies what the model is scored on."""
+        ...
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The documents, each by its hash; empty for a function."""
+        ...
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts; the first is the smallest."""
+        ...
+
+    def score_part(self, model: PreTrainedModel, part: int) -> DocumentNLL:
+        """Score one part."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentYardstick:
+    """Token NLL of held-out documents, in parts that double the documents seen.
+
+    Args:
+        parts (`tuple[EvaluationSet, ...]`): prepared once.
+        distributed (`bool`): the processes of the default group share each part.
+    """
+
+    parts: tuple[EvaluationSet, ...]
+    distributed: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all documents, in their order."""
+        return sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The documents, each by its hash."""
+        return frozenset(digest for part in self.parts for digest in part.digests)
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts; the first is the smallest."""
+        return len(self.parts)
+
+    def score_part(self, model: PreTrainedModel, part: int) -> DocumentNLL:
+        """Score one part."""
+        return self.parts[part].nll(model, distributed=self.distributed)
+
+
+@dataclass(frozen=True, eq=False)
+class LossYardstick:
+    """A function of the model; every process of a distributed search calls it.
+
+    Args:
+        name (`str`): of the domain.
+        loss (`Loss`): what is minimised.
+    """
+
+    name: str
+    loss: Loss
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the function's name: what it computes cannot be hashed."""
+        return sha256(getattr(self.loss, "__qualname__", type(self.loss).__qualname__).encode()).hexdigest()
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """None: what the function reads is its own affair."""
+        return frozenset()
+
+    @property
+    def num_parts(self) -> int:
+        """One: a function is called as a whole."""
+        return 1
+
+    def score_part(self, model: PreTrainedModel, part: int) -> DocumentNLL:
+        """Call the function.
+
+        Raises:
+            ValueError: if it returns NaN, infinity or nothing.
+        """
+        losses = np.atleast_1d(np.asarray(self.loss(model), dtype=np.float64))
+        if losses.ndim != 1 or not len(losses) or not np.isfinite(losses).all():
+            raise ValueError(f"The objective {self.name!r} returned {losses.tolist()}; it must return finite losses.")
+        ones = np.ones(len(losses), dtype=np.int64)
+        return DocumentNLL(losses, ones, ones, tuple(f"{self.name} {index}" for index in range(len(losses))))
+
+
+def prepare_domains(
+    domains: Domains,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    batch_tokens: int,
+    seed: int = 0,
+    distributed: bool = False,
+    allow_public_benchmarks: bool = False,
+) -> dict[str, Yardstick]:
+    """Prepare documents or functions for scoring, by domain.
+
+    Args:
+        domains (`Domains`): documents, a function, or a mapping of names to either.
+        tokenizer (`PreTrainedTokenizerBase`): the models'.
+        max_length (`int`): predictions in a window.
+        batch_tokens (`int`): positions in a batch, padding included.
+        seed (`int`): of the order in which documents are seen.
+        distributed (`bool`): share the batches among the processes of the default group.
+        allow_public_benchmarks (`bool`): accept a public benchmark as a domain.
+
+    Raises:
+        ValueError: if there is none, a document is empty, or a name is that of a public benchmark.
+    """
+    named: Mapping[str, Domain] = domains if isinstance(domains, Mapping) else {ONLY_DOMAIN: domains}
+    if not named:
+        raise ValueError("There is no domain to evaluate on; pass documents.")
+    prepared: dict[str, Yardstick] = {}
+    for name, domain in named.items():
+        refuse_public_benchmark(name, allow=allow_public_benchmarks)
+        if callable(domain):
+            prepared[name] = LossYardstick(name, domain)
+            continue
+        whole = EvaluationSet.from_documents(domain, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
+        prepared[name] = DocumentYardstick(_doubling_parts(whole, seed), distributed)
+    return prepared
+
+
+def score(model: PreTrainedModel, yardstick: Yardstick) -> DocumentNLL:
+    """Score a model on all parts."""
+    return DocumentNLL.concatenate([yardstick.score_part(model, part) for part in range(yardstick.num_parts)])
+
+
+def score_against(
+    model: PreTrainedModel, yardstick: Yardstick, incumbent: DocumentNLL
+) -> tuple[float, DocumentNLL, bool]:
+    """Score a model part by part, until it is clearly worse than the incumbent on the same documents.
+
+    A trial that is stopped still returns a value, so that the search learns from it: the incumbent's mean on all
+    documents plus the paired difference on those that were seen.
+
+    Args:
+        model (`PreTrainedModel`): the trial.
+        yardstick (`Yardstick`): what both are scored on.
+        incumbent (`DocumentNLL`): the best so far, on all parts.
+
+    Returns:
+        `tuple[float, DocumentNLL, bool]`: the value in nats per token, the scores, and whether it was stopped.
+    """
+    parts: list[DocumentNLL] = []
+    for part in range(yardstick.num_parts):
+        parts.append(yardstick.score_part(model, part))
+        seen = DocumentNLL.concatenate(parts)
+        if part + 1 == yardstick.num_parts:
+            break
+        same = incumbent.first(len(seen))
+        difference = paired_bootstrap(seen, same, confidence=STOP_CONFIDENCE, resamples=1000)
+        if difference.low > 0:
+            return incumbent.mean + difference.estimate, seen, True
+    return seen.mean, seen, False
+
+
+def _doubling_parts(whole: EvaluationSet, seed: int) -> tuple[EvaluationSet, ...]:
+    shuffled = whole.subset(len(whole), seed=seed)
+    edges, size = [0], max(SMALLEST_PART, len(whole) // 8)
+    while size * 2 <= len(whole):
+        edges.append(size)
+        size *= 2
+    edges.append(len(whole))
+    return tuple(shuffled.take(range(low, high)) for low, high in pairwise(edges))

@@ -1,0 +1,1 @@
+"""Search the weights of a merge with Gaussian-process Bayesian optimisation."""

@@ -1,0 +1,54 @@
+"""The points that a search begins with: every checkpoint alone, the usual averages, and the greedy soup."""
+
+from collections.abc import Collection, Mapping
+
+from hf_warmscale.merging.search.spaces import Point, Space
+from hf_warmscale.merging.weights import LAWA_WINDOW, greedy_soup, subset_weights
+
+Members = frozenset[int]
+
+
+def start_label(members: Members) -> str:
+    """Return the label of an average: the indices of its checkpoints (`"0+2"`)."""
+    return "+".join(str(index) for index in sorted(members))
+
+
+def members_of(label: str) -> Members:
+    """Return the checkpoints of a label."""
+    return frozenset(int(index) for index in label.split("+"))
+
+
+def fixed_starts(count: int) -> list[Members]:
+    """Return the last checkpoint, the uniform average, the other checkpoints from the latest on, and LAWA."""
+    everything = frozenset(range(count))
+    earlier = [frozenset([index]) for index in range(count - 2, -1, -1)]
+    lawa = frozenset(range(max(0, count - LAWA_WINDOW), count))
+    return list(dict.fromkeys([frozenset([count - 1]), everything, *earlier, lawa]))
+
+
+def next_start(
+    space: Space,
+    count: int,
+    *,
+    singles: Mapping[int, float],
+    known: Mapping[Members, float],
+    running: Collection[Members] = (),
+) -> tuple[Members, Point] | None:
+    """Return the next point to begin with, or `None` when all are known, running, or not in the space.
+
+    Args:
+        space (`Space`): what is searched.
+        count (`int`): number of checkpoints.
+        singles (`Mapping[int, float]`): known losses of checkpoints alone, in the space or not.
+        known (`Mapping[Members, float]`): losses of the averages that are finished.
+        running (`Collection[Members]`): averages that some process is busy with.
+    """
+    for members in fixed_starts(count):
+        point = space.point(subset_weights(count, members))
+        if members not in known and members not in running and point is not None:
+            return members, point
+    if len(singles) < count:
+        return None
+    members, done = greedy_soup([singles[index] for index in range(count)], known)
+    point = None if done or members in running else space.point(subset_weights(count, members))
+    return None if point is None else (members, point)

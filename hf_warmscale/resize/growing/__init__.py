@@ -1,0 +1,1 @@
+"""Carry out a growth, in memory or streamed, and record it in a receipt."""

@@ -1,0 +1,92 @@
+"""Make the plan of a growth again, from its receipt."""
+
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from hf_warmscale.architecture import describe
+from hf_warmscale.checkpoints import ModelWeights, content_hash, open_checkpoint
+from hf_warmscale.resize.growing.receipt import CONFIG_ENTRY, GrowthReceipt
+from hf_warmscale.resize.planning.layer_map import DepthOperator
+from hf_warmscale.resize.planning.operators import WidthName
+from hf_warmscale.resize.planning.request import Growth, GrowthRequest, plan_growth
+
+
+def read_receipt(config: PreTrainedConfig, name: str) -> GrowthReceipt:
+    """Return the receipt that the config of a grown model keeps.
+
+    Args:
+        config (`PreTrainedConfig`): of the grown model.
+        name (`str`): what the user calls the model.
+
+    Raises:
+        ValueError: if the config has none.
+    """
+    entry = config.to_dict().get(CONFIG_ENTRY)
+    if not isinstance(entry, dict):
+        raise ValueError(f"The config of {name} has no entry {CONFIG_ENTRY!r}, so it is no grown model; grow it anew.")
+    return GrowthReceipt.from_dict(entry)
+
+
+def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
+    """Return the growth that a receipt tells of.
+
+    Args:
+        source (`PreTrainedConfig`): of the model that was grown.
+        receipt (`GrowthReceipt`): what was done to it.
+
+    Raises:
+        ValueError: if the source has other sizes than the receipt says.
+    """
+    if receipt.experts is not None:
+        raise ValueError(
+            f"The growth made {receipt.experts} experts of each MLP, and what was trained on the dense model has no "
+            "counterpart in them; begin it anew."
+        )
+    model = describe(source)
+    sizes = {str(axis): size for axis, size in model.sizes.items()}
+    if sizes != receipt.source_sizes:
+        raise ValueError(f"The growth began at other sizes: {_differences(receipt.source_sizes, sizes)}.")
+    settable = {str(axis) for axis in model.fields if axis not in model.derived}
+    changed = {axis: size for axis, size in receipt.sizes.items() if size != sizes[axis] and axis in settable}
+    places = [receipt.layers[layer] for layer in receipt.new_layers]
+    request = GrowthRequest(
+        sizes=changed,
+        width=cast(WidthName, receipt.width),
+        depth=cast(DepthOperator, receipt.depth),
+        snr_db=receipt.snr_db,
+        shrink=receipt.shrink if receipt.shrink is not None else GrowthRequest.shrink,
+        insert_after=places or None,
+        seed=receipt.seed,
+    )
+    dtype = source.dtype if isinstance(source.dtype, torch.dtype) else torch.float32
+    return plan_growth(source, request, dtype)
+
+
+def replay_stored(source: str | os.PathLike[str], grown: str | os.PathLike[str]) -> Growth:
+    """Return the growth that made the model in the folder `grown` of the checkpoint `source`.
+
+    Raises:
+        FileNotFoundError: if a folder is not there.
+        ValueError: if `grown` was made of other weights.
+    """
+    checkpoint = open_checkpoint(source)
+    if not (Path(grown) / "config.json").is_file():
+        raise FileNotFoundError(f"There is no grown model in {grown}; grow {checkpoint.source.name} into it first.")
+    receipt = read_receipt(AutoConfig.from_pretrained(grown, trust_remote_code=False), os.fspath(grown))
+    growth = replay_growth(checkpoint.config, receipt)
+    # A live model is hashed by the names of its own tensors, which may differ from those in the files.
+    own_names = content_hash(dict(ModelWeights(checkpoint).tensors()))
+    if receipt.source_hash not in (checkpoint.content_hash(), own_names):
+        raise ValueError(
+            f"{os.fspath(grown)} was grown from other weights than those of {checkpoint.source.name}; grow them anew."
+        )
+    return growth
+
+
+def _differences(recorded: dict[str, int], found: dict[str, int]) -> str:
+    axes = [axis for axis in {**recorded, **found} if recorded.get(axis) != found.get(axis)]
+    return ", ".join(f"{axis} {recorded.get(axis)}, not {found.get(axis)}" for axis in axes)

@@ -1,0 +1,120 @@
+"""Measure a growth: the source and the grown model on the same tokens."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_warmscale.resize.growing.receipt import Verification
+
+PROBE_TEXT = (
+    "A growing town needs water, and the engineers who plan for it look at three things: how many people will live "
+    "there in twenty years, how much each of them will use, and what the river can give in a dry summer. Pipes laid "
+    "too small must be dug up again; pipes laid too large stand half empty and cost money all the same.\n\n"
+    "def capacity(people, litres_per_day, reserve=0.2):\n"
+    "    return people * litres_per_day * (1 + reserve)\n"
+)
+
+PROBE_SHAPE = (2, 64)
+"""Sequences and tokens of the probe where there is no tokenizer."""
+
+FEWEST_TOKENS = 8
+"""Different tokens in the probe text; where a tokenizer's files are missing transformers makes one that knows none."""
+
+LONGEST_PROBE = 1024
+"""Tokens, for a model that does not say how many positions it has."""
+
+
+def probe_tokens(model: PreTrainedModel, vocab_size: int) -> Tensor:
+    """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens.
+
+    Args:
+        model (`PreTrainedModel`): whose tokenizer is taken, if one lies where it was loaded from.
+        vocab_size (`int`): of the smallest model that is compared.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
+    if (tokenizer := find_tokenizer(model)) is not None:
+        tokens = torch.tensor([tokenizer(PROBE_TEXT, verbose=False)["input_ids"][:longest]])
+        if int(tokens.max()) < vocab_size:
+            return tokens
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
+
+
+def find_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that lies where a model was loaded from, a folder or the Hub, if one works."""
+    name = model.config.name_or_path
+    if not name:
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        known = len(set(tokenizer(PROBE_TEXT, verbose=False)["input_ids"]))
+    except Exception:  # a tokenizer raises what it likes, the Rust library Exception itself
+        return None
+    return tokenizer if known >= FEWEST_TOKENS else None
+
+
+def verify_growth(
+    source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor
+) -> Verification | None:
+    """Compare two models on the same tokens, over the vocabulary of the smaller one.
+
+    Returns `None`, with a warning, if a logit or an activation is not finite.
+
+    Args:
+        source (`PreTrainedModel`): the source.
+        grown (`PreTrainedModel`): what was made of it.
+        layer_path (`str`): the path of the list of blocks.
+        tokens (`Tensor`): token ids `[batch, tokens]`.
+    """
+    before, rms_before = _run(source, layer_path, tokens)
+    after, rms_after = _run(grown, layer_path, tokens)
+    known = min(before.shape[-1], after.shape[-1])
+    before, after = before[..., :known], after[..., :known]
+    divergence = nn.functional.kl_div(
+        after.double().log_softmax(-1), before.double().log_softmax(-1), log_target=True, reduction="none"
+    )
+    largest = float((before.double() - after.double()).abs().max())
+    if not all(math.isfinite(value) for value in (largest, *rms_before, *rms_after)):
+        warnings.warn(
+            f"In {grown.dtype} a logit or an activation is not finite on the probe, so the models were not compared; "
+            "look at them in bfloat16 or float32.",
+            stacklevel=4,
+        )
+        return None
+    return Verification(
+        tokens=tokens.numel(),
+        max_abs_logit_difference=largest,
+        rounding=rounding(before),
+        kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
+        activation_rms={"source": rms_before, "target": rms_after},
+    )
+
+
+def rounding(logits: Tensor) -> float:
+    """Return the difference that arithmetic alone may make: norms go through float32 whatever the dtype."""
+    epsilon = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
+    return float(epsilon**0.5 * logits.abs().max())
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel, layer_path: str, tokens: Tensor) -> tuple[Tensor, list[float]]:
+    rms: list[float] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Sequence[Tensor]) -> None:
+        stream = output if isinstance(output, Tensor) else output[0]
+        rms.append(float(stream.double().square().mean().sqrt()))
+
+    handles = [block.register_forward_hook(record) for block in model.get_submodule(layer_path).children()]
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return logits.cpu(), rms

@@ -1,0 +1,1 @@
+"""Grow the state of an optimizer with its model."""

@@ -1,0 +1,60 @@
+"""The standard deviation of the target's muP init: what `szp` adds to every matrix."""
+
+from transformers import GraniteConfig, PreTrainedConfig
+
+from hf_warmscale.architecture import Axis, ModelMap, ParameterMap
+from hf_warmscale.mup import Parametrization, Ratios
+from hf_warmscale.mup.granite_form import GraniteForm
+from hf_warmscale.resize.planning.operators import MATRICES
+from hf_warmscale.resize.planning.plan import Compensation
+
+DEFAULT_RANGE = 0.02
+"""For the few families whose config has no `initializer_range`."""
+
+
+def mup_init_std(config: GraniteConfig, target: ModelMap) -> dict[str, float]:
+    """Return the init of every matrix of a target that has a muP entry.
+
+    Args:
+        config (`GraniteConfig`): of the target; in Granite's form.
+        target (`ModelMap`): the target.
+    """
+    form = GraniteForm.from_config(config)
+    placements = form.placements()
+    return {
+        parameter.name: _sigma(config) * placements[parameter.name].setting(form.parametrization).init
+        for parameter in target.with_role(*MATRICES)
+    }
+
+
+def own_base_init_std(
+    config: PreTrainedConfig, source: ModelMap, target: ModelMap, factors: Compensation
+) -> dict[str, float]:
+    """Return the init of every matrix of a target whose source has no muP metadata and so is its own base shape.
+
+    Args:
+        config (`PreTrainedConfig`): of the target; sigma is its `initializer_range`.
+        source (`ModelMap`): the base shape.
+        target (`ModelMap`): the target.
+        factors (`Compensation`): the forward multipliers that the weights carry instead of the config.
+    """
+    std = {}
+    for parameter in target.with_role(*MATRICES):
+        setting = Parametrization(rule="mup").setting(parameter.role, _ratios(parameter, source, target))
+        carried = {"embedding": factors.embedding, "readout": factors.logits}.get(parameter.role, 1.0)
+        std[parameter.name] = _sigma(config) * setting.init * carried
+    return std
+
+
+def _sigma(config: PreTrainedConfig) -> float:
+    return float(config.to_dict().get("initializer_range") or DEFAULT_RANGE)
+
+
+def _ratios(parameter: ParameterMap, base: ModelMap, target: ModelMap) -> Ratios:
+    def growth(dim: int | None) -> float:
+        if dim is None:
+            return 1.0
+        return parameter.shape(target.sizes)[dim] / parameter.shape(base.sizes)[dim]
+
+    width = target.sizes[Axis.HIDDEN] / base.sizes[Axis.HIDDEN]
+    return Ratios(width=width, fan_in=growth(parameter.fan_in), fan_out=growth(parameter.fan_out))

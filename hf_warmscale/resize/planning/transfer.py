@@ -1,0 +1,262 @@
+"""Make one target tensor from one source tensor. Every growth and every shrink runs through here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_warmscale.resize.planning.axis_map import NEW, pairs
+
+Fill = Literal["zero", "one", "mean", "random"]
+"""What a new coordinate holds: 0, a gain of 1, the mean over the old coordinates, or noise of the tensor's own RMS."""
+
+SLAB = 1 << 22
+"""Scalars that are worked on at a time. The random numbers depend on it."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Normal noise on what was copied.
+
+    Args:
+        std (`float`): its standard deviation.
+        relative (`bool`): `std` counts in units of the RMS of the copied values.
+        paired (`bool`): +e and -e on the copies of one input, which leaves the output as it is; else everywhere.
+    """
+
+    std: float
+    relative: bool = False
+    paired: bool = False
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How one target tensor follows from one source tensor.
+
+    The value at target coordinates (j0, j1, ...) is `scale * weights0[j0] * weights1[j1] * ... * source[index0[j0],
+    index1[j1], ...]` plus noise. Where an index is new the dimension's fill decides, and zero wins over random.
+
+    Args:
+        source (`str`): the name of the source tensor.
+        index (`tuple[Tensor, ...]`): for each dimension the map of its coordinates.
+        fill (`tuple[Fill, ...]`): for each dimension what its new coordinates hold.
+        weights (`tuple[Tensor or None, ...]`): for each dimension the factors of its target coordinates (float64).
+        scale (`float`): a factor of the whole tensor.
+        offset (`float`): what the model adds to the stored value (1 for norms that store `g - 1`).
+        jitter (`float`): noise on the means in new coordinates of the first dimension, in units of the tensor's RMS.
+        noise (`Noise` or `None`): noise on the copied values.
+        fan_in (`int` or `None`): the dimension that the forward pass sums over.
+    """
+
+    source: str
+    index: tuple[Tensor, ...]
+    fill: tuple[Fill, ...]
+    weights: tuple[Tensor | None, ...]
+    scale: float = 1.0
+    offset: float = 0.0
+    jitter: float = 0.0
+    noise: Noise | None = None
+    fan_in: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the target tensor."""
+        return tuple(len(index) for index in self.index)
+
+    def rescales(self) -> bool:
+        """Tell whether any value is new or not the source's own; if not, bits are copied."""
+        weighted = any(weights is not None for weights in self.weights)
+        return self.scale != 1 or weighted or any(bool((index < 0).any()) for index in self.index)
+
+    def folded(self) -> "Transfer":
+        """Return the same with the scale among the weights, where there are any: each value is then rounded once."""
+        place = next((dim for dim, weights in enumerate(self.weights) if weights is not None), None)
+        if place is None:
+            return self
+        weights = [w * self.scale if dim == place and w is not None else w for dim, w in enumerate(self.weights)]
+        return replace(self, weights=tuple(weights), scale=1.0)
+
+    def transposed(self) -> "Transfer":
+        """Return the transfer of the transposed matrix."""
+        return replace(
+            self,
+            index=self.index[::-1],
+            fill=self.fill[::-1],
+            weights=self.weights[::-1],
+            fan_in=None if self.fan_in is None else 1 - self.fan_in,
+        )
+
+
+def transfer_tensor(
+    transfer: Transfer, source: Tensor, *, key: str, dtype: torch.dtype, compute: torch.dtype | None = None
+) -> Tensor:
+    """Return the target tensor, computed slab by slab and cast last.
+
+    The result depends on the arguments alone: not on the order of the tensors, their sharding or the threads.
+
+    Args:
+        transfer (`Transfer`): the maps and factors.
+        source (`Tensor`): the source tensor; may be a view of a mapped file.
+        key (`str`): names the stream of random numbers.
+        dtype (`torch.dtype`): of the result.
+        compute (`torch.dtype`, *optional*): of the arithmetic; that of [`compute_dtype`] by default.
+    """
+    if not transfer.shape:  # a constant of an activation function
+        return source.to(dtype, copy=True)
+    compute = compute or compute_dtype(source)
+    target = torch.empty(transfer.shape, dtype=dtype)
+    if transfer.fan_in == 0 and len(transfer.shape) == 2:
+        # Slabs run along the first dimension, and the copies of an input must not be torn apart.
+        _Filler(transfer.transposed(), source.T, key, compute).fill(target.T)
+    else:
+        _Filler(transfer, source, key, compute).fill(target)
+    return target
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic: float32, but float64 for what is float64 and for vectors.
+
+    Vectors are small, and of a norm that stores `g - 1` the sum would lose digits of `g`.
+    """
+    return torch.float64 if tensor.dtype == torch.float64 or tensor.dim() < 2 else torch.float32
+
+
+class _Filler:
+    """What the slabs of one tensor share."""
+
+    def __init__(self, transfer: Transfer, source: Tensor, key: str, compute: torch.dtype) -> None:
+        self.transfer, self.source, self.key, self.compute = transfer.folded(), source, key, compute
+        self.rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
+        self.random_std = self.rms * transfer.scale
+        self.offset = transfer.offset if transfer.rescales() else 0.0
+        noise = transfer.noise
+        paired = noise is not None and noise.paired and transfer.fan_in is not None
+        self.pairs = pairs(transfer.index[transfer.fan_in or 0]) if paired else None
+
+    def fill(self, target: Tensor) -> None:
+        """Write the target, a slab of rows at a time; the rows of a slab are all copied or all new."""
+        for start, stop, is_new in _slabs(self.transfer):
+            random = generator(f"{self.key}:{start}")
+            rows = self.transfer.index[0][start:stop]
+            block = self._new_rows(len(rows), random) if is_new else self._old_rows(rows)
+            for dim in range(1, block.dim()):
+                block = self._map_dimension(block, dim)
+            if self.transfer.weights[0] is not None:
+                block *= along(self.transfer.weights[0][start:stop], 0, block)
+            self._fill_random(block, is_new, random)
+            self._add_noise(block, random)
+            target[start:stop].copy_(block - self.offset if self.offset else block)
+
+    def _old_rows(self, rows: Tensor) -> Tensor:
+        block = self.source.index_select(0, rows).to(self.compute)
+        return self._scaled(block)
+
+    def _new_rows(self, count: int, random: torch.Generator) -> Tensor:
+        shape = (count, *self.source.shape[1:])
+        if self.transfer.fill[0] != "mean":
+            value = 1.0 - self.offset if self.transfer.fill[0] == "one" else -self.offset
+            return self._scaled(torch.full(shape, value, dtype=self.compute))
+        total = self.source.sum(0, keepdim=True, dtype=torch.float64)
+        block = (total / len(self.source)).to(self.compute).expand(shape).clone()
+        if self.transfer.jitter:
+            block += self.transfer.jitter * self.rms * torch.randn(shape, generator=random, dtype=self.compute)
+        return self._scaled(block)
+
+    def _scaled(self, block: Tensor) -> Tensor:
+        if self.offset:
+            block = block + self.offset
+        return block * self.transfer.scale if self.transfer.scale != 1 else block
+
+    def _map_dimension(self, block: Tensor, dim: int) -> Tensor:
+        index, weights = self.transfer.index[dim], self.transfer.weights[dim]
+        new = torch.nonzero(index < 0).flatten()
+        mean = block.mean(dim, keepdim=True) if len(new) and self.transfer.fill[dim] == "mean" else None
+        block = block.index_select(dim, index.clamp(min=0))
+        if mean is not None:
+            block.index_copy_(dim, new, mean.expand(*block.shape[:dim], len(new), *block.shape[dim + 1 :]))
+        elif len(new):
+            block.index_fill_(dim, new, 0.0)
+        if weights is not None:
+            block *= along(weights, dim, block)
+        return block
+
+    def _fill_random(self, block: Tensor, is_new: bool, random: torch.Generator) -> None:
+        columns = _random_columns(self.transfer, is_new)
+        if len(columns):
+            drawn = torch.randn(len(block), len(columns), generator=random, dtype=block.dtype)
+            block.view(len(block), -1).index_copy_(1, columns, drawn.mul_(self.random_std))
+
+    def _add_noise(self, block: Tensor, random: torch.Generator) -> None:
+        noise = self.transfer.noise
+        if noise is None:
+            return
+        std = noise.std * (self.rms * _gain(self.transfer) if noise.relative else 1.0)
+        if self.pairs is None:
+            block += torch.randn(block.shape, generator=random, dtype=block.dtype).mul_(std)
+            return
+        number, sign = self.pairs
+        dim = self.transfer.fan_in or 0
+        if sign.any():
+            shape = [*block.shape[:dim], int(number.max()) + 1, *block.shape[dim + 1 :]]
+            drawn = torch.randn(shape, generator=random, dtype=block.dtype).mul_(std)
+            block.addcmul_(drawn.index_select(dim, number), along(sign, dim, block))
+
+
+def _slabs(transfer: Transfer) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, stop, whether its rows are new) of consecutive rows of the target."""
+    step = max(SLAB // max(prod(transfer.shape[1:]), 1), 1)
+    kinds, counts = torch.unique_consecutive(transfer.index[0] < 0, return_counts=True)
+    start = 0
+    for is_new, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        for begin in range(start, start + count, step):
+            yield begin, min(begin + step, start + count), is_new
+        start += count
+
+
+def along(vector: Tensor, dim: int, block: Tensor) -> Tensor:
+    """Return a vector shaped to multiply `block` along `dim`."""
+    return vector.to(block.dtype).reshape(-1, *[1] * (block.dim() - dim - 1))
+
+
+def _random_columns(transfer: Transfer, row_is_new: bool) -> Tensor:
+    """Return the flat coordinates of the other dimensions that hold random values in a row."""
+    if row_is_new and transfer.fill[0] != "random":
+        return torch.empty(0, dtype=torch.int64)
+    others = list(zip(transfer.index[1:], transfer.fill[1:], strict=True))
+    allowed = _outer([(index >= 0) | (fill == "random") for index, fill in others])
+    old = _outer([index >= 0 for index, _ in others])
+    return torch.nonzero(allowed if row_is_new else allowed & ~old).flatten()
+
+
+def _outer(masks: list[Tensor]) -> Tensor:
+    outer = torch.ones(1, dtype=torch.bool)
+    for mask in masks:
+        outer = (outer[:, None] & mask[None, :]).flatten()
+    return outer
+
+
+def _gain(transfer: Transfer) -> float:
+    """Return the RMS of the factors that the copied values were multiplied by."""
+    squares = [float(weights.square().mean()) for weights in transfer.weights if weights is not None]
+    return abs(transfer.scale) * prod(squares) ** 0.5
+
+
+def _needs_rms(transfer: Transfer) -> bool:
+    fresh = [fill for fill, index in zip(transfer.fill, transfer.index, strict=True) if bool((index == NEW).any())]
+    relative = transfer.noise is not None and transfer.noise.relative
+    return "random" in fresh or (bool(fresh) and transfer.jitter > 0) or relative
+
+
+def root_mean_square(tensor: Tensor) -> float:
+    """Return sqrt(mean(x^2)), rounded to float32 so that the order of the summation does not show."""
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return float((norm / max(tensor.numel(), 1) ** 0.5).float())
+
+
+def generator(key: str) -> torch.Generator:
+    """Return a stream of random numbers that depends on `key` alone."""
+    return torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8], "little") >> 1)

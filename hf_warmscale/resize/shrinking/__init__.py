@@ -1,0 +1,1 @@
+"""Choose what a smaller model keeps, or undo a growth by its receipt."""

@@ -1,0 +1,1 @@
+"""What a stage reads: mixtures, packed documents, streams, and the batches made of them."""

@@ -1,0 +1,316 @@
+"""Which row every sample of a stage is: a pure function of the seed and the global sample index."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.training.data.apportionment import Apportionment
+from hf_warmscale.training.data.permutation import Integers, key_of, permuted
+from hf_warmscale.training.data.streaming import StreamedRows
+
+Row = dict[str, Any]
+Weights = Mapping[str, float] | Sequence[float]
+
+SOURCE = "source"
+"""The key under which a row carries the name of its source."""
+
+CHUNK = 1 << 16
+BLOCK = 1 << 12
+"""Samples that are located together: one by one it would take longer than reading a row."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A map-style dataset: `datasets.Dataset`, a torch dataset, a list of rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class ReplayMixture(Dataset[Row]):
+    """Mix any number of map-style datasets in given shares, the same on every rank and worker.
+
+    Sample i of a stage comes from a source and a row that depend on the seed and on i alone:
+
+    - the source by nested rounding of cumulative weights, so that after any number of samples the count of a source is
+      within one of its expectation (see `Apportionment`; for more than four sources see `deviation`);
+    - the row by a shuffled pass over the source, another order in every pass (see `permuted`); of a stream, the next.
+
+    So there is no state but the index: a resumed run, another world size or another number of workers continue the
+    same sequence. The total is fixed: what replay takes, the new data give (2403.08763, compute-equivalent replay).
+
+    Args:
+        sources (`Mapping[str, Rows]`): datasets by name; their rows are dictionaries.
+        weights: shares that sum to 1, by name or in the order of `sources`. Shares that change along the stage are a
+            mapping from the sample at which they begin to shares: `{0: {"new": 0.5, "old": 0.5}, 9_600: ...}`.
+        seed (`int`): of the orders of rows.
+        max_passes (`float` or `Mapping[str, float]`, *optional*): how many times a stage may go through a source, or
+            through each; unlimited by default.
+        first_sample (`int`): where in its endless sequence the mixture begins; see `after`.
+
+    Raises:
+        ValueError: for an empty source, unknown names, or weights that are negative or do not sum to 1.
+
+    Example:
+
+    ```python
+    >>> english, german = [{"input_ids": [i]} for i in range(40)], [{"input_ids": [100 + i]} for i in range(40)]
+    >>> mixture = ReplayMixture({"german": german, "english": english}, {"german": 0.9, "english": 0.1}, seed=0)
+    >>> [mixture[i]["source"] for i in range(3, 6)]
+    ['german', 'english', 'german']
+    >>> mixture.counts(40)
+    {'german': 36, 'english': 4}
+
+    ```
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Rows],
+        weights: Weights | Mapping[int, Weights],
+        seed: int = 0,
+        *,
+        max_passes: float | Mapping[str, float] | None = None,
+        first_sample: int = 0,
+    ) -> None:
+        if not sources:
+            raise ValueError("The mixture has no source; give at least one dataset.")
+        self.sources = dict(sources)
+        self.names = list(self.sources)
+        self._rows = list(self.sources.values())
+        self.seed = seed
+        self.sizes = [len(rows) for rows in self.sources.values()]
+        for name, size in zip(self.names, self.sizes, strict=True):
+            if size == 0:
+                raise ValueError(f"The source {name!r} of the mixture has no rows; leave it out or fill it.")
+        self.weights = self._by_start(weights)
+        self.max_passes = self._limits(max_passes)
+        table = np.asarray([[shares[name] for name in self.names] for shares in self.weights.values()])
+        self._apportionment = Apportionment(list(self.weights), table)
+        self._keys = [key_of(seed, name) for name in self.names]
+        self.first_sample = first_sample
+        self._block: tuple[int, tuple[Integers, Integers]] | None = None
+
+    @property
+    def deviation(self) -> float:
+        """The bound on |count - expected count| of a source, in samples."""
+        return self._apportionment.deviation
+
+    def __getitem__(self, index: int) -> Row:
+        """Return sample `index` with the name of its source under `"source"`."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        """Return several samples at once: the form in which a `DataLoader` asks."""
+        located = [self.locate(index) for index in indices]
+        found: dict[tuple[int, int], Row] = {}
+        for source in {source for source, _ in located}:
+            wanted = [row for number, row in located if number == source]
+            found |= {
+                (source, row): content for row, content in zip(wanted, fetch(self._rows[source], wanted), strict=True)
+            }
+        return [{**found[place], SOURCE: self.names[place[0]]} for place in located]
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """Return the number of the source, in the order of `names`, and the row within it."""
+        if sample < 0:
+            raise IndexError(f"Sample {sample} of a mixture does not exist; samples count from 0.")
+        number, place = divmod(self.first_sample + sample, BLOCK)
+        if self._block is None or self._block[0] != number:
+            self._block = number, self._locate(np.arange(number * BLOCK, (number + 1) * BLOCK))
+        sources, rows = self._block[1]
+        return int(sources[place]), int(rows[place])
+
+    def locate_range(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return sources and rows of the samples from `start` to `stop`, in the smallest integers that hold them."""
+        count, start = stop - start, self.first_sample + start
+        sources = np.empty(count, dtype=np.min_scalar_type(len(self.names)))
+        rows = np.empty(count, dtype=np.min_scalar_type(max(self.sizes)))
+        for begin in range(0, count, CHUNK):
+            part = slice(begin, min(begin + CHUNK, count))
+            sources[part], rows[part] = self._locate(np.arange(start + part.start, start + part.stop))
+        return sources, rows
+
+    def counts(self, num_samples: int) -> dict[str, int]:
+        """Return how many of the first `num_samples` samples come from each source."""
+        upto, before = map(self._apportionment.counts, (self.first_sample + num_samples, self.first_sample))
+        return {name: a - b for name, a, b in zip(self.names, upto, before, strict=True)}
+
+    def expected_counts(self, num_samples: int) -> dict[str, float]:
+        """Return the weights summed over the first `num_samples` samples."""
+        upto, before = map(self._apportionment.expected, (self.first_sample + num_samples, self.first_sample))
+        return {name: a - b for name, a, b in zip(self.names, upto, before, strict=True)}
+
+    def after(self, num_samples: int) -> "ReplayMixture":
+        """Return the same sequence from sample `num_samples` on: rows that a run of that length has not drawn."""
+        return ReplayMixture(
+            self.sources,
+            self.weights,
+            self.seed,
+            max_passes=self.max_passes,
+            first_sample=self.first_sample + num_samples,
+        )
+
+    def check_passes(self, num_samples: int) -> None:
+        """Refuse a stage of `num_samples` samples that goes through a source more often than allowed.
+
+        Raises:
+            ValueError: naming the source, its rows and what the stage would draw.
+        """
+        for (name, count), size in zip(self.counts(num_samples).items(), self.sizes, strict=True):
+            limit = self.max_passes.get(name)
+            if limit is not None and count > limit * size:
+                raise ValueError(
+                    f"The source {name!r} runs dry: the stage draws {count} rows, {size} rows may be passed "
+                    f"{limit:g} times; lower its weight, raise max_passes or shorten the stage."
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what defines the sequence as plain JSON, below 1 kB for a handful of sources."""
+        skipped = dict(zip(self.names, self._apportionment.counts(self.first_sample), strict=True))
+        return {
+            "seed": self.seed,
+            "sources": {
+                name: {"rows": size, "fingerprint": fingerprint(rows)}
+                for (name, rows), size in zip(self.sources.items(), self.sizes, strict=True)
+            },
+            "weights": {str(start): shares for start, shares in self.weights.items()},
+            **({"first_sample": self.first_sample, "skipped_rows": skipped} if self.first_sample else {}),
+        }
+
+    def like(self, description: Mapping[str, Any]) -> "ReplayMixture":
+        """Return the mixture of a saved description over the datasets of this one.
+
+        Raises:
+            ValueError: if a source is missing or holds other rows than the saved one.
+        """
+        for name, saved in description["sources"].items():
+            refuse_unknown("source", name, self.names)
+            refuse_other_rows(name, self.sources[name], saved)
+        return ReplayMixture(
+            {name: self.sources[name] for name in description["sources"]},
+            {int(start): shares for start, shares in description["weights"].items()},
+            seed=description["seed"],
+            max_passes=self.max_passes,
+            first_sample=description.get("first_sample", 0),
+        )
+
+    def _locate(self, samples: Integers) -> tuple[Integers, Integers]:
+        sources, ordinals = self._apportionment.assign(samples)
+        for number, (size, key) in enumerate(zip(self.sizes, self._keys, strict=True)):
+            mine = np.flatnonzero(sources == number)
+            ordered = is_streamed(self._rows[number])
+            ordinals[mine] = ordinals[mine] % size if ordered else permuted(ordinals[mine], size, key)
+        return sources, ordinals
+
+    def _by_start(self, weights: Weights | Mapping[int, Weights]) -> dict[int, dict[str, float]]:
+        if not isinstance(weights, Mapping) or not all(isinstance(key, int) for key in weights):
+            return {0: self._shares(cast(Weights, weights))}
+        by_start = {
+            start: self._shares(shares) for start, shares in sorted(cast(Mapping[int, Weights], weights).items())
+        }
+        if next(iter(by_start), None) != 0:
+            raise ValueError(f"The weights of the mixture begin at the samples {list(by_start)}; the first must be 0.")
+        return by_start
+
+    def _shares(self, weights: Weights) -> dict[str, float]:
+        if not isinstance(weights, Mapping):
+            if len(weights) != len(self.names):
+                raise ValueError(
+                    f"The mixture has {len(self.names)} sources and {len(weights)} weights; give one each."
+                )
+            weights = dict(zip(self.names, weights, strict=True))
+        for name in weights:
+            refuse_unknown("source", name, self.names)
+        shares = {name: float(weights.get(name, 0.0)) for name in self.names}
+        if any(not 0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f"The weights of the mixture are {shares}; each must lie between 0 and 1.")
+        total = sum(shares.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"The weights of the mixture sum to {total:g}; make them sum to 1.")
+        return {name: share / total for name, share in shares.items()}
+
+    def _limits(self, max_passes: float | Mapping[str, float] | None) -> dict[str, float]:
+        if max_passes is None:
+            return {}
+        if not isinstance(max_passes, Mapping):
+            return dict.fromkeys(self.names, float(max_passes))
+        for name in max_passes:
+            refuse_unknown("source", name, self.names)
+        return {name: float(limit) for name, limit in max_passes.items()}
+
+
+class SeenRows(Dataset[Row]):
+    """The rows of a source that an earlier stage really saw, in the order it saw them.
+
+    A replay that draws from the whole source would also draw rows that are new to the model.
+
+    Args:
+        rows (`Rows`): the source.
+        name (`str`): its name in the earlier stage.
+        seed (`int`): of the earlier mixture.
+        count (`int`): how many samples the earlier stage drew from it.
+        start (`int`): how many the earlier mixture had skipped, see `ReplayMixture.after`.
+    """
+
+    def __init__(self, rows: Rows, *, name: str, seed: int, count: int, start: int = 0) -> None:
+        self.rows, self.key, self.start, self.count = rows, key_of(seed, name), start, min(count, len(rows))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self.count:
+            raise IndexError(f"Row {index} is outside the {self.count} rows that the earlier stage saw.")
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        """Return several rows at once."""
+        ordinals, size = self.start + np.asarray(indices, dtype=np.int64), len(self.rows)
+        places = ordinals % size if is_streamed(self.rows) else permuted(ordinals, size, self.key)
+        return fetch(self.rows, places.tolist())
+
+
+def fetch(rows: Rows, indices: list[int]) -> list[Row]:
+    """Return rows together where the dataset can: for `datasets` it is several times faster than one by one."""
+    together = getattr(rows, "__getitems__", None)
+    return [rows[index] for index in indices] if together is None else list(together(indices))
+
+
+def is_streamed(rows: Rows) -> bool:
+    """Tell whether rows are read in their own order, see `StreamedRows`; looking at the last one would read all."""
+    return isinstance(rows, StreamedRows)
+
+
+def ends(rows: Rows) -> tuple[int, ...]:
+    """Return the first row and, where it is cheap to read, the last."""
+    return (0,) if is_streamed(rows) else (0, len(rows) - 1)
+
+
+def fingerprint(rows: Rows) -> str:
+    """Return a short hash of the number of rows and of the first and the last row."""
+    digest = hashlib.blake2b(str(len(rows)).encode(), digest_size=8)
+    for index in ends(rows):
+        digest.update(json.dumps(rows[index], sort_keys=True, default=_plain).encode())
+    return digest.hexdigest()
+
+
+def refuse_other_rows(name: str, rows: Rows, saved: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if the rows are not those of a saved description."""
+    if len(rows) != saved["rows"]:
+        raise ValueError(
+            f"The source {name!r} has {len(rows)} rows and the checkpoint saw {saved['rows']}; give it the same data."
+        )
+    if fingerprint(rows) != saved["fingerprint"]:
+        raise ValueError(f"The source {name!r} holds other rows than the checkpoint saw; give it the same data.")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

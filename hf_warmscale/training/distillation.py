@@ -1,0 +1,80 @@
+"""Heal a shrunk model: train it to predict what the larger model predicts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_warmscale.training.metering import IGNORED, captured
+from hf_warmscale.training.trainer import ContinualTrainer
+
+
+class HealingTrainer(ContinualTrainer):
+    """Train a shrunk model towards the model it was cut from (arXiv:2407.14679: a few steps of distillation heal).
+
+    The training loss is the KL divergence of the student's next-token distribution from the teacher's, in nats a
+    token, where labels are counted. Evaluation measures the cross-entropy of the text, as everywhere. To heal on the
+    text alone, train with [`ContinualTrainer`] instead.
+
+    Args:
+        arguments: of [`ContinualTrainer`]; `model` is the shrunk one.
+        teacher (`PreTrainedModel`): the larger model; it is frozen and put on the student's device.
+        settings: of [`ContinualTrainer`].
+
+    Raises:
+        ValueError: if the vocabularies differ.
+
+    Example:
+
+    ```python
+    >>> small = shrink_from_pretrained(large, num_hidden_layers=24, calibration=texts)
+    >>> stage = Stage("heal", "rewarm_cosine", mixture, max_steps=500)
+    >>> HealingTrainer(small, arguments, teacher=large, stage=stage).train()
+    ```
+    """
+
+    def __init__(self, *arguments: Any, teacher: PreTrainedModel, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        sizes = [self.accelerator.unwrap_model(self.model).config.vocab_size, teacher.config.vocab_size]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"The student has {sizes[0]} tokens and the teacher {sizes[1]}; take one vocabulary.")
+        self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Return the divergence from the teacher while training, and the usual loss in evaluation."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        given = {
+            name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask", "position_ids")
+        }
+        with torch.no_grad():
+            expected = self.teacher(**given, use_cache=False).logits
+        with captured(model) as seen:
+            super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        counted = labels[:, 1:] != IGNORED
+        loss = divergence(expected[:, :-1][counted], seen[0]["logits"][:, :-1][counted]).sum()
+        if num_items_in_batch is None:
+            loss = loss / counted.sum()
+        else:
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = loss * ranks / num_items_in_batch
+        return (loss, seen[0]) if return_outputs else loss
+
+
+def divergence(expected: Tensor, predicted: Tensor) -> Tensor:
+    """Return KL(expected || predicted) of two rows of logits, `[rows]`, in nats.
+
+    Args:
+        expected (`Tensor`): logits `[rows, vocabulary]`.
+        predicted (`Tensor`): logits `[rows, vocabulary]`.
+    """
+    target, log_probs = expected.float().log_softmax(-1), predicted.float().log_softmax(-1)
+    return (target.exp() * (target - log_probs)).sum(-1)

@@ -1,0 +1,1 @@
+"""A YAML recipe: read it, open its sources, run it."""

@@ -1,0 +1,155 @@
+"""Train the stage that a YAML file describes: what `warmscale train` does."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_warmscale.mup import MupConfig, MupForCausalLM
+from hf_warmscale.training.data.packing import read_manifest
+from hf_warmscale.training.recipe.configuration import (
+    ModelArguments,
+    TrainingConfiguration,
+    as_mapping,
+    plan_stage,
+    read_configuration,
+)
+from hf_warmscale.training.recipe.sources import load_evaluation, load_mixture
+from hf_warmscale.training.schedules.lr_scheduler import plot_schedule
+from hf_warmscale.training.schedules.schedule import Schedule
+from hf_warmscale.training.stage import STAGE_FILE
+from hf_warmscale.training.stage_run import StageRun
+from hf_warmscale.training.trainer import ContinualTrainer
+
+
+def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ContinualTrainer:
+    """Train the stage of a YAML file, or continue it if its output folder holds a checkpoint.
+
+    Args:
+        path (`str` or `PathLike`): see `read_configuration`.
+        overrides (`Sequence[str]`): command line options that win over the file.
+
+    Returns:
+        `ContinualTrainer`: after training.
+
+    Raises:
+        ValueError, FileNotFoundError: for what the file gets wrong; nothing is written then.
+
+    Example:
+
+    ```python
+    >>> train("recipes/llama/continue/config_german.yaml", ["--output_dir", "runs/german"])
+    ```
+    """
+    configuration = read_configuration(path, overrides)
+    trainer = build_trainer(configuration)
+    training = configuration.training
+    output = str(training.output_dir)
+    last = get_last_checkpoint(output) if Path(output).is_dir() else None
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or last)
+    return trainer
+
+
+def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
+    """Load model, tokenizer and data of a configuration."""
+    model_arguments, stage_arguments = configuration.model, configuration.stage
+    if stage_arguments.anneal_from is not None:
+        model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
+    tokenizer = load_tokenizer(model_arguments)
+    mixture = load_mixture(stage_arguments, tokenizer)
+    if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
+        stage_arguments.parent = model_arguments.model_name_or_path
+    stage = plan_stage(stage_arguments, configuration.training, mixture=mixture)
+    evaluation = load_evaluation(stage_arguments, tokenizer)
+    if evaluation is not None and configuration.training.eval_tokens_per_byte is None:
+        paths = as_mapping("evaluation", stage_arguments.evaluation)
+        densities = {name: read_manifest(path).tokens_per_byte for name, path in paths.items()}
+        configuration.training.eval_tokens_per_byte = densities
+    set_seed(configuration.training.seed)
+    return ContinualTrainer(
+        load_model(model_arguments),
+        configuration.training,
+        stage=stage,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+    )
+
+
+def show_schedule(
+    path: str | os.PathLike[str], picture: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> Schedule:
+    """Draw the learning rate that a YAML file would train with, loading no model.
+
+    Args:
+        path, overrides: see `train`.
+        picture (`str` or `PathLike`): the PNG to write.
+
+    Returns:
+        `Schedule`: with its length and rates filled in.
+    """
+    configuration = read_configuration(path, overrides)
+    training = configuration.training
+    mixture = load_mixture(configuration.stage, load_tokenizer(configuration.model))
+    stage = plan_stage(configuration.stage, training, mixture=mixture)
+    samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    schedule = StageRun(stage, mixture, training, samples_per_step).schedule
+    plot_schedule(schedule, picture)
+    return schedule
+
+
+def load_model(arguments: ModelArguments) -> PreTrainedModel:
+    """Load the model, or build it from `model_config`; with `lora`, wrap it in adapters."""
+    name, dtype = arguments.model_name_or_path, getattr(torch, arguments.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype is {arguments.dtype!r}; give float32, bfloat16 or float16.")
+    if (name is None) == (arguments.model_config is None):
+        raise ValueError("Give either model_name_or_path or model_config.")
+    if name is not None:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+    else:
+        model = _new_model(as_mapping("model_config", arguments.model_config), dtype)
+    return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
+
+
+def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer: the one named, or that of the model; a local checkpoint may hold none."""
+    name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
+    if name is None or (name == arguments.model_name_or_path and _lacks_tokenizer(name)):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return tokenizer
+
+
+def _new_model(fields: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    if "mup" in fields:
+        return MupForCausalLM(MupConfig(**fields, dtype=dtype))
+    if "model_type" not in fields:
+        raise ValueError("model_config has no model_type; add model_type: llama, or another family.")
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=dtype)
+    return model
+
+
+def _with_adapters(model: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model
+
+    settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **fields}
+    return cast(PreTrainedModel, get_peft_model(model, LoraConfig(**settings)))
+
+
+def _lacks_tokenizer(folder: str) -> bool:
+    return Path(folder).is_dir() and not (Path(folder) / "tokenizer_config.json").is_file()
+
+
+def _is_stage_checkpoint(name: str | None) -> bool:
+    return name is not None and (Path(name) / STAGE_FILE).is_file()

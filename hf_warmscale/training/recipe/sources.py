@@ -1,0 +1,78 @@
+"""The data that the YAML file of a stage names: packed rows, streams, and what an earlier stage saw of either."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.training.data.documents import stream_documents
+from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.data.packing import load_packed, stream_packed
+from hf_warmscale.training.data.streaming import StreamedRows
+from hf_warmscale.training.recipe.configuration import StageArguments, as_mapping
+from hf_warmscale.training.stage import seen_rows
+
+SHARED_KEYS = ("weight", "seen_by", "max_passes", "name")
+PACKED_KEYS = ("path", *SHARED_KEYS)
+STREAM_NEEDS = ("stream", "num_rows", "sequence_length")
+STREAM_KEYS = (*STREAM_NEEDS, "subset", "split", "text_column", *SHARED_KEYS)
+
+
+def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> ReplayMixture:
+    """Load the sources of a stage.
+
+    Raises:
+        ValueError: for an unknown key, a source without data or weight, data of another tokenizer, or a replay of
+            rows that were never seen.
+    """
+    if arguments.mixture is None:
+        raise ValueError("The configuration has no mixture; add mixture: {name: {path: ..., weight: 1.0}}.")
+    sources: dict[str, Rows] = {}
+    weights: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    for name, entry in as_mapping("mixture", arguments.mixture).items():
+        settings = as_mapping(f"mixture.{name}", entry)
+        _check_keys(name, settings)
+        sources[name] = _seen(name, settings, _load_rows(settings, tokenizer))
+        weights[name] = settings["weight"]
+        if "max_passes" in settings:
+            limits[name] = settings["max_passes"]
+    return ReplayMixture(sources, weights, arguments.mixture_seed, max_passes=limits)
+
+
+def load_evaluation(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Dataset] | None:
+    """Load the packed data to evaluate on, by domain."""
+    if arguments.evaluation is None:
+        return None
+    paths = as_mapping("evaluation", arguments.evaluation)
+    return {name: load_packed(path, tokenizer=tokenizer) for name, path in paths.items()}
+
+
+def _check_keys(name: str, settings: Mapping[str, Any]) -> None:
+    for key in settings:
+        refuse_unknown(f"key in mixture.{name}", key, STREAM_KEYS if "stream" in settings else PACKED_KEYS)
+    needed = STREAM_NEEDS if "stream" in settings else ("path",)
+    missing = [key for key in (*needed, "weight") if key not in settings]
+    if missing:
+        raise ValueError(f"The source {name!r} of the mixture needs {' and '.join(missing)}.")
+
+
+def _load_rows(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> Rows:
+    if "stream" not in settings:
+        return load_packed(settings["path"], tokenizer=tokenizer)  # type: ignore[no-any-return]  # datasets is untyped
+    if tokenizer is None:
+        raise ValueError(f"The stream {settings['stream']} needs a tokenizer; set tokenizer_name_or_path.")
+    named = {key: settings[key] for key in ("subset", "split", "text_column") if key in settings}
+    documents = stream_documents(settings["stream"], **named)
+    column = settings.get("text_column", "text")
+    rows = stream_packed(documents, tokenizer, sequence_length=settings["sequence_length"], text_column=column)
+    return StreamedRows(rows, settings["num_rows"])
+
+
+def _seen(name: str, settings: Mapping[str, Any], rows: Rows) -> Rows:
+    if "seen_by" not in settings:
+        return rows
+    original = settings.get("name", name)
+    return seen_rows(settings["seen_by"], {original: rows})[original]

@@ -1,0 +1,63 @@
+"""A `Schedule` as a torch scheduler, and its picture."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hf_warmscale.report import figure
+from hf_warmscale.training.schedules.schedule import Schedule
+
+
+class StageLR(LRScheduler):
+    """Multiply the rate that every parameter group was made with by one factor of the step.
+
+    The state is plain JSON: the step and, for the reader, the schedule. What a checkpoint restores is the position;
+    shape and rates are always those of the arguments (`LambdaLR` restores its base rates and so ignores new ones).
+
+    Args:
+        optimizer (`Optimizer`): its groups hold their peak rate in `lr`.
+        schedule (`Schedule`): resolved, see `Schedule.resolve`.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
+        self.schedule = schedule
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of every group for the step that comes next."""
+        factor = self.schedule.factor(self.last_epoch)
+        return [base * factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and a description of the schedule."""
+        return {"step": self.last_epoch, "schedule": asdict(self.schedule)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the step of a saved state."""
+        self.go_to(state_dict["step"])
+
+    def go_to(self, step: int) -> None:
+        """Set the rate of every group to that of the zero-based `step`."""
+        self.last_epoch = step - 1
+        self._step_count = step
+        self._update_lr()
+
+    def rebase(self, peaks: list[float]) -> None:
+        """Set the peak rate of every group, whatever a loaded optimizer state left there."""
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["initial_lr"] = peak
+        self.base_lrs = list(peaks)
+        self.go_to(self.last_epoch)
+
+
+def plot_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
+    """Draw the rate of every step of a resolved schedule to a PNG."""
+    steps = range(schedule.total_steps or 0)
+    with figure(path) as drawing:
+        axes = drawing.subplots()
+        axes.plot(steps, [schedule(step) for step in steps])
+        axes.set(xlabel="step", ylabel="learning rate", title=schedule.name, ylim=(0, None))

@@ -1,0 +1,107 @@
+"""A shrunk model gets better on real text, on that text alone or towards the model it was cut from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from hf_warmscale import ContinualTrainer, HealingTrainer, Stage, shrink_from_pretrained
+from hf_warmscale.training.distillation import divergence
+from tests.training.tiny import arguments, losses
+
+LENGTH = 64
+Rows = list[dict[str, list[int]]]
+
+
+@pytest.fixture(scope="module")
+def text() -> Rows:
+    """The documentation that Python carries, as bytes: real English on every machine."""
+    stream = "\n".join(topics[name] for name in sorted(topics)).encode()[: 1200 * LENGTH]
+    blocks = [list(stream[start : start + LENGTH]) for start in range(0, len(stream) - LENGTH, LENGTH)]
+    return [{"input_ids": block, "labels": block} for block in blocks]
+
+
+@pytest.fixture(scope="module")
+def large(text: Rows, tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config)
+    train(ContinualTrainer, model, text[:1000], tmp_path_factory.mktemp("large"), steps=300)
+    model.eval()
+    return model
+
+
+def train(
+    kind: Callable[..., ContinualTrainer], model: nn.Module, rows: Rows, folder: Path, steps: int, **more: Any
+) -> None:
+    stage = Stage("text", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)
+    settings = arguments(folder, per_device_train_batch_size=8, learning_rate=1e-2, save_strategy="no")
+    kind(model, settings, train_dataset=rows, stage=stage, **more).train()
+
+
+@torch.no_grad()
+def loss(model: PreTrainedModel, rows: Rows) -> float:
+    """Nats a byte."""
+    tokens = torch.tensor([row["input_ids"] for row in rows])
+    return float(model.eval()(input_ids=tokens, labels=tokens).loss)
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_a_shrunk_model_heals(large: LlamaForCausalLM, text: Rows, distilled: bool, tmp_path: Path) -> None:
+    held_out = text[1000:]
+    calibration = torch.tensor([row["input_ids"] for row in text[:16]])
+    small = shrink_from_pretrained(large, num_hidden_layers=2, intermediate_size=64, calibration=calibration)
+    before, best = loss(small, held_out), loss(large, held_out)
+    if distilled:
+        train(HealingTrainer, small, text[:1000], tmp_path, steps=60, teacher=large)
+    else:
+        train(ContinualTrainer, small, text[:1000], tmp_path, steps=60)
+    after = loss(small, held_out)
+    print(f"large {best:.3f}, shrunk {before:.3f}, healed {after:.3f} nats a byte")
+    assert before > best + 0.1
+    assert after - best < 0.5 * (before - best)
+
+
+def test_a_copy_has_nothing_to_learn(large: LlamaForCausalLM, text: Rows, tmp_path: Path) -> None:
+    copy = LlamaForCausalLM(large.config)
+    copy.load_state_dict(large.state_dict())
+    trainer = HealingTrainer(copy, arguments(tmp_path), train_dataset=text, teacher=large)
+    batch = {name: torch.tensor([row[name] for row in text[:2]]) for name in ("input_ids", "labels")}
+    found = trainer.compute_loss(copy.train(), batch)
+    assert isinstance(found, torch.Tensor) and abs(float(found.detach())) < 1e-6
+    found.backward()
+    assert max(float(weight.grad.abs().max()) for weight in copy.parameters() if weight.grad is not None) < 1e-6
+
+
+def test_accumulated_or_not_the_loss_is_the_same(large: LlamaForCausalLM, text: Rows, tmp_path: Path) -> None:
+    """The mean over the tokens of a step, however the step is cut."""
+    curves = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(large.config)
+        folder = tmp_path / str(batch)
+        settings = arguments(folder, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        stage = Stage("text", "constant", max_steps=3)
+        trainer = HealingTrainer(model, settings, train_dataset=text, stage=stage, teacher=large)
+        trainer.train()
+        curves.append(losses(trainer))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_divergence() -> None:
+    expected, predicted = torch.tensor([[0.3, 0.7]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    by_hand = 0.3 * torch.tensor(0.3 / 0.5).log() + 0.7 * torch.tensor(0.7 / 0.5).log()
+    torch.testing.assert_close(divergence(expected + 2, predicted - 1), by_hand[None])
+
+
+def test_another_vocabulary_is_refused(large: LlamaForCausalLM, tmp_path: Path) -> None:
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ValueError, match="300 tokens and the teacher 256"):
+        HealingTrainer(other, arguments(tmp_path), teacher=large)
