@@ -180,7 +180,9 @@ def _base(name: str, columns: Mapping[str, Sequence[Any]], count: int) -> Array:
     values = [0.0 if value in (None, "") else value for value in columns.get(name, [0.0] * count)]
     numbers = np.nan_to_num(_numbers(name, values), nan=0.0)
     if (numbers < 0).any():
-        raise ValueError(f"{name} is negative in row {int(np.argmax(numbers < 0)) + 1}; use 0 for a model from scratch.")
+        raise ValueError(
+            f"{name} is negative in row {int(np.argmax(numbers < 0)) + 1}; use 0 for a model from scratch."
+        )
     return numbers
 
 

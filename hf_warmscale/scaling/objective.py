@@ -73,7 +73,9 @@ class Objective:
         return residuals
 
 
-def minimise(objective: Objective, start: Array, bounds: Bounds, tolerances: Tolerances = TIGHT) -> tuple[Array, float]:
+def minimise(
+    objective: Objective, start: Array, bounds: Bounds, tolerances: Tolerances = TIGHT
+) -> tuple[Array, float]:
     """Return the minimiser that L-BFGS finds from a start, and the objective there, unscaled.
 
     Coordinates whose two bounds are equal stay where they are.

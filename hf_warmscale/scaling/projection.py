@@ -118,7 +118,9 @@ def _transfers(bounds: Bounds) -> Iterator[Array]:
         yield np.empty(0)
         return
     tried = {
-        tuple(low if low == high else float(np.clip(v, low, high)) for v, (low, high) in zip(values, rest, strict=True))
+        tuple(
+            low if low == high else float(np.clip(v, low, high)) for v, (low, high) in zip(values, rest, strict=True)
+        )
         for values in TRANSFERS
     }
     yield from (np.array(values) for values in sorted(tried))

@@ -111,9 +111,7 @@ def _reference(frame: Frame, fixed: Mapping[str, float]) -> Reference:
     return Reference(1.0 if loose & {"A", "a"} else mean_n, 1.0 if loose & {"B", "k"} else mean_d)
 
 
-def _fixed_bounds(
-    form: FormName, fixed: Mapping[str, float], reference: Reference
-) -> dict[str, tuple[float, float]]:
+def _fixed_bounds(form: FormName, fixed: Mapping[str, float], reference: Reference) -> dict[str, tuple[float, float]]:
     values = dict.fromkeys(PARAMETERS[form], 1.0) | ({"b": -1.0} if form == "power" else {}) | dict(fixed)
     theta = dict(zip(COORDINATES[form], to_coordinates(form, values, reference), strict=True))
     coordinate = {"E": "lnE", "c": "lnE", "A": "lnA", "a": "lnA", "b": "alpha", "B": "lnB", "k": "lnk"}

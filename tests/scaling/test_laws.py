@@ -70,9 +70,7 @@ def test_the_gradient_of_the_objective_is_the_one_of_finite_differences(form: Fo
     target = log_loss(theta, inputs)[0] + np.array([0.02, -0.01, 0.0004, 0.1])  # on both sides of delta
     objective = Objective(inputs, target, delta, weights=np.array([1.0, 2.0, 0.0, 3.0]))
     value, gradient = objective(theta)
-    numeric = [
-        (objective(theta + step)[0] - objective(theta - step)[0]) / 2e-6 for step in 1e-6 * np.eye(len(theta))
-    ]
+    numeric = [(objective(theta + step)[0] - objective(theta - step)[0]) / 2e-6 for step in 1e-6 * np.eye(len(theta))]
     np.testing.assert_allclose(gradient, numeric, atol=1e-9)
     assert value > 0
 
