@@ -23,6 +23,14 @@ from hf_warmscale.checkpoints.staging import (
     write_text,
 )
 from hf_warmscale.checkpoints.tensors import TensorSpec, content_hash, refuse_non_finite
+from hf_warmscale.checkpoints.tokenizers import (
+    TokenizerComparison,
+    compare_tokenizers,
+    find_tokenizer,
+    load_tokenizer,
+    require_one_language,
+    shared_ids,
+)
 from hf_warmscale.checkpoints.writer import CheckpointWriter
 
 __all__ = [
@@ -32,10 +40,14 @@ __all__ = [
     "ModelWriter",
     "RunFolder",
     "TensorSpec",
+    "TokenizerComparison",
     "checkpoint_step",
+    "compare_tokenizers",
     "content_hash",
     "copy_side_files",
     "explained_full_disk",
+    "find_tokenizer",
+    "load_tokenizer",
     "logged",
     "logged_names",
     "open_checkpoint",
@@ -43,8 +55,10 @@ __all__ = [
     "read_trainer_state",
     "refuse_existing",
     "refuse_non_finite",
+    "require_one_language",
     "run_checkpoints",
     "save_model",
+    "shared_ids",
     "skeleton",
     "source_identity",
     "staged_directory",

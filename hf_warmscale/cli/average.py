@@ -5,8 +5,7 @@ from argparse import Namespace
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
-
-AVERAGES = ("swa", "lawa", "ema", "wsm-linear", "wsm-1-sqrt", "wsm-cosine", "wsm-exponential")
+from hf_warmscale.options import AVERAGES
 
 
 def add_arguments(parser: Parser) -> None:

@@ -17,10 +17,7 @@ def run(arguments: Namespace) -> None:
     """Print the script."""
     import shtab
 
-    from hf_warmscale.cli.entry import make_parser
-
-    parser = make_parser()
-    print(shtab.complete(parser, shell=arguments.shell))
+    print(shtab.complete(arguments.whole_parser, shell=arguments.shell))
 
 
 COMPLETION = Verb(

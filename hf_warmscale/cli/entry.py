@@ -46,6 +46,7 @@ def make_parser() -> Parser:
         help=f"show the traceback of an error; {DEBUG_VARIABLE}=1 does the same",
     )
     add_verbs(parser, VERBS)
+    parser.set_defaults(whole_parser=parser)  # `completion` describes it; importing it there would be a circle
     return parser
 
 

@@ -8,12 +8,11 @@ from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
 from hf_warmscale.cli.verb import Verb
+from hf_warmscale.options import DEPTHS, WIDTHS
 
 if TYPE_CHECKING:
     from hf_warmscale.resize.growing.receipt import GrowthReceipt
 
-WIDTHS = ("clone", "zero_pad", "szp", "net2net")
-DEPTHS = ("stack", "interleave", "identity", "dus")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

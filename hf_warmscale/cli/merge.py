@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
+from hf_warmscale.options import MERGE_METHODS, SPACES, SpaceName
 
 if TYPE_CHECKING:
     from hf_warmscale.merging import MergeReceipt, MergeResult
-
-SPACES = ("pair", "trajectory", "simplex", "groups", "lora")
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare", "model_stock")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -39,7 +37,8 @@ def add_arguments(parser: Parser) -> None:
         "--allow-public-benchmarks", action="store_true", help="accept --eval-data with the name of a public benchmark"
     )
     given = parser.add_argument_group("no search", "Merge with given weights, without any data.")
-    given.add_argument("--method", choices=METHODS, metavar="M", help=f"{', '.join(METHODS)}; linear by default")
+    methods = f"{', '.join(MERGE_METHODS)}; linear by default"
+    given.add_argument("--method", choices=MERGE_METHODS, metavar="M", help=methods)
     given.add_argument("--weights", type=float, nargs="+", metavar="W", help="one a checkpoint; equal by default")
     given.add_argument("--base", metavar="MODEL", help="what the differences of ties, dare, ... are taken from")
     given.add_argument("--density", type=float, metavar="P", help="share of each difference that ties and dare keep")
@@ -81,7 +80,6 @@ def search(arguments: Namespace) -> "MergeResult":
     from hf_warmscale.cli.quiet import no_bars_of_datasets
     from hf_warmscale.merging import refuse_public_benchmark, search_merge
     from hf_warmscale.merging.objectives.splits import split_documents
-    from hf_warmscale.merging.search.named_spaces import SpaceName
     from hf_warmscale.training.data.documents import load_documents
 
     for option in ("method", "weights", "base", "density"):

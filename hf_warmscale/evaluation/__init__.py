@@ -1,7 +1,7 @@
-"""Token-level likelihood per document, paired and hashed: the yardstick of every operation."""
+"""Token-level likelihood per document, paired and hashed: every operation of the package is judged by it."""
 
 from hf_warmscale.evaluation.bootstrap import PairedDifference, paired_bootstrap
-from hf_warmscale.evaluation.cross_entropy import token_nll
+from hf_warmscale.evaluation.cross_entropy import IGNORE_INDEX, sum_dtype, token_nll
 from hf_warmscale.evaluation.evaluation_set import (
     DEFAULT_BATCH_TOKENS,
     EvaluationSet,
@@ -9,16 +9,19 @@ from hf_warmscale.evaluation.evaluation_set import (
     document_nll,
 )
 from hf_warmscale.evaluation.metric import METRIC_PATH
-from hf_warmscale.evaluation.scores import DocumentNLL
+from hf_warmscale.evaluation.scores import DocumentNLL, NonFiniteLossError
 
 __all__ = [
     "DEFAULT_BATCH_TOKENS",
+    "IGNORE_INDEX",
     "METRIC_PATH",
     "DocumentNLL",
     "EvaluationSet",
+    "NonFiniteLossError",
     "PairedDifference",
     "default_max_length",
     "document_nll",
     "paired_bootstrap",
+    "sum_dtype",
     "token_nll",
 ]

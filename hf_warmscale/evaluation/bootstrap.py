@@ -3,21 +3,24 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.stats import bootstrap
 
 from hf_warmscale.evaluation.scores import DocumentNLL, FloatArray
 
 MIN_DOCUMENTS = 2
+DRAWN_AT_ONCE = 2**22
+"""Documents drawn per batch of resamples: this bounds the memory, not the result."""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference in nats per token with its interval; negative if the first model is better.
+    """A difference in nats per token with its confidence interval; negative if the first model is better.
 
     Args:
         estimate (`float`): on all documents.
         low (`float`): lower end of the interval.
         high (`float`): upper end of the interval.
-        confidence (`float`): coverage that the interval aims at.
+        confidence (`float`): nominal coverage of the interval.
     """
 
     estimate: float
@@ -33,20 +36,20 @@ class PairedDifference:
 def paired_bootstrap(
     a: DocumentNLL, b: DocumentNLL, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
-    """Estimate `a.mean - b.mean` with a percentile interval over resampled documents.
+    """Estimate `a.mean - b.mean` with a percentile bootstrap interval over documents.
 
-    The percentile bootstrap of Efron and Tibshirani (1993), section 13.3. Documents are drawn with replacement,
-    both models on the same draw, so what makes a document hard for both cancels.
+    Documents are resampled with replacement (Efron and Tibshirani 1993, section 13.3). Both models are scored on the
+    same draw, so the difficulty of a document, which they share, cancels.
 
     Args:
         a (`DocumentNLL`): scores of the first model.
         b (`DocumentNLL`): scores of the second model on the same documents in the same order.
-        confidence (`float`): coverage of the interval.
+        confidence (`float`): nominal coverage of the interval, between 0 and 1.
         resamples (`int`): number of draws.
-        seed (`int`): of the draws.
+        seed (`int`): seed of the draws.
 
     Raises:
-        ValueError: if the documents or their tokens differ, or if there are fewer than two.
+        ValueError: if the documents or their token counts differ, or if there are fewer than two documents.
 
     Example:
 
@@ -63,18 +66,21 @@ def paired_bootstrap(
         raise ValueError(f"A paired interval needs at least {MIN_DOCUMENTS} documents, not {len(a)}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
-    means = _resampled_means(a.nll - b.nll, a.tokens.astype(np.float64), resamples, seed)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return PairedDifference(a.mean - b.mean, float(low), float(high), confidence)
+    interval = bootstrap(
+        (a.nll - b.nll, a.tokens.astype(np.float64)),
+        _mean_per_token,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=confidence,
+        n_resamples=resamples,
+        batch=max(1, DRAWN_AT_ONCE // len(a)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return PairedDifference(a.mean - b.mean, float(interval.low), float(interval.high), confidence)
 
 
-def _resampled_means(difference: FloatArray, tokens: FloatArray, resamples: int, seed: int) -> FloatArray:
-    """Token-weighted mean of `difference` for each draw of documents: a ratio of two sums."""
-    rng = np.random.default_rng(seed)
-    documents = len(difference)
-    rows = max(1, 2**22 // documents)
-    means = []
-    for first in range(0, resamples, rows):
-        drawn = rng.integers(documents, size=(min(rows, resamples - first), documents))
-        means.append(difference[drawn].sum(axis=1) / tokens[drawn].sum(axis=1))
-    return np.concatenate(means)
+def _mean_per_token(difference: FloatArray, tokens: FloatArray, axis: int) -> FloatArray:
+    """A ratio of sums, not a mean of ratios: every token has the same weight, whatever its document."""
+    mean: FloatArray = difference.sum(axis=axis) / tokens.sum(axis=axis)
+    return mean

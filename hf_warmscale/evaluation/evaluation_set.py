@@ -1,4 +1,4 @@
-"""Documents tokenised, cut into windows and batched once, to score many models on."""
+"""Documents that are tokenised, cut into windows and batched once, and on which many models are scored."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.evaluation.cross_entropy import token_nll
-from hf_warmscale.evaluation.scores import DocumentNLL, combined_digest
+from hf_warmscale.evaluation.cross_entropy import IGNORE_INDEX, token_nll
+from hf_warmscale.evaluation.scores import DocumentNLL, NonFiniteLossError, combined_digest
 from hf_warmscale.evaluation.windows import Batch, Window, batch_by_length, cut, share
 
 DEFAULT_MAX_LENGTH = 1024
@@ -26,17 +26,17 @@ class EvaluationSet:
 
     Every token of a document is predicted exactly once. The first is predicted from the tokenizer's beginning-of-text
     token (end-of-text if there is none). A document longer than `max_length` tokens is cut into windows of
-    `max_length` predictions, one after another; a window begins with the last token of the window before it and sees
+    `max_length` predictions, one after another; a window begins with the last token of the previous window and sees
     nothing earlier, as in packed training.
 
     Build it with [`EvaluationSet.from_documents`].
 
     Args:
-        sequences (`tuple[Tensor, ...]`): token ids of each document behind its start token, `[1 + tokens]` each.
-        bytes (`tuple[int, ...]`): length of each document in UTF-8.
-        digests (`tuple[str, ...]`): sha256 of each document.
-        max_length (`int`): predictions in a window, at most.
-        batch_tokens (`int`): positions in a batch, padding included, at most.
+        sequences (`tuple[Tensor, ...]`): the start token and then the token ids of each document, `[1 + tokens]`.
+        bytes (`tuple[int, ...]`): the length of each document in UTF-8.
+        digests (`tuple[str, ...]`): the SHA-256 of each document.
+        max_length (`int`): the most predictions in a window.
+        batch_tokens (`int`): the most positions in a batch, padding included.
 
     Example:
 
@@ -64,8 +64,8 @@ class EvaluationSet:
         """Tokenise documents (without special tokens) and prepare them for scoring.
 
         Raises:
-            ValueError: if there is no document, if one is empty, not a text or not Unicode, if the tokenizer has
-                neither a beginning-of-text nor an end-of-text token, or if a length is not positive.
+            ValueError: if there is no document, if one is empty, not a string or not valid Unicode, if the tokenizer
+                has neither a beginning-of-text nor an end-of-text token, or if a length is not positive.
         """
         _check_documents(documents)
         for name, value in {"max_length": max_length, "batch_tokens": batch_tokens}.items():
@@ -99,7 +99,7 @@ class EvaluationSet:
         return sum(len(sequence) - 1 for sequence in self.sequences)
 
     def take(self, indices: Sequence[int]) -> Self:
-        """Return the set of the documents at `indices`, in that order."""
+        """Return the documents at `indices`, in that order, as a set of their own."""
         return replace(
             self,
             sequences=tuple(self.sequences[index] for index in indices),
@@ -108,14 +108,15 @@ class EvaluationSet:
         )
 
     def subset(self, size: int, *, seed: int = 0) -> Self:
-        """Return the first `size` documents of a seeded shuffle: a smaller subset is part of every larger one."""
+        """Return the first `size` documents of a seeded shuffle: a small subset is contained in every larger one."""
         return self.take(np.random.default_rng(seed).permutation(len(self))[:size].tolist())
 
     def nll(self, model: nn.Module, *, distributed: bool = False) -> DocumentNLL:
         """Score every document with `model`.
 
         The model is put into evaluation mode and back; its dtype, its device and an autocast context around the call
-        are respected. The result does not depend on the batching beyond float rounding.
+        are respected. The result does not depend on the batching, beyond float rounding. Token losses are float32 on
+        the device of the model and are summed in float64 on the CPU.
 
         Args:
             model (`nn.Module`): a causal LM of transformers, wrapped for distributed training or not.
@@ -123,53 +124,48 @@ class EvaluationSet:
                 call this with the same model and set; each gets the whole result.
 
         Raises:
-            ValueError: if the model gives NaN or infinity, or cannot take a token or the length of a window.
+            NonFiniteLossError: if the model gives NaN or infinity.
+            ValueError: if the vocabulary of the model lacks a token, or a window is longer than its positions.
         """
         self._check_fits(model)
         device = next(model.parameters()).device
-        total = torch.zeros(len(self), dtype=torch.float64, device=device)
+        total = torch.zeros(len(self), dtype=torch.float64)
         with _evaluation_mode(model), torch.no_grad():
             for batch in self._batches_of_this_process() if distributed else self._batches:
-                self._add_batch(model, batch, total)
-        if distributed:
-            torch.distributed.all_reduce(total)
-        return self._result(total)
+                self._add_batch(model, batch, total, device)
+        return self._result(_sum_over_processes(total, device) if distributed else total)
 
     @cached_property
     def _batches(self) -> list[Batch]:
         return batch_by_length(cut((len(ids) - 1 for ids in self.sequences), self.max_length), self.batch_tokens)
 
     def _batches_of_this_process(self) -> list[Batch]:
-        # Every process makes the same number of forward passes: sharded parameters are gathered by all at once.
+        # Every process makes the same number of forward passes: all of them gather sharded parameters together.
         return share(self._batches, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
-    def _add_batch(self, model: nn.Module, batch: Batch, total: Tensor) -> None:
-        windows = batch or (Window(0, 0, 1),)
-        lengths = torch.tensor([window.length for window in windows])
-        inputs = torch.zeros(len(windows), int(lengths.max()), dtype=torch.long)
-        targets = torch.zeros_like(inputs)
+    def _add_batch(self, model: nn.Module, batch: Batch, total: Tensor, device: torch.device) -> None:
+        windows = batch or (Window(0, 0, 1),)  # a spare forward pass, which no document counts
+        inputs = torch.zeros(len(windows), max(window.length for window in windows), dtype=torch.long)
+        targets = torch.full_like(inputs, IGNORE_INDEX)
         for row, window in enumerate(windows):
             ids = self.sequences[window.document][window.start : window.start + window.length + 1]
             inputs[row, : window.length] = ids[:-1]
             targets[row, : window.length] = ids[1:]
-        # Padding stands on the right, where a causal model's earlier positions cannot see it: no mask is needed.
-        logits = model(input_ids=inputs.to(total.device), use_cache=False).logits
-        nll = token_nll(logits, targets.to(logits.device))
-        scored = torch.arange(inputs.shape[1]) < lengths[:, None]
-        sums = nll.masked_fill(~scored.to(nll.device), 0.0).sum(dim=1)
+        # Padding is on the right, where a causal model's earlier positions cannot see it: no mask is needed.
+        logits = model(input_ids=inputs.to(device), use_cache=False).logits
+        sums = token_nll(logits, targets.to(logits.device)).cpu().double().sum(dim=1)
         if batch:
-            documents = torch.tensor([window.document for window in batch], device=total.device)
-            total.index_add_(0, documents, sums.to(total.device))
+            total.index_add_(0, torch.tensor([window.document for window in batch]), sums)
 
     def _result(self, total: Tensor) -> DocumentNLL:
         finite = torch.isfinite(total)
         if not finite.all():
             first = int((~finite).nonzero()[0])
-            raise ValueError(
+            raise NonFiniteLossError(
                 f"The model gives an NLL of {total[first].item()} for document {first}; check its weights."
             )
         return DocumentNLL(
-            nll=total.cpu().numpy(),
+            nll=total.numpy(),
             tokens=np.array([len(sequence) - 1 for sequence in self.sequences]),
             bytes=np.array(self.bytes),
             digests=self.digests,
@@ -198,20 +194,22 @@ def document_nll(
     max_length: int | None = None,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> DocumentNLL:
-    """Return the negative log-likelihood of each document under `model`, with the numbers that follow from it.
+    """Return the negative log-likelihood of each document under `model`, and the numbers derived from it.
 
-    See [`EvaluationSet`] for how documents are read and long ones cut; to score several models, prepare one set.
+    [`EvaluationSet`] says how documents are tokenised and long ones cut. To score several models, prepare one set.
 
     Args:
         model (`nn.Module`): a causal LM of transformers.
-        documents (`Sequence[str]`): held-out texts.
+        documents (`Sequence[str]`): held-out texts, none of them empty.
         tokenizer (`PreTrainedTokenizerBase`): the model's.
-        max_length (`int`, *optional*): predictions in a window; by default 1024, or as many as the model takes.
-        batch_tokens (`int`): positions in a batch, padding included, at most.
+        max_length (`int`, *optional*): predictions in a window; by default 1024, or fewer if the model has fewer
+            positions.
+        batch_tokens (`int`): the most positions in a batch, padding included.
 
     Raises:
-        ValueError: if there is no document, if one is empty, if the tokenizer has no token to start with or does not
-            fit the model, or if the model gives NaN.
+        NonFiniteLossError: if the model gives NaN or infinity.
+        ValueError: if there is no document, if one is empty, or if the tokenizer has no token to start with or does
+            not fit the model.
 
     Example:
 
@@ -230,29 +228,40 @@ def default_max_length(model: nn.Module) -> int:
     return min(DEFAULT_MAX_LENGTH, _max_positions(model) or DEFAULT_MAX_LENGTH)
 
 
+def _sum_over_processes(total: Tensor, device: torch.device) -> Tensor:
+    """Sum float64 numbers over all processes, in the order of their ranks: every process gets the same bits.
+
+    Backends such as NCCL send tensors of the device only, which may lack float64: the bits travel as integers.
+    """
+    bits = total.view(torch.int64).to(device)
+    gathered = [torch.empty_like(bits) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(gathered, bits)
+    return torch.stack([each.cpu().view(torch.float64) for each in gathered]).sum(dim=0)
+
+
 def _text_config(model: nn.Module) -> PreTrainedConfig:
-    """Found inside whatever wraps the model: adapters, DDP, a DeepSpeed engine."""
+    """Find the config inside whatever wraps the model: adapters, DDP, a DeepSpeed engine."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel)).config.get_text_config()
 
 
 def _max_positions(model: nn.Module) -> int | None:
-    """The model's limit, if it has one: configs without positions (Bloom, Mamba) lack the field."""
+    """Return the limit of the model; configs of models without positions (Bloom, Mamba) lack the field."""
     return getattr(_text_config(model), "max_position_embeddings", None)
 
 
 def _check_documents(documents: Sequence[str]) -> None:
     if isinstance(documents, str) or not len(documents):
-        raise ValueError(f"documents is {documents!r}; pass a list of at least one text.")
+        raise ValueError(f"documents is {documents!r}; pass a list with at least one text.")
     for index, document in enumerate(documents):
         if not isinstance(document, str):
-            raise ValueError(f"Document {index} is a {type(document).__name__}; pass texts.")
+            raise ValueError(f"Document {index} is a {type(document).__name__}; pass strings.")
         if not document.strip():
             raise ValueError(f"Document {index} is empty; leave it out.")
         try:
             document.encode()
-        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, UTF-8 and tokenizers cannot
+        except UnicodeEncodeError as error:  # JSON can hold one, UTF-8 and tokenizers cannot
             raise ValueError(
-                f"Document {index} holds half a character at position {error.start}; repair it or leave it out."
+                f"Document {index} has half a surrogate pair at position {error.start}; repair it or leave it out."
             ) from error
 
 
@@ -269,7 +278,7 @@ def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Module by module, since a frozen part may be in evaluation mode already."""
+    """Remember the mode of each module: a frozen part may be in evaluation mode already."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

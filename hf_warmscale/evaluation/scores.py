@@ -1,4 +1,4 @@
-"""What a model's likelihood of a set of documents is, and the numbers that follow from it."""
+"""The likelihood of a set of documents under a model, and the numbers derived from it."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,19 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+class NonFiniteLossError(ValueError):
+    """A model, or a loss function, gave NaN or infinity: the model diverged, the data are not at fault."""
+
+
 @dataclass(frozen=True, eq=False)
 class DocumentNLL:
     """Negative log-likelihood of each document, in the order in which the documents were given.
 
     Args:
         nll (`FloatArray`): `[documents]`, nats, summed over the tokens of a document.
-        tokens (`IntArray`): `[documents]`, tokens scored: every token of the document.
-        bytes (`IntArray`): `[documents]`, length in UTF-8.
-        digests (`tuple[str, ...]`): the sha256 of each document.
+        tokens (`IntArray`): `[documents]`, the number of tokens scored: every token of the document.
+        bytes (`IntArray`): `[documents]`, the length in UTF-8.
+        digests (`tuple[str, ...]`): the SHA-256 of each document.
     """
 
     nll: FloatArray
@@ -34,7 +38,7 @@ class DocumentNLL:
 
     @property
     def mean(self) -> float:
-        """Nats per token, every token weighing the same."""
+        """Nats per token, each token with the same weight."""
         return float(self.nll.sum() / self.tokens.sum())
 
     @property
@@ -44,8 +48,11 @@ class DocumentNLL:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of `mean`."""
-        return math.exp(self.mean)
+        """The exponential of `mean`; infinite above some 709 nats, where it overflows."""
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
 
     @property
     def sha256(self) -> str:
@@ -54,7 +61,7 @@ class DocumentNLL:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Return the scores of several sets of documents as those of one."""
+        """Return the scores of several sets of documents as those of one set."""
         return cls(
             nll=np.concatenate([part.nll for part in parts]),
             tokens=np.concatenate([part.tokens for part in parts]),
@@ -66,12 +73,12 @@ class DocumentNLL:
         """Return the scores of the first `count` documents."""
         return type(self)(self.nll[:count], self.tokens[:count], self.bytes[:count], self.digests[:count])
 
-    def summary(self) -> dict[str, float | int | str]:
-        """Return the derived numbers, ready for JSON."""
+    def summary(self) -> dict[str, float | int | str | None]:
+        """Return the derived numbers, ready for JSON: a perplexity that overflows is `None` there."""
         return {
             "nll": self.mean,
             "bits_per_byte": self.bits_per_byte,
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "documents": len(self),
             "tokens": int(self.tokens.sum()),
             "bytes": int(self.bytes.sum()),
@@ -80,5 +87,5 @@ class DocumentNLL:
 
 
 def combined_digest(digests: Sequence[str]) -> str:
-    """Return the sha256 of a sequence of sha256 digests."""
+    """Return the SHA-256 of a sequence of SHA-256 digests."""
     return sha256("".join(digests).encode("ascii")).hexdigest()

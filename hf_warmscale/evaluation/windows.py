@@ -1,4 +1,4 @@
-"""How documents are cut into windows, and windows put into batches. Integers only."""
+"""Cut documents into windows and group windows into batches. Integers only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """`length` predictions in a row within one document: tokens `start + 1 ... start + length` of its sequence."""
+    """`length` consecutive predictions in one document: tokens `start + 1 ... start + length` of its sequence."""
 
     document: int
     start: int
@@ -17,7 +17,7 @@ Batch = tuple[Window, ...]
 
 
 def cut(lengths: Iterable[int], max_length: int) -> list[Window]:
-    """Cut documents of so many predictions into windows of `max_length`, one after another; the last is shorter."""
+    """Cut documents of `lengths` predictions into consecutive windows of `max_length`; the last may be shorter."""
     return [
         Window(document, start, min(max_length, length - start))
         for document, length in enumerate(lengths)
@@ -26,7 +26,10 @@ def cut(lengths: Iterable[int], max_length: int) -> list[Window]:
 
 
 def batch_by_length(windows: Iterable[Window], batch_tokens: int) -> list[Batch]:
-    """Put windows of like length together, the longest first; `batch_tokens` positions with padding, or one window."""
+    """Group windows of similar length, the longest first: at most `batch_tokens` padded positions, or one window.
+
+    The longest batch comes first so that a lack of memory shows at once.
+    """
     left = sorted(windows, key=lambda window: (-window.length, window.document, window.start))
     batches = []
     while left:
@@ -37,7 +40,7 @@ def batch_by_length(windows: Iterable[Window], batch_tokens: int) -> list[Batch]
 
 
 def share(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
-    """Return the batches of one of several processes: the same number for each, the spare ones empty."""
+    """Return the batches of one process: all processes get equally many, some of them empty."""
     mine = list(batches[rank::world_size])
     rounds = -(-len(batches) // world_size)
     return mine + [()] * (rounds - len(mine))

@@ -6,7 +6,6 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import Tensor
 from tqdm import tqdm
@@ -23,11 +22,10 @@ from hf_warmscale.checkpoints import (
 from hf_warmscale.merging.inputs import MergeInput, describe_input, open_inputs
 from hf_warmscale.merging.methods import Rescale, dare, linear, model_stock, slerp, task_arithmetic, ties
 from hf_warmscale.merging.weights import uniform_weights
+from hf_warmscale.options import MERGE_METHODS, MergeMethod
 
-Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare", "model_stock"]
-
-WITH_BASE: frozenset[Method] = frozenset({"task_arithmetic", "ties", "dare", "model_stock"})
-WITH_DENSITY: frozenset[Method] = frozenset({"ties", "dare"})
+WITH_BASE: frozenset[MergeMethod] = frozenset({"task_arithmetic", "ties", "dare", "model_stock"})
+WITH_DENSITY: frozenset[MergeMethod] = frozenset({"ties", "dare"})
 RESULT = "merge_result.json"
 
 Merge = Callable[[str, Sequence[Tensor]], Tensor]
@@ -48,7 +46,7 @@ class MergeReceipt:
         seed (`int` or `None`): of DARE's masks.
     """
 
-    method: Method
+    method: MergeMethod
     weights: tuple[float, ...]
     inputs: tuple[MergeInput, ...]
     base: MergeInput | None = None
@@ -65,7 +63,7 @@ def merge_checkpoints(
     checkpoints: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
-    method: Method = "linear",
+    method: MergeMethod = "linear",
     weights: Sequence[float] | None = None,
     base: str | os.PathLike[str] | None = None,
     density: float = 0.5,
@@ -161,7 +159,7 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def _merger(
-    method: Method,
+    method: MergeMethod,
     weights: Sequence[float],
     checkpoints: Sequence[Checkpoint],
     base: Checkpoint | None,
@@ -198,8 +196,8 @@ def _write_side_files(last: Checkpoint, folder: Path) -> None:
 
 
 def _check_method(method: str, count: int, base: str | os.PathLike[str] | None, density: float) -> None:
-    if method not in get_args(Method):
-        raise ValueError(f"The method {method!r} is unknown; choose one of {', '.join(get_args(Method))}.")
+    if method not in MERGE_METHODS:
+        raise ValueError(f"The method {method!r} is unknown; choose one of {', '.join(MERGE_METHODS)}.")
     if method == "slerp" and count != 2:
         raise ValueError(f"slerp merges two checkpoints, not {count}; merge more with method='linear'.")
     if method in WITH_BASE and base is None:
@@ -210,7 +208,7 @@ def _check_method(method: str, count: int, base: str | os.PathLike[str] | None, 
         raise ValueError(f"density is {density}; it must lie in (0, 1].")
 
 
-def _check_weights(method: Method, count: int, weights: Sequence[float] | None) -> Sequence[float]:
+def _check_weights(method: MergeMethod, count: int, weights: Sequence[float] | None) -> Sequence[float]:
     if weights is None:
         return (1.0,) * count if method in WITH_BASE else uniform_weights(count)
     if len(weights) != count:

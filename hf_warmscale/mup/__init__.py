@@ -8,9 +8,10 @@ from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.initialization import init_mup
 from hf_warmscale.mup.modeling import MupForCausalLM
 from hf_warmscale.mup.optimizer import MupOptimizerFactory, mup_optimizer, refuse_deepspeed_optimizer
-from hf_warmscale.mup.rules import Parametrization, Power, Ratios, Rule, RuleName, Setting, rule_table
+from hf_warmscale.mup.rules import Parametrization, Power, Ratios, Rule, Setting, rule_table
 from hf_warmscale.mup.table import Cell, TableRow, mup_table
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
+from hf_warmscale.options import RuleName
 
 __all__ = [
     "Cell",

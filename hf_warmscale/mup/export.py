@@ -22,7 +22,6 @@ the last hidden state see it scaled in a folded tied model.
 import math
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
 
 from transformers import GraniteConfig
 
@@ -41,8 +40,8 @@ from hf_warmscale.mup.factors import TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
 from hf_warmscale.mup.granite_form import GraniteForm, head_dim
 from hf_warmscale.mup.realization import has_mup_entry
+from hf_warmscale.options import EXPORT_TARGETS, ExportTarget
 
-Target = Literal["llama", "granite"]
 RECEIPT = "export.json"
 
 
@@ -60,7 +59,7 @@ class ExportReceipt:
     """
 
     source: str
-    to: Target
+    to: ExportTarget
     tensors: int
     factors: dict[str, float]
     exact: bool
@@ -71,7 +70,7 @@ def export_checkpoint(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    to: Target = "llama",
+    to: ExportTarget = "llama",
     revision: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> ExportReceipt:
@@ -101,8 +100,8 @@ def export_checkpoint(
     {'o_proj': 0.5, 'down_proj': 0.5, 'lm_head': 0.0625}
     ```
     """
-    if to not in get_args(Target):
-        raise ValueError(f"The export target {to!r} is unknown; use one of {', '.join(get_args(Target))}.")
+    if to not in EXPORT_TARGETS:
+        raise ValueError(f"The export target {to!r} is unknown; use one of {', '.join(EXPORT_TARGETS)}.")
     refuse_existing(output)
     checkpoint = open_checkpoint(source, revision=revision)
     config = checkpoint.config
@@ -147,7 +146,7 @@ def stock_granite(config: GraniteConfig) -> GraniteConfig:
     return GraniteConfig(**{**content, "head_dim": head_dim(config), "architectures": ["GraniteForCausalLM"]})
 
 
-def serving_limits(config: GraniteConfig, to: Target) -> list[str]:
+def serving_limits(config: GraniteConfig, to: ExportTarget) -> list[str]:
     """Return, in one sentence each, the engines that cannot run an exported model."""
     limits = []
     if to == "granite" and config.hidden_act != "silu":
@@ -157,7 +156,7 @@ def serving_limits(config: GraniteConfig, to: Target) -> list[str]:
     return limits
 
 
-def _receipt(source: str, to: Target, factors: dict[str, float], config: GraniteConfig) -> ExportReceipt:
+def _receipt(source: str, to: ExportTarget, factors: dict[str, float], config: GraniteConfig) -> ExportReceipt:
     kinds = {name.split(".")[-2]: factor for name, factor in factors.items() if factor != 1}
     exact = all(math.frexp(factor)[0] == 0.5 for factor in kinds.values())
     return ExportReceipt(source, to, len(factors), kinds, exact, serving_limits(config, to))

@@ -10,11 +10,9 @@ arXiv:2310.17813 (spectral condition, the Muon columns).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from hf_warmscale.architecture.model_map import Role
-
-RuleName = Literal["standard", "mup", "completep"]
+from hf_warmscale.options import RULES, RuleName
 
 
 @dataclass(frozen=True)
@@ -205,8 +203,8 @@ class Parametrization:
     zero_init_query: bool = False
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(RuleName):
-            raise ValueError(f"The muP rule {self.rule!r} is unknown; use one of {', '.join(get_args(RuleName))}.")
+        if self.rule not in RULES:
+            raise ValueError(f"The muP rule {self.rule!r} is unknown; use one of {', '.join(RULES)}.")
         for name, value in {
             "zero_init_readout": self.zero_init_readout,
             "zero_init_query": self.zero_init_query,

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.growing.in_memory import grow_model, load_source
 from hf_warmscale.resize.growing.receipt import GrowthReceipt
 from hf_warmscale.resize.growing.streamed import grow_stored
-from hf_warmscale.resize.planning.layer_map import DepthOperator
-from hf_warmscale.resize.planning.operators import WidthName
 from hf_warmscale.resize.planning.request import GrowthRequest
 
 

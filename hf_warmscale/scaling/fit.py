@@ -33,7 +33,7 @@ def fit_scaling_law(
     Args:
         frame (`Rows` or `Frame`): a table (a dictionary of columns, a DataFrame, rows, or a CSV, JSON or JSON lines
             file) with the columns `N` (parameters), `D` (training tokens), `loss`, and optionally `run`, `part` or
-            `cooled`, `recipe`, `embeddings`; of grown models also `D0` and `N0`, the tokens and parameters of the base.
+            `cooled`, `recipe`, `embeddings`; of grown models also `D0` and `N0`, tokens and parameters of the base.
         form (`str`): `"chinchilla"`, E + A/N^alpha + B/D^beta; `"power"`, a N^b + c at fixed data; `"grown"`,
             Chinchilla with D + k D0^p (N/N0)^-q effective tokens.
         fixed (`Mapping[str, float]`, *optional*): parameters that are not fitted, such as those of another family.

@@ -219,7 +219,7 @@ def _refuse_repeated(frame: Frame, *, named: bool) -> None:
         if key in seen:
             what = f"the run {key[0]!r}" if named else "one measurement"
             raise ValueError(
-                f"Rows {seen[key]} and {row} are {what} at the same size and tokens; keep one of them, or give runs of "
-                "different seeds different names in a column run."
+                f"Rows {seen[key]} and {row} are {what} at the same size and tokens; keep one of them, or give "
+                "runs of different seeds different names in a column run."
             )
         seen[key] = row

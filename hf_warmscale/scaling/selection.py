@@ -29,7 +29,7 @@ def select(
     last = np.array([frame.D[run == name].max() for name in frame.run])
     tests = [
         ("points of the warmup", part == "warmup"),
-        ("points of the beginning of a run", frame.D < first_share * last),
+        ("points of the beginning of a run", first_share * last > frame.D),
         ("uncooled points", (part != "cooled") & (part == "cooled").any() & (not mix_cooled)),
     ]
     kept, dropped = np.ones(len(frame), dtype=bool), []

@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -15,14 +15,10 @@ from hf_warmscale.merging import (
     merge_checkpoints,
     uniform_weights,
 )
+from hf_warmscale.options import AVERAGES, Average
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.branching import constant_checkpoints
 from hf_warmscale.training.schedules.rates import COOLDOWNS, Shape
-
-Average = Literal["swa", "lawa", "ema", "wsm-linear", "wsm-1-sqrt", "wsm-cosine", "wsm-exponential"]
-"""How checkpoints are weighed."""
-
-AVERAGES: tuple[Average, ...] = get_args(Average)
 
 EMA_DECAY = 0.8
 """Of a checkpoint's weight when the next one comes."""

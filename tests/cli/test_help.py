@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 
-from hf_warmscale.cli import average, grow, merge
 from hf_warmscale.cli.entry import VERBS
 from hf_warmscale.cli.verb import Verb
 from tests.cli.shell import COMMAND
@@ -40,21 +38,6 @@ def test_every_verb_says_what_it_is_for(verb: Verb) -> None:
     assert verb.summary[0].islower() and not verb.summary.endswith(".")
     assert (verb.run is None) == bool(verb.verbs)
     assert verb.after_interrupt.endswith(".")
-
-
-def test_choices_are_those_of_the_functions() -> None:
-    """Written out in the parser so that `--help` need not import torch."""
-    from hf_warmscale.merging.merge import Method
-    from hf_warmscale.merging.search.named_spaces import SpaceName
-    from hf_warmscale.resize.planning.layer_map import DepthOperator
-    from hf_warmscale.resize.planning.operators import WidthName
-    from hf_warmscale.training.averaging import AVERAGES
-
-    assert set(grow.WIDTHS) == set(get_args(WidthName))
-    assert set(grow.DEPTHS) == set(get_args(DepthOperator))
-    assert set(merge.METHODS) == set(get_args(Method))
-    assert set(merge.SPACES) == set(get_args(SpaceName))
-    assert average.AVERAGES == AVERAGES
 
 
 def test_every_field_of_a_recipe_has_a_help_text() -> None:

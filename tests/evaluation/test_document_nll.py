@@ -1,5 +1,6 @@
 """The likelihood of a document is the sum of the log-probabilities of its tokens, whatever the batching."""
 
+import json
 import math
 import random
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, document_nll, token_nll
+from hf_warmscale.evaluation import (
+    IGNORE_INDEX,
+    DocumentNLL,
+    EvaluationSet,
+    NonFiniteLossError,
+    document_nll,
+    token_nll,
+)
 from tests.evaluation.tiny import tiny_documents, tiny_llama, tiny_tokenizer
 
 
@@ -105,7 +113,7 @@ def test_modes_and_gradients_are_left_as_they_were() -> None:
 def test_modes_are_left_as_they_were_on_an_error() -> None:
     model = tiny_llama().train()
     model.model.norm.weight.data[0] = math.nan
-    with pytest.raises(ValueError, match="NLL of nan for document 0"):
+    with pytest.raises(NonFiniteLossError, match="NLL of nan for document 0"):
         document_nll(model, ["abc"], tiny_tokenizer())
     assert model.training and model.model.training
 
@@ -113,9 +121,32 @@ def test_modes_are_left_as_they_were_on_an_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_token_nll_is_cross_entropy_in_at_least_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = torch.randn(3, 7, 11).to(dtype), torch.randint(11, (3, 7))
-    expected = -logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    targets[0, :3] = IGNORE_INDEX
+    log_p = logits.double().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    expected = -log_p.masked_fill(targets == IGNORE_INDEX, 0.0)
     monkeypatch.setattr("hf_warmscale.evaluation.cross_entropy.CHUNK_ELEMENTS", 44)  # chunks of 4 rows, the last of 1
-    torch.testing.assert_close(token_nll(logits, targets), expected, rtol=1e-6, atol=1e-6)
+    nll = token_nll(logits, targets)
+    assert nll.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_ignored_positions_cost_nothing_even_where_the_logits_are_nan() -> None:
+    logits = torch.randn(2, 3, 5)
+    logits[1, 2] = math.nan
+    assert token_nll(logits, torch.tensor([[1, 2, 3], [4, 0, 7]]), ignore_index=7)[1, 2] == 0.0
+
+
+def test_token_nll_has_the_gradient_of_the_loss_of_torch() -> None:
+    logits, targets = torch.randn(6, 11, requires_grad=True), torch.tensor([0, 1, IGNORE_INDEX, 2, 10, 3])
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"), logits)
+    (gradient,) = torch.autograd.grad(token_nll(logits, targets).sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_perplexity_that_overflows_is_infinite_and_null_in_json() -> None:
+    scores = DocumentNLL(np.array([800.0]), np.array([1]), np.array([1]), ("a",))
+    assert scores.perplexity == math.inf and scores.summary()["perplexity"] is None
+    assert json.loads(json.dumps(scores.summary(), allow_nan=False))["nll"] == 800.0
 
 
 def test_the_start_token_is_eos_where_there_is_no_bos() -> None:
@@ -133,7 +164,7 @@ def test_the_start_token_is_eos_where_there_is_no_bos() -> None:
         (["abc", ""], "Document 1 is empty"),
         (["abc", "\n \t"], "Document 1 is empty"),
         (["abc", 3], "Document 1 is a int"),
-        (["abc\ud83d"], "Document 0 holds half a character at position 3"),
+        (["abc\ud83d"], "Document 0 has half a surrogate pair at position 3"),
     ],
 )
 def test_bad_documents(documents: list[str], message: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from hf_warmscale.checkpoints import open_checkpoint, save_model
-from hf_warmscale.merging.merge import WITH_BASE, Method, merge_checkpoints
+from hf_warmscale.merging.merge import WITH_BASE, merge_checkpoints
 from hf_warmscale.merging.methods import linear, model_stock, slerp, task_arithmetic, ties
 from hf_warmscale.merging.weights import lawa_weights, power_weights
+from hf_warmscale.options import MERGE_METHODS, MergeMethod
 from tests.conftest import perturb
 from tests.evaluation.tiny import tiny_llama, tiny_tokenizer
 
@@ -37,8 +37,8 @@ def weight(folder: Path, name: str = "model.layers.1.mlp.up_proj.weight") -> tor
     return open_checkpoint(folder).tensor(name).clone()
 
 
-@pytest.mark.parametrize("method", get_args(Method))
-def test_every_method_gives_a_stock_model(method: Method, folders: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", MERGE_METHODS)
+def test_every_method_gives_a_stock_model(method: MergeMethod, folders: list[Path], tmp_path: Path) -> None:
     base, *checkpoints = folders
     checkpoints = checkpoints[:2] if method == "slerp" else checkpoints
     receipt = merge_checkpoints(
@@ -71,7 +71,7 @@ def test_every_method_gives_a_stock_model(method: Method, folders: list[Path], t
 
 def test_order_changes_nothing(folders: list[Path], tmp_path: Path) -> None:
     base, *checkpoints = folders
-    methods: tuple[Method, ...] = ("linear", "ties", "dare")
+    methods: tuple[MergeMethod, ...] = ("linear", "ties", "dare")
     for method in methods:
         for index, order in enumerate((checkpoints, checkpoints[::-1])):
             origin = None if method == "linear" else base

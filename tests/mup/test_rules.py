@@ -7,7 +7,7 @@ import torch
 
 from hf_warmscale.architecture.model_map import Role
 from hf_warmscale.mup import Parametrization, Ratios, Setting, group_weight_decay, rule_table
-from hf_warmscale.mup.rules import RuleName
+from hf_warmscale.options import RuleName
 
 ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "norm", "final_norm", "bias", "router")
 IN_BLOCK: tuple[Role, ...] = ("hidden", "norm", "bias", "router")

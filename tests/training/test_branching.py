@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_warmscale.options import AVERAGES
 from hf_warmscale.training import (
     AverageCheckpoints,
     ContinualTrainer,
@@ -20,7 +21,6 @@ from hf_warmscale.training import (
     constant_checkpoints,
     get_schedule,
 )
-from hf_warmscale.training.averaging import AVERAGES
 from tests.training.tiny import DOMAINS, LENGTH, arguments, losses, rates, replay, tiny_model, weights
 
 PEAK = 1e-2

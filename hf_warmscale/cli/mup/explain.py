@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from hf_warmscale.cli.parser import Parser
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
+from hf_warmscale.options import RULES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-RULES = ("completep", "mup", "standard")
 COLUMNS = ("init", "forward", "lr", "weight decay", "eps", "lr (Muon)", "weight decay (Muon)", "eps (Muon)")
 LEGEND = """\
 σ, η, λ, ε   init std, learning rate, weight decay and eps that were tuned at the base shape

@@ -5,15 +5,16 @@ from argparse import Namespace
 from hf_warmscale.cli.parser import Parser
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
-
-TARGETS = ("llama", "granite")
+from hf_warmscale.options import EXPORT_TARGETS
 
 
 def add_arguments(parser: Parser) -> None:
     """Add source, output and family."""
     parser.add_argument("source", metavar="SOURCE", help="a muP or Granite model: a folder or a Hub id")
     parser.add_argument("output", metavar="OUTPUT", help="a new folder for the exported model")
-    parser.add_argument("--to", choices=TARGETS, default="llama", metavar="F", help="llama (default) or granite")
+    parser.add_argument(
+        "--to", choices=EXPORT_TARGETS, default="llama", metavar="F", help="llama (default) or granite"
+    )
 
 
 def run(arguments: Namespace) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.options import RULES
 
 if TYPE_CHECKING:
     from hf_warmscale.mup import MupConfig
     from hf_warmscale.tuning import ProxyTask
 
-RULES = ("completep", "mup", "standard")
 VALIDATION = 0.05
 """Share of the packed rows, the last ones, that no run trains on."""
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 
@@ -17,8 +16,7 @@ from hf_warmscale.merging.search.spaces import (
     TrajectorySpace,
 )
 from hf_warmscale.merging.sources import CheckpointSource, MergeSource
-
-SpaceName = Literal["pair", "trajectory", "simplex", "groups", "lora"]
+from hf_warmscale.options import SPACES, SpaceName
 
 
 def open_source(
@@ -35,8 +33,8 @@ def open_source(
         ValueError: if they do not belong together, or are not in the order or of the number that the space needs.
         FileNotFoundError: if one is not there.
     """
-    if isinstance(space, str) and space not in get_args(SpaceName):
-        raise ValueError(f"The space {space!r} is unknown; choose one of {', '.join(get_args(SpaceName))}.")
+    if isinstance(space, str) and space not in SPACES:
+        raise ValueError(f"The space {space!r} is unknown; choose one of {', '.join(SPACES)}.")
     if space == "lora" or isinstance(space, AdapterSpace):
         from hf_warmscale.merging.lora import AdapterSource  # peft takes seconds to import
 

@@ -23,7 +23,7 @@ from hf_warmscale.merging.search.evaluator import Evaluator
 from hf_warmscale.merging.search.journal import open_storage
 from hf_warmscale.merging.search.loop import SearchLoop
 from hf_warmscale.merging.search.mergeability import NOTICEABLE, Mergeability, look_along
-from hf_warmscale.merging.search.named_spaces import SpaceName, make_space, open_source
+from hf_warmscale.merging.search.named_spaces import make_space, open_source
 from hf_warmscale.merging.search.pictures import draw_all
 from hf_warmscale.merging.search.ranks import Ranks
 from hf_warmscale.merging.search.result import JOURNAL, STUDY, MergeResult
@@ -32,6 +32,7 @@ from hf_warmscale.merging.search.spaces import AdapterSpace, Space
 from hf_warmscale.merging.search.trials import Trials
 from hf_warmscale.merging.sources import MergeSource
 from hf_warmscale.merging.weights import pair_weights, vertex
+from hf_warmscale.options import SpaceName
 
 
 def search_merge(

@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, describe, logits_of, named_state, random_model, sample_tokens
+from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.planning.exactness import means_exact
-from hf_warmscale.resize.planning.layer_map import DepthOperator
-from hf_warmscale.resize.planning.operators import WidthName
 from hf_warmscale.resize.planning.request import Growth, GrowthRequest, Read, plan_growth
 from hf_warmscale.resize.planning.target import at_own_base, is_mup
 

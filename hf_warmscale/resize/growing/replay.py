@@ -9,9 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.checkpoints import ModelWeights, content_hash, open_checkpoint
+from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.growing.receipt import CONFIG_ENTRY, GrowthReceipt
-from hf_warmscale.resize.planning.layer_map import DepthOperator
-from hf_warmscale.resize.planning.operators import WidthName
 from hf_warmscale.resize.planning.request import Growth, GrowthRequest, plan_growth
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-DepthOperator = Literal["stack", "interleave", "identity", "dus"]
+from hf_warmscale.options import DEPTHS, DepthOperator
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def layer_map(
     """
     if insert_after is not None and operator != "identity":
         raise ValueError(f"insert_after places the new blocks of the depth operator identity, not of {operator}.")
-    if operator not in get_args(DepthOperator):
+    if operator not in DEPTHS:
         raise ValueError(f"The depth operator {operator!r} is unknown; use stack, interleave, identity or dus.")
     if target == layers and not insert_after:
         return LayerMap(tuple(range(layers)))

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from hf_warmscale.architecture import Axis, ModelMap, NormMap, ParameterMap, Role
+from hf_warmscale.options import WidthName
 from hf_warmscale.resize.planning.axis_map import Extend, pad, sample, tile
 from hf_warmscale.resize.planning.transfer import Fill, Noise, generator
-
-WidthName = Literal["clone", "szp", "zero_pad", "net2net"]
 
 MATRICES: tuple[Role, ...] = ("embedding", "hidden", "readout", "router")
 """What `szp` shrinks and perturbs; vectors keep their values."""

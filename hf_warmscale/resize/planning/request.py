@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import GraniteConfig, PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, ModelMap, describe
+from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.planning.axis_map import head_maps, is_identity, pad
 from hf_warmscale.resize.planning.exactness import width_obstacle
 from hf_warmscale.resize.planning.init_std import mup_init_std, own_base_init_std
-from hf_warmscale.resize.planning.layer_map import DepthOperator, layer_map
+from hf_warmscale.resize.planning.layer_map import layer_map
 from hf_warmscale.resize.planning.operators import (
     Clone,
     Net2Net,
     ShrinkZeroPadPerturb,
-    WidthName,
     WidthOperator,
     ZeroPad,
 )

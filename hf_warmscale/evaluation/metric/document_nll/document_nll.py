@@ -46,7 +46,7 @@ class DocumentNLLMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate ship
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         batch_tokens: int = 4096,
-    ) -> dict[str, float | int | str | list[float]]:
+    ) -> dict[str, float | int | str | list[float] | None]:
         if isinstance(model, str):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
