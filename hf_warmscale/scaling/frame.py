@@ -56,12 +56,12 @@ class Frame:
 
     def where(self, mask: NDArray[np.bool_]) -> "Frame":
         """Return the points of a mask."""
-        arrays = {name: getattr(self, name)[mask] for name in ("N", "D", "loss", "D0", "N0")}
-        labels = {
-            name: tuple(value for value, kept in zip(getattr(self, name), mask, strict=True) if kept)
-            for name in ("run", "part", "recipe")
-        }
-        return replace(self, **arrays, **labels)
+        kept = np.flatnonzero(mask)
+        return Frame(
+            *(values[kept] for values in (self.N, self.D, self.loss, self.D0, self.N0)),
+            *(tuple(labels[place] for place in kept) for labels in (self.run, self.part, self.recipe)),
+            embeddings=self.embeddings,
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the points as rows, ready for JSON."""
@@ -161,8 +161,9 @@ def _columns(table: Rows) -> dict[str, list[Any]]:
     if isinstance(table, str | os.PathLike):
         table = read_table(table)
     if isinstance(table, Sequence):
-        names = dict.fromkeys(chain.from_iterable(table))
-        return {name: [row.get(name) for row in table] for name in names}
+        rows = cast(Sequence[Mapping[str, Any]], table)
+        names = dict.fromkeys(chain.from_iterable(rows))
+        return {name: [row.get(name) for row in rows] for name in names}
     columns = cast(Mapping[str, Iterable[Any]], table)  # a pandas DataFrame is iterated and indexed like a mapping
     return {str(name): list(columns[name]) for name in columns}
 

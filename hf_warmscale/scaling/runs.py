@@ -109,7 +109,7 @@ def config_of(content: Mapping[str, Any]) -> PreTrainedConfig:
     Raises:
         ValueError: if transformers does not know its model type.
     """
-    name = content.get("model_type")
+    name = str(content.get("model_type"))
     if name not in CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model type {name!r}; a ladder needs stock models.")
     config: PreTrainedConfig = CONFIG_MAPPING[name].from_dict(dict(content))
@@ -131,19 +131,25 @@ def ladder_frame(runs: Sequence[LadderRun], *, embeddings: bool = True) -> Frame
     """Return the frame of a ladder; the runs of one trunk form one cluster.
 
     Raises:
-        ValueError: if two folders are of the same trunk, size and tokens.
+        ValueError: if a folder is named twice.
     """
-    rows = [
-        {
-            "N": run.sizes[0 if embeddings else 1],
-            "D": run.tokens,
-            "loss": run.loss,
-            "run": run.trunk,
-            "part": "cooled",
-        }
-        for run in runs
-    ]
+    _refuse_twice(runs)
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        size = run.sizes[0 if embeddings else 1]
+        taken = any((row["run"], row["N"], row["D"]) == (run.trunk, size, run.tokens) for row in rows)
+        label = run.name if taken else run.trunk  # another init of the same data: a run of its own
+        rows.append({"N": size, "D": run.tokens, "loss": run.loss, "run": label, "part": "cooled"})
     return make_frame(rows, "chinchilla", embeddings=embeddings)
+
+
+def _refuse_twice(runs: Sequence[LadderRun]) -> None:
+    seen: set[str] = set()
+    for run in runs:
+        path = str(run.folder.path.resolve())
+        if path in seen:
+            raise ValueError(f"The run {run.name} is named twice; name every folder once.")
+        seen.add(path)
 
 
 def recipe_flags(runs: Sequence[LadderRun]) -> list[str]:

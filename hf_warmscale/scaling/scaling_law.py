@@ -96,8 +96,8 @@ class ScalingLaw:
         problem, theta = self._problem(), self.theta
         if noise(problem, self.frame, theta)[1] == 0:
             raise ValueError(
-                f"{problem.num_free()} parameters were fitted to so few runs that nothing tells their noise; add runs, "
-                "or fix parameters."
+                f"{problem.num_free()} parameters were fitted to so few runs that nothing tells their noise; "
+                "add runs, or fix parameters."
             )
         wanted = self._wanted(columns)
         middle = problem.log_loss(theta, wanted)
@@ -156,7 +156,7 @@ class ScalingLaw:
 
     def _wanted(self, columns: Mapping[str, ArrayLike]) -> Frame:
         arrays = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in columns.values()))
-        table = dict(zip(columns, (array.ravel() for array in arrays), strict=True))
+        table: dict[str, Any] = dict(zip(columns, (array.ravel() for array in arrays), strict=True))
         count = arrays[0].size if arrays else 0
         form: FormName = "chinchilla" if self.form == "grown" and "D0" not in table else self.form
         frame = make_frame({**table, "loss": np.ones(count), "run": [str(i) for i in range(count)]}, form)

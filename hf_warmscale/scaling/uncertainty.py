@@ -1,6 +1,7 @@
 """How far a prediction may be off: resampling over runs, and the noise of a single run."""
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from hf_warmscale.scaling.frame import Frame
@@ -29,9 +30,9 @@ def resample(problem: Problem, frame: Frame, theta: Array, *, draws: int, seed: 
     return found
 
 
-def run_numbers(frame: Frame) -> Array:
+def run_numbers(frame: Frame) -> NDArray[np.int64]:
     """Return the number of the run of each point."""
-    numbers: Array = np.unique(np.array(frame.run), return_inverse=True)[1]
+    numbers: NDArray[np.int64] = np.unique(np.array(frame.run), return_inverse=True)[1]
     return numbers
 
 
