@@ -57,11 +57,9 @@ class Frame:
     def where(self, mask: NDArray[np.bool_]) -> "Frame":
         """Return the points of a mask."""
         kept = np.flatnonzero(mask)
-        return Frame(
-            *(values[kept] for values in (self.N, self.D, self.loss, self.D0, self.N0)),
-            *(tuple(labels[place] for place in kept) for labels in (self.run, self.part, self.recipe)),
-            embeddings=self.embeddings,
-        )
+        run, part, recipe = (tuple(label[place] for place in kept) for label in (self.run, self.part, self.recipe))
+        n, d, loss, d0, n0 = (values[kept] for values in (self.N, self.D, self.loss, self.D0, self.N0))
+        return Frame(n, d, loss, d0, n0, run, part, recipe, self.embeddings)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the points as rows, ready for JSON."""

@@ -159,8 +159,7 @@ class ScalingLaw:
         table: dict[str, Any] = dict(zip(columns, (array.ravel() for array in arrays), strict=True))
         count = arrays[0].size if arrays else 0
         form: FormName = "chinchilla" if self.form == "grown" and "D0" not in table else self.form
-        frame = make_frame({**table, "loss": np.ones(count), "run": [str(i) for i in range(count)]}, form)
-        return frame
+        return make_frame({**table, "loss": [1.0] * count, "run": [str(i) for i in range(count)]}, form)
 
 
 def load_scaling_law(path: str | os.PathLike[str]) -> ScalingLaw:
