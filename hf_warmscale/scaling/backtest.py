@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_warmscale.options import LawForm
 from hf_warmscale.scaling.frame import Frame
-from hf_warmscale.scaling.laws import Array, FormName
+from hf_warmscale.scaling.laws import Array
 from hf_warmscale.scaling.objective import DELTA
 from hf_warmscale.scaling.solve import make_problem, solve
 
@@ -90,7 +91,7 @@ class Backtest:
 
 
 def roll_out(
-    frame: Frame, form: FormName, *, fixed: Mapping[str, float] | None = None, delta: float = DELTA
+    frame: Frame, form: LawForm, *, fixed: Mapping[str, float] | None = None, delta: float = DELTA
 ) -> Backtest:
     """Fit the small sizes and predict the next one, for the last sizes of a frame.
 
@@ -113,7 +114,7 @@ def hold_out(
     frame: Frame,
     train: NDArray[np.bool_],
     test: NDArray[np.bool_],
-    form: FormName,
+    form: LawForm,
     *,
     fixed: Mapping[str, float] | None = None,
     delta: float = DELTA,

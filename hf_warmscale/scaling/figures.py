@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 
 from hf_warmscale.report import figure
 from hf_warmscale.scaling.backtest import BASELINES
+from hf_warmscale.scaling.costs import short
 from hf_warmscale.scaling.frame import Frame
 from hf_warmscale.scaling.laws import Array
 from hf_warmscale.scaling.scaling_law import ScalingLaw
@@ -84,7 +85,7 @@ def draw_rollout(law: ScalingLaw, path: Path) -> None:
             colour, marker = STYLES[name]
             errors = [100 * getattr(step, name).mare for step in steps]
             axes.plot(places, errors, color=colour, marker=marker, label=name.replace("_", " "))
-        labels = [f"{min(step.N):.3g}\n({step.num_test})" for step in steps]
+        labels = [f"{short(min(step.N))}\n({step.num_test})" for step in steps]
         axes.set_xticks(places, labels)
         axes.set(xlabel="predicted from all smaller sizes: parameters (points)", ylabel="mean relative error, %")
         axes.set_ylim(bottom=0.0)
@@ -102,7 +103,8 @@ def _draw_sizes(axes: Axes, law: ScalingLaw, frame: Frame, scale: LogNorm) -> No
         tokens = np.geomspace(0.8 * frame.D.min(), 1.25 * frame.D.max(), 60)
         colour = colormaps[COLOURS](scale(size))
         axes.plot(6 * size * tokens, law.predict(N=size, D=tokens), color=colour, linewidth=0.7, alpha=0.7)
-    axes.set_ylim(0.98 * frame.loss.min(), 1.03 * frame.loss.max())
+    spent = 6 * frame.N * frame.D
+    axes.set(xlim=(0.5 * spent.min(), 12 * spent.max()), ylim=(0.96 * frame.loss.min(), 1.03 * frame.loss.max()))
 
 
 def _draw_frontier(axes: Axes, law: ScalingLaw, frame: Frame) -> None:
@@ -110,7 +112,7 @@ def _draw_frontier(axes: Axes, law: ScalingLaw, frame: Frame) -> None:
     compute = np.geomspace((6 * frame.N * frame.D).min(), 10 * (6 * frame.N * frame.D).max(), 100)
     sizes = optimal_size(law, compute)
     losses = law.predict(N=sizes, D=compute / (6 * sizes))
-    axes.plot(compute, losses, color="black", linewidth=1.6, linestyle="--", label="compute-optimal frontier")
+    axes.plot(compute, losses, "k--", linewidth=1.6, zorder=4, label="compute-optimal frontier")
 
 
 def optimal_size(law: ScalingLaw, compute: Array) -> Array:

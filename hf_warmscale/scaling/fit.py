@@ -1,14 +1,14 @@
 """Fit a scaling law to loss measurements."""
 
 from collections.abc import Mapping
-from typing import get_args
 
+from hf_warmscale.options import LAWS, LOSS_UNITS, LawForm, LossUnit
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.scaling.flags import fit_flags, frame_flags, num_sizes, selection_flags
 from hf_warmscale.scaling.frame import Frame, Rows, make_frame
-from hf_warmscale.scaling.laws import FORMS, FormName, to_parameters
+from hf_warmscale.scaling.laws import to_parameters
 from hf_warmscale.scaling.objective import DELTA, TIGHT, Tolerances
-from hf_warmscale.scaling.scaling_law import ScalingLaw, Unit
+from hf_warmscale.scaling.scaling_law import ScalingLaw
 from hf_warmscale.scaling.selection import FIRST_SHARE, select
 from hf_warmscale.scaling.solve import make_problem, solve
 from hf_warmscale.scaling.uncertainty import resample
@@ -17,11 +17,11 @@ from hf_warmscale.scaling.uncertainty import resample
 def fit_scaling_law(
     frame: Rows | Frame,
     *,
-    form: FormName = "chinchilla",
+    form: LawForm = "chinchilla",
     fixed: Mapping[str, float] | None = None,
     bootstrap: int = 0,
     seed: int = 0,
-    unit: Unit = "nats",
+    unit: LossUnit = "nats",
     delta: float = DELTA,
     first_share: float = FIRST_SHARE,
     mix_cooled: bool = False,
@@ -65,8 +65,8 @@ def fit_scaling_law(
 
     ```
     """
-    refuse_unknown("form of a scaling law", form, FORMS)
-    refuse_unknown("unit", unit, get_args(Unit))
+    refuse_unknown("form of a scaling law", form, LAWS)
+    refuse_unknown("unit", unit, LOSS_UNITS)
     points, dropped = select(
         make_frame(frame, form, embeddings=embeddings), first_share=first_share, mix_cooled=mix_cooled
     )
@@ -88,7 +88,7 @@ def fit_scaling_law(
     )
 
 
-def _refuse_too_little(frame: Frame, form: FormName, fixed: Mapping[str, float], free: int) -> None:
+def _refuse_too_little(frame: Frame, form: LawForm, fixed: Mapping[str, float], free: int) -> None:
     sizes = num_sizes(frame)
     if sizes == 1 and not {"alpha", "b"} & fixed.keys():
         raise ValueError(

@@ -13,12 +13,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_warmscale.scaling.laws import Array, FormName
+from hf_warmscale.options import LawForm
+from hf_warmscale.scaling.laws import Array
 
 Rows = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | str | os.PathLike[str]
 """A table: columns by name (a dictionary, a pandas DataFrame), rows, or a CSV, JSON or JSON lines file."""
 
-NEEDED: dict[FormName, tuple[str, ...]] = {
+NEEDED: dict[LawForm, tuple[str, ...]] = {
     "power": ("N", "loss"),
     "chinchilla": ("N", "D", "loss"),
     "grown": ("N", "D", "loss", "D0", "N0"),
@@ -92,7 +93,7 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
     return [{**row, **{ours: row[theirs] for ours, theirs in renamed.items()}} for row in rows]
 
 
-def make_frame(table: "Rows | Frame", form: FormName, *, embeddings: bool | None = None) -> Frame:
+def make_frame(table: "Rows | Frame", form: LawForm, *, embeddings: bool | None = None) -> Frame:
     """Return the checked frame of a table.
 
     Args:

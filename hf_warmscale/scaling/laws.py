@@ -5,31 +5,26 @@ data term. In the law of grown models z = ln(D + k D0^p g^-q): what the base was
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_warmscale.options import LawForm
+
 Array = NDArray[np.float64]
-
-FormName = Literal["chinchilla", "power", "grown"]
-"""`E + A/N^alpha + B/D^beta` (2203.15556); `a N^b + c` at fixed data (2304.06875); Chinchilla with tokens transferred
-from a smaller base, `D + k D0^p g^-q` (the form of 2102.01293; g = N / N0)."""
-
-FORMS: tuple[FormName, ...] = get_args(FormName)
 
 SIZE_TERM = ("lnE", "lnA", "alpha")
 DATA_TERM = ("lnB", "beta")
 TRANSFER = ("lnk", "p", "q")
 
-COORDINATES: dict[FormName, tuple[str, ...]] = {
+COORDINATES: dict[LawForm, tuple[str, ...]] = {
     "power": SIZE_TERM,
     "chinchilla": (*SIZE_TERM, *DATA_TERM),
     "grown": (*SIZE_TERM, *DATA_TERM, *TRANSFER),
 }
 """What is fitted, in the order of the vector: coefficients by their logarithm."""
 
-PARAMETERS: dict[FormName, tuple[str, ...]] = {
+PARAMETERS: dict[LawForm, tuple[str, ...]] = {
     "power": ("a", "b", "c"),
     "chinchilla": ("E", "A", "alpha", "B", "beta"),
     "grown": ("E", "A", "alpha", "B", "beta", "k", "p", "q"),
@@ -119,7 +114,7 @@ def log_data(theta: Array, inputs: Inputs) -> tuple[Array, Array]:
     return z, np.exp(transferred - z)
 
 
-def to_parameters(form: FormName, theta: Array, reference: Reference) -> dict[str, float]:
+def to_parameters(form: LawForm, theta: Array, reference: Reference) -> dict[str, float]:
     """Return the parameters of a law in its own units: N in parameters, D in tokens, the loss as it was given."""
     by_name = dict(zip(COORDINATES[form], (float(value) for value in theta), strict=True))
     e, a = np.exp(by_name["lnE"]), np.exp(by_name["lnA"] + by_name["alpha"] * np.log(reference.n))
@@ -133,7 +128,7 @@ def to_parameters(form: FormName, theta: Array, reference: Reference) -> dict[st
     return {name: float(value) for name, value in found.items()}
 
 
-def to_coordinates(form: FormName, parameters: dict[str, float], reference: Reference) -> Array:
+def to_coordinates(form: LawForm, parameters: dict[str, float], reference: Reference) -> Array:
     """Return the vector of a law from its parameters: the inverse of `to_parameters`."""
     if form == "power":
         alpha = -parameters["b"]

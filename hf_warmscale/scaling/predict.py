@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_warmscale.options import LawForm
 from hf_warmscale.scaling.backtest import Backtest
 from hf_warmscale.scaling.fit import fit_scaling_law
 from hf_warmscale.scaling.frame import SAME_DATA, Frame
-from hf_warmscale.scaling.laws import FormName
 from hf_warmscale.scaling.runs import (
     METRIC,
     LadderRun,
@@ -124,7 +124,7 @@ def _size_at(ladder: Sequence[LadderRun], hidden_size: int, *, embeddings: bool)
     return count_parameters(config_at(ladder, hidden_size))[0 if embeddings else 1]
 
 
-def _form(frame: Frame, tokens: int) -> FormName:
+def _form(frame: Frame, tokens: int) -> LawForm:
     """Return the form that the runs allow.
 
     Raises:

@@ -7,21 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hf_warmscale.checkpoints import write_json
+from hf_warmscale.options import LawForm, LossUnit
 from hf_warmscale.scaling.backtest import Backtest, roll_out
 from hf_warmscale.scaling.frame import Frame, make_frame
-from hf_warmscale.scaling.laws import PARAMETERS, Array, FormName, Reference, log_loss, to_coordinates
+from hf_warmscale.scaling.laws import PARAMETERS, Array, Reference, log_loss, to_coordinates
 from hf_warmscale.scaling.objective import DELTA
 from hf_warmscale.scaling.solve import Problem, make_problem
 from hf_warmscale.scaling.uncertainty import half_width, noise
-
-Unit = Literal["nats", "bits"]
-"""Nats per token, or bits per byte, which models with different vocabularies share."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class ScalingLaw:
     """A scaling law, from [`fit_scaling_law`], or from `published`.
 
     Args:
-        form (`str`): see `FormName`.
+        form (`str`): see `LawForm`.
         parameters (`dict`): by name, in the units of the frame (N in parameters, D in tokens).
         objective (`float`): the sum of the Huber losses at the fit; NaN without points.
         flags (`list[str]`): what speaks against trusting it.
@@ -51,14 +49,14 @@ class ScalingLaw:
     ```
     """
 
-    form: FormName
+    form: LawForm
     parameters: dict[str, float]
     objective: float = math.nan
     flags: list[str] = field(default_factory=list)
     frame: Frame | None = None
     fixed: dict[str, float] = field(default_factory=dict)
     delta: float = DELTA
-    unit: Unit = "nats"
+    unit: LossUnit = "nats"
     embeddings: bool | None = None
     resampled: Array | None = None
     source: str = ""
@@ -158,7 +156,7 @@ class ScalingLaw:
         arrays = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in columns.values()))
         table: dict[str, Any] = dict(zip(columns, (array.ravel() for array in arrays), strict=True))
         count = arrays[0].size if arrays else 0
-        form: FormName = "chinchilla" if self.form == "grown" and "D0" not in table else self.form
+        form: LawForm = "chinchilla" if self.form == "grown" and "D0" not in table else self.form
         return make_frame({**table, "loss": [1.0] * count, "run": [str(i) for i in range(count)]}, form)
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_warmscale.options import LawForm
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.scaling.frame import Frame
 from hf_warmscale.scaling.laws import (
     COORDINATES,
     PARAMETERS,
     Array,
-    FormName,
     Inputs,
     Reference,
     log_loss,
@@ -41,7 +41,7 @@ class Problem:
         tolerances (`Tolerances`): of L-BFGS.
     """
 
-    form: FormName
+    form: LawForm
     reference: Reference
     bounds: Bounds
     delta: float = DELTA
@@ -66,7 +66,7 @@ class Problem:
 
 def make_problem(
     frame: Frame,
-    form: FormName,
+    form: LawForm,
     *,
     fixed: Mapping[str, float] | None = None,
     delta: float = DELTA,
@@ -111,7 +111,7 @@ def _reference(frame: Frame, fixed: Mapping[str, float]) -> Reference:
     return Reference(1.0 if loose & {"A", "a"} else mean_n, 1.0 if loose & {"B", "k"} else mean_d)
 
 
-def _fixed_bounds(form: FormName, fixed: Mapping[str, float], reference: Reference) -> dict[str, tuple[float, float]]:
+def _fixed_bounds(form: LawForm, fixed: Mapping[str, float], reference: Reference) -> dict[str, tuple[float, float]]:
     values = dict.fromkeys(PARAMETERS[form], 1.0) | ({"b": -1.0} if form == "power" else {}) | dict(fixed)
     theta = dict(zip(COORDINATES[form], to_coordinates(form, values, reference), strict=True))
     coordinate = {"E": "lnE", "c": "lnE", "A": "lnA", "a": "lnA", "b": "alpha", "B": "lnB", "k": "lnk"}

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
+from hf_warmscale.options import LAWS, LawForm
 from hf_warmscale.scaling.laws import (
     COORDINATES,
-    FORMS,
-    FormName,
     Reference,
     log_loss,
     to_coordinates,
@@ -14,7 +13,7 @@ from hf_warmscale.scaling.laws import (
 )
 from hf_warmscale.scaling.objective import Objective
 
-PARAMETERS: dict[FormName, dict[str, float]] = {
+PARAMETERS: dict[LawForm, dict[str, float]] = {
     "power": {"a": 900.0, "b": -0.34, "c": 1.8},
     "chinchilla": {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},
     "grown": {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37, "k": 5.0, "p": 0.9, "q": 1.5},
@@ -26,7 +25,7 @@ N0 = np.array([0.0, 3e7, 0.0, 2.5e8])
 REFERENCE = Reference(2e8, 4e9)
 
 
-def formula(form: FormName, values: dict[str, float]) -> np.ndarray:
+def formula(form: LawForm, values: dict[str, float]) -> np.ndarray:
     """The laws as they are written in the papers."""
     if form == "power":
         return values["a"] * N ** values["b"] + values["c"]
@@ -37,21 +36,21 @@ def formula(form: FormName, values: dict[str, float]) -> np.ndarray:
     return values["E"] + values["A"] / N ** values["alpha"] + values["B"] / tokens ** values["beta"]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_law_is_its_formula(form: FormName) -> None:
+@pytest.mark.parametrize("form", LAWS)
+def test_a_law_is_its_formula(form: LawForm) -> None:
     theta = to_coordinates(form, PARAMETERS[form], REFERENCE)
     value, _ = log_loss(theta, REFERENCE.inputs(N, D, D0, N0))
     np.testing.assert_allclose(np.exp(value), formula(form, PARAMETERS[form]), rtol=1e-13)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_parameters_come_back(form: FormName) -> None:
+@pytest.mark.parametrize("form", LAWS)
+def test_parameters_come_back(form: LawForm) -> None:
     theta = to_coordinates(form, PARAMETERS[form], REFERENCE)
     assert to_parameters(form, theta, REFERENCE) == pytest.approx(PARAMETERS[form], rel=1e-12)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_gradient_is_the_one_of_finite_differences(form: FormName) -> None:
+@pytest.mark.parametrize("form", LAWS)
+def test_the_gradient_is_the_one_of_finite_differences(form: LawForm) -> None:
     inputs = REFERENCE.inputs(N, D, D0, N0)
     theta = to_coordinates(form, PARAMETERS[form], REFERENCE)
     _, gradient = log_loss(theta, inputs)
@@ -63,8 +62,8 @@ def test_the_gradient_is_the_one_of_finite_differences(form: FormName) -> None:
 
 
 @pytest.mark.parametrize("delta", [1e-3, 0.05, np.inf])
-@pytest.mark.parametrize("form", FORMS)
-def test_the_gradient_of_the_objective_is_the_one_of_finite_differences(form: FormName, delta: float) -> None:
+@pytest.mark.parametrize("form", LAWS)
+def test_the_gradient_of_the_objective_is_the_one_of_finite_differences(form: LawForm, delta: float) -> None:
     theta = to_coordinates(form, PARAMETERS[form], REFERENCE)
     inputs = REFERENCE.inputs(N, D, D0, N0)
     target = log_loss(theta, inputs)[0] + np.array([0.02, -0.01, 0.0004, 0.1])  # on both sides of delta
