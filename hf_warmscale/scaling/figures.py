@@ -2,11 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 
 from hf_warmscale.report import figure
 from hf_warmscale.scaling.backtest import BASELINES
@@ -14,6 +12,10 @@ from hf_warmscale.scaling.costs import short
 from hf_warmscale.scaling.frame import Frame
 from hf_warmscale.scaling.laws import Array
 from hf_warmscale.scaling.scaling_law import ScalingLaw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
 
 COMPUTE, RESIDUALS, ROLLOUT = "compute.png", "residuals.png", "rollout.png"
 COLOURS = "viridis"
@@ -43,6 +45,9 @@ def draw_law(law: ScalingLaw, folder: str | os.PathLike[str]) -> list[Path]:
 
 def draw_compute(law: ScalingLaw, frame: Frame, path: Path) -> None:
     """Draw the losses against the compute 6 N D, with the law of every size and the compute-optimal frontier."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+
     fixed = law.form == "power"
     scale = LogNorm(frame.N.min(), max(frame.N.max(), 1.01 * frame.N.min()))
     with figure(path) as drawing:
@@ -92,7 +97,7 @@ def draw_rollout(law: ScalingLaw, path: Path) -> None:
         axes.legend()
 
 
-def _draw_sizes(axes: Axes, law: ScalingLaw, frame: Frame, scale: LogNorm) -> None:
+def _draw_sizes(axes: "Axes", law: ScalingLaw, frame: Frame, scale: "LogNorm") -> None:
     """Draw the law of every size over its tokens; of some sizes, if there are many."""
     from matplotlib import colormaps
 
@@ -107,7 +112,7 @@ def _draw_sizes(axes: Axes, law: ScalingLaw, frame: Frame, scale: LogNorm) -> No
     axes.set(xlim=(0.5 * spent.min(), 12 * spent.max()), ylim=(0.96 * frame.loss.min(), 1.03 * frame.loss.max()))
 
 
-def _draw_frontier(axes: Axes, law: ScalingLaw, frame: Frame) -> None:
+def _draw_frontier(axes: "Axes", law: ScalingLaw, frame: Frame) -> None:
     """Draw the lowest loss at each compute, and mark where it leaves the range of the points."""
     compute = np.geomspace((6 * frame.N * frame.D).min(), 10 * (6 * frame.N * frame.D).max(), 100)
     sizes = optimal_size(law, compute)

@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from hf_warmscale.scaling.frame import Frame
 from hf_warmscale.scaling.laws import Array, log_loss
@@ -63,7 +63,7 @@ def half_width(
     else:
         predictions = np.stack([log_loss(draw, inputs)[0] for draw in resampled])
         variance = np.mean((predictions - log_loss(theta, inputs)[0]) ** 2, axis=0)
-    width: Array = student.ppf(0.5 + level / 2, freedom) * np.sqrt(variance + deviation**2)
+    width: Array = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(variance + deviation**2)
     return width
 
 

@@ -65,8 +65,8 @@ PLAN = Verb(
     name="plan",
     summary="compare training from scratch, growing and training on",
     description="Compare what one budget buys: the target from scratch, grown from a candidate, the candidate trained "
-    "on, continued with replay, or merged. With published constants only ratios count; without a law of grown runs the "
-    "break-even is shown: how many tokens a base must be worth.",
+    "on, continued with replay, or merged. With published constants only ratios count; without a law of grown runs "
+    "the break-even is shown: how many tokens a base must be worth.",
     add_arguments=add_arguments,
     run=run,
 )

@@ -60,8 +60,8 @@ def run(arguments: Namespace) -> None:
 PREDICT = Verb(
     name="predict",
     summary="predict the loss of a larger model from small runs",
-    description="Fit a law to the cooled ends of the runs of a muP ladder and predict the loss of a larger model, with "
-    "the interval of one new run and a backtest. Different bases, rates or data among the runs are flagged.",
+    description="Fit a law to the cooled ends of the runs of a muP ladder and predict the loss of a larger model, "
+    "with the interval of one new run and a backtest. Different bases, rates or data among the runs are flagged.",
     add_arguments=add_arguments,
     run=run,
 )
