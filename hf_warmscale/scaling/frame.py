@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hf_warmscale.options import LawForm
 from hf_warmscale.scaling.laws import Array
 
-Rows = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | str | os.PathLike[str]
+Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str | os.PathLike[str]
 """A table: columns by name (a dictionary, a pandas DataFrame), rows, or a CSV, JSON or JSON lines file."""
 
 NEEDED: dict[LawForm, tuple[str, ...]] = {
