@@ -62,7 +62,8 @@ def fit_flags(problem: Problem, frame: Frame, theta: Array, least_squares: Array
     if ambiguous:
         flags.append(f"not identified: {ambiguous}; use predictions inside the range, not the parameters")
     if noise(problem, frame, theta)[1] == 0:
-        flags.append(f"no interval: {problem.num_free()} parameters were fitted to so few runs")
+        runs = len(set(frame.run))
+        flags.append(f"no interval: {problem.num_free()} parameters were fitted to {runs} runs; add sizes or seeds")
     return flags
 
 

@@ -118,7 +118,7 @@ def config_of(content: Mapping[str, Any]) -> PreTrainedConfig:
 
 def count_parameters(config: PreTrainedConfig) -> tuple[int, int]:
     """Return the numbers of parameters with and without embedding and readout; tied weights count once."""
-    model = skeleton(config)
+    model = skeleton(config_of(config.to_dict()))  # the stock family of a muP config
     total = sum(parameter.numel() for parameter in model.parameters())
     ends: dict[int, int] = {}
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
