@@ -33,6 +33,9 @@ def advise(
     if _loss(best) >= _loss(other):
         ends = f"{_name(other)} ends at {_ends(other)} and growing at {_ends(best)}"
         return f"Growing is not worth it here, because {ends}."
+    if _loss(best) > (1 - NOISE) * _loss(other):
+        ends = f"it ends at {_ends(best)} and {_name(other)} at {_ends(other)}"
+        return f"Growing is not worth it here, because {ends}, a difference below the noise of one run ({NOISE:.1%})."
     gain = f"Grow {best.base}: it ends at {_ends(best)}, and the next best, {_name(other)}, at {_ends(other)}"
     charged = _charged(outlook, best, candidates)
     verdict = "still" if charged > _loss(best) else "no longer"

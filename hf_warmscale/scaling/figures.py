@@ -71,12 +71,13 @@ def draw_residuals(law: ScalingLaw, frame: Frame, path: Path) -> None:
     panels: dict[str, Array] = {"parameters N": frame.N}
     if law.form != "power":
         panels["tokens D"] = frame.D
-    with figure(path, size=(4.2 * len(panels), 3.6)) as drawing:
+    with figure(path, size=(max(6.0, 4.2 * len(panels)), 3.6)) as drawing:
         row = drawing.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, values) in zip(row, panels.items(), strict=True):
             axes.axhline(0.0, color="black", linewidth=0.8)
             axes.scatter(values, off, s=14)
             axes.set(xscale="log", xlabel=name)
+            _name_few_ticks(axes)
         row[0].set_ylabel("measured above law, %")
 
 
@@ -118,6 +119,17 @@ def _draw_frontier(axes: "Axes", law: ScalingLaw, frame: Frame) -> None:
     sizes = optimal_size(law, compute)
     losses = law.predict(N=sizes, D=compute / (6 * sizes))
     axes.plot(compute, losses, "k--", linewidth=1.6, zorder=4, label="compute-optimal frontier")
+
+
+def _name_few_ticks(axes: "Axes") -> None:
+    """Write 20M instead of a power, at most six times: over less than a decade the usual labels overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def optimal_size(law: ScalingLaw, compute: Array) -> Array:

@@ -182,4 +182,4 @@ def _assumptions(outlook: Outlook, candidates: Sequence[Candidate], tokens_per_s
         )
     if tokens_per_second is not None:
         lines.append(f"The target trains at {tokens_per_second:.4g} tokens per second, others in proportion to FLOPs.")
-    return [*lines, *law.flags]
+    return lines if law.source else [*lines, *law.flags]

@@ -77,6 +77,13 @@ def test_growing_is_not_advised_where_the_base_is_worth_little() -> None:
     assert advice.startswith("Growing is not worth it here, because train on 135M ends at")
 
 
+def test_growing_is_not_advised_for_less_than_the_noise_of_a_run() -> None:
+    law = own(k=0.8, p=1.0, q=0.2)
+    advice = plan(target=LARGE, tokens=1e12, candidates=[(SMALL, 1e10)], law=law).advice
+    assert advice.startswith("Growing is not worth it here, because it ends at 2.")
+    assert "below the noise of one run" in advice
+
+
 def test_growing_is_not_advised_where_a_base_would_have_to_be_worth_more_than_it_saw() -> None:
     """For the compute of a few steps of a model 20 times as large, the small one is trained on for far longer."""
     target = 20 * SMALL

@@ -16,7 +16,7 @@ from measurements import chinchilla
 from hf_warmscale import fit_scaling_law
 from hf_warmscale.checkpoints import write_json
 from hf_warmscale.report import print_table
-from hf_warmscale.scaling import draw_law, make_frame, published
+from hf_warmscale.scaling import make_frame, published
 from hf_warmscale.scaling.laws import Array, Reference, to_coordinates, to_parameters
 from hf_warmscale.scaling.objective import SCIPY_DEFAULT, TIGHT, Objective, minimise, stopped_early
 from hf_warmscale.scaling.projection import starts
@@ -64,7 +64,6 @@ def main() -> None:
     for name in ("fit", "published", "premature_stops", "grid"):
         print(name, result[name])
     write_json(RESULTS / "chinchilla.json", result)
-    print(*draw_law(law, RESULTS / "chinchilla"))
 
 
 def premature(raw: Objective, loss: Array, scale: float) -> dict[str, Any]:
