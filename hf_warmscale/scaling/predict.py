@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_warmscale.options import LawForm
+from hf_warmscale.options import LawForm, LossUnit
 from hf_warmscale.scaling.backtest import Backtest
 from hf_warmscale.scaling.fit import fit_scaling_law
 from hf_warmscale.scaling.frame import SAME_DATA, Frame
@@ -81,7 +81,7 @@ def predict_loss(
         tokens (`int`): of its training.
         fixed (`Mapping[str, float]`, *optional*): parameters of the law that are not fitted.
         embeddings (`bool`): whether N counts embedding and readout.
-        metric (`str`): the logged validation loss.
+        metric (`str`): the logged validation loss; one that ends in `bits_per_byte` gives a law in bits.
         bootstrap (`int`): fits to resampled runs, for the interval; 0 takes the delta method.
         seed (`int`): of the resampling.
 
@@ -108,7 +108,8 @@ def predict_loss(
     ladder = [read_run(run, metric=metric) for run in runs]
     size = num_parameters or _size_at(ladder, hidden_size or 0, embeddings=embeddings)
     frame = ladder_frame(ladder, embeddings=embeddings)
-    law = fit_scaling_law(frame, form=_form(frame, tokens), fixed=fixed, bootstrap=bootstrap, seed=seed)
+    unit: LossUnit = "bits" if metric.endswith("bits_per_byte") else "nats"
+    law = fit_scaling_law(frame, form=_form(frame, tokens), fixed=fixed, bootstrap=bootstrap, seed=seed, unit=unit)
     return Prediction(
         loss=law.predict(N=size, D=tokens),
         interval=_interval(law, size, tokens),

@@ -140,6 +140,16 @@ def test_throughput_is_that_of_a_live_model() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_hours_are_measured_by_steps_of_the_live_target() -> None:
+    small = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    target, base = (LlamaConfig(hidden_size=size, **small) for size in (16, 8))
+    found = plan(target=target, hours=1.0, candidates=[(base, 1e6)], sequence_length=16)
+    scratch = found.rows[0]
+    assert scratch.hours == pytest.approx(1.0)
+    assert scratch.tokens > 0
+    assert "tokens per second" in " ".join(found.assumptions)
+
+
 REFUSED = {
     "two budgets": ({"tokens": 1e9, "flops": 1e19}, "one budget, not tokens and flops"),
     "no budget": ({}, "one budget, not none"),

@@ -53,13 +53,14 @@ def main() -> None:
             for name, parameters in {
                 "Hoffmann, rounded": ROUNDED,
                 "Hoffmann, unrounded": published("hoffmann").parameters,
-                "Besiroglu": published("besiroglu").parameters,
+                "Besiroglu, rounded": published("besiroglu").parameters,
             }.items()
         },
         "premature_stops": [premature(raw, frame.loss, scale) for scale in (1.0, 1 / len(frame))],
         "grid": grid(raw, arguments.starts, law.objective),
     }
     result["grid"]["cpu_ratio"] = result["grid"]["cpu_seconds"] / cpu_seconds
+    result["grid"]["wall_ratio"] = result["grid"]["wall_seconds"] / seconds
     print_table([{"parameter": name, "value": value} for name, value in law.parameters.items()], title="fit")
     for name in ("fit", "published", "premature_stops", "grid"):
         print(name, result[name])
