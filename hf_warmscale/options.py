@@ -3,7 +3,7 @@
 This module imports nothing heavy, so that `warmscale --help` stays fast.
 """
 
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 WidthName = Literal["clone", "szp", "zero_pad", "net2net"]
 """Operators that widen a model."""
@@ -42,3 +42,33 @@ EXPORT_TARGETS: tuple[ExportTarget, ...] = get_args(ExportTarget)
 RULES: tuple[RuleName, ...] = get_args(RuleName)
 LAWS: tuple[LawForm, ...] = get_args(LawForm)
 LOSS_UNITS: tuple[LossUnit, ...] = get_args(LossUnit)
+
+
+class Sizes(TypedDict, total=False):
+    """The sizes of a model, for growing and shrinking; `None`, or no entry, keeps the source's size.
+
+    The names of transformers' configs hold in every family. A family's own names, such as GPT-2's `n_embd`, are
+    accepted too.
+    """
+
+    hidden_size: int | None
+    intermediate_size: int | None
+    num_attention_heads: int | None
+    num_key_value_heads: int | None
+    num_hidden_layers: int | None
+    vocab_size: int | None
+    num_experts: int | None
+    moe_intermediate_size: int | None
+    shared_expert_intermediate_size: int | None
+    head_dim: int | None
+    # Families' own names.
+    d_model: int | None
+    n_embd: int | None
+    n_inner: int | None
+    n_head: int | None
+    n_layer: int | None
+    ffn_dim: int | None
+    num_kv_heads: int | None
+    num_local_experts: int | None
+    n_routed_experts: int | None
+    shared_intermediate_size: int | None

@@ -8,12 +8,16 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, get_origin
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import hf_warmscale
 
@@ -58,6 +62,52 @@ def test_every_public_name_is_listed_typed_and_there() -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="grow_from_pretraind"):
         hf_warmscale.grow_from_pretraind  # noqa: B018
+
+
+def test_every_imported_package_is_declared() -> None:
+    """What another dependency happens to bring along today it may drop tomorrow."""
+    imported = {
+        name.partition(".")[0]
+        for path in (ROOT / "hf_warmscale").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _imported_modules(node)
+    }
+    foreign = imported - set(sys.stdlib_module_names) - {"hf_warmscale"}
+    distributions = packages_distributions()
+    undeclared = {
+        name for name in foreign if not _declared() & {_plain(each) for each in distributions.get(name, [name])}
+    }
+    assert not undeclared
+
+
+def test_the_lowest_versions_are_those_of_the_ranges() -> None:
+    """`.ci/run` tries them; torch is the exception, for want of an older build without CUDA."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, project["dependencies"])}
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins.keys() == ranges.keys()
+    for name, specifier in ranges.items():
+        (floor,) = (Version(part.version) for part in specifier if part.operator == ">=")
+        assert name == "torch" or Version(pins[name]) == floor, name
+
+
+def _imported_modules(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
+
+
+def _declared() -> set[str]:
+    """The packages that pyproject.toml names, of the extras only those that the code imports lazily."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lazily = [*project["optional-dependencies"]["deepspeed"], *project["optional-dependencies"]["eval"]]
+    return {_plain(re.split(r"[<>=!~\[ ;]", line)[0]) for line in [*project["dependencies"], *lazily]}
+
+
+def _plain(name: str) -> str:
+    """The normal form of a package's name."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_repository_names_no_path_of_one_machine() -> None:
@@ -130,12 +180,19 @@ def _arguments(item: Any) -> list[str]:
     """The named arguments of a function, or the fields of a dataclass of our own."""
     if inspect.isfunction(item):
         parameters = inspect.signature(item).parameters.values()
-        return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        return [each.name for each in parameters if _is_named(each)]
     if not (inspect.isclass(item) and dataclasses.is_dataclass(item)):
         return []
     own = inspect.get_annotations(item)
     fields = [field for field in dataclasses.fields(item) if field.init and field.name in own]
     return [field.name for field in fields if "help" not in field.metadata]  # shown by --help
+
+
+def _is_named(parameter: inspect.Parameter) -> bool:
+    """Tell whether a parameter has a meaning of its own: `**sizes: Unpack[Sizes]` does, `**kwargs` does not."""
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return get_origin(parameter.annotation) is Unpack
+    return parameter.kind is not parameter.VAR_POSITIONAL
 
 
 def _raises_user_error(item: Any) -> bool:

@@ -17,7 +17,7 @@ from hf_warmscale.architecture.model_map import (
 from hf_warmscale.architecture.observe import logits_of, sample_tokens
 from hf_warmscale.architecture.precision import StayInFloat64
 from hf_warmscale.architecture.proof import random_model
-from hf_warmscale.architecture.tiny import named_state
+from hf_warmscale.architecture.tiny import named_state, on_cpu
 
 __all__ = [
     "LEADING_BLOCKS",
@@ -36,6 +36,7 @@ __all__ = [
     "flat_index",
     "logits_of",
     "named_state",
+    "on_cpu",
     "per_layer_fields",
     "random_model",
     "resized_config",

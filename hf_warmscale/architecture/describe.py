@@ -19,7 +19,7 @@ from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sa
 from hf_warmscale.architecture.probe import SizeLaw, probe
 from hf_warmscale.architecture.proof import random_model
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
-from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, named_state, tiny_config
+from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, named_state, on_cpu, tiny_config
 
 MAX_TINY_PARAMETERS = 30_000_000
 """The proof runs the tiny model some dozen times, in float64."""
@@ -79,7 +79,12 @@ def describe(config: PreTrainedConfig) -> ModelMap:
     True
     ```
     """
-    config = _stock_config(config)
+    with on_cpu():
+        return _describe(_stock_config(config))
+
+
+def _describe(config: PreTrainedConfig) -> ModelMap:
+    """Describe a stock config from as few layers as show all of its blocks."""
     model = _build_full(config)
     failure: ValueError | None = None
     for layers in _layers_to_try(config):

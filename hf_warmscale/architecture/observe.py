@@ -173,11 +173,11 @@ def _gain_offset(module: nn.Module, record: Trace, path: str) -> float:
     with torch.no_grad():
         for parameter in module.parameters(recurse=False):
             parameter.zero_()
-    silent = not _replay(module, record, path).any()
+    vanishes = not _replay(module, record, path).any()
     with torch.no_grad():
         for name, parameter in module.named_parameters(recurse=False):
             parameter.copy_(saved[name])
-    return 0.0 if silent else 1.0
+    return 0.0 if vanishes else 1.0
 
 
 def _position_in_layer(

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class StayInFloat64(TorchDispatchMode):
-    """Ignore casts from float64 to float32 while active.
+    """Cast to float64 wherever float64 or integers would be cast to float32, while active.
 
     transformers' norms, softmaxes and rotary embeddings compute in float32 whatever the model's dtype, which costs
     5e-7 on the logits; with this mode a float64 model computes in float64 throughout.
@@ -37,4 +37,5 @@ class StayInFloat64(TorchDispatchMode):
 
 
 def _is_downcast(tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
-    return tensor.dtype == torch.float64 and dtype == torch.float32
+    # Positions are integers; transformers before 5.18 multiplies them as matrices, which mixes no dtypes.
+    return dtype == torch.float32 and (tensor.dtype == torch.float64 or not tensor.is_floating_point())

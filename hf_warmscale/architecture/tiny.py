@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -54,6 +54,16 @@ _NEUTRAL: Mapping[str, int] = {
 """Experts in one group, two at a time; rotary embeddings that fit the smallest head; no scan padded to hundreds."""
 
 
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make new tensors on the CPU although the caller has set another default device.
+
+    Without such a default nothing is set, since transformers takes any set device for a request to place the model.
+    """
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
+
+
 def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """Instantiate a causal LM without allocating its weights."""
     with torch.device("meta"):
@@ -62,7 +72,7 @@ def build_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """Instantiate a causal LM with eager attention, in evaluation mode."""
-    with _unpartitioned():
+    with unpartitioned():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", experts_implementation="eager"
         )
@@ -71,7 +81,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @contextmanager
-def _unpartitioned() -> Iterator[None]:
+def unpartitioned() -> Iterator[None]:
     """Build whole models, also while a ZeRO-3 config is alive, with which transformers partitions what it builds."""
     reference = vars(deepspeed)["_hf_deepspeed_config_weak_ref"]
     zero = None if reference is None else reference()

@@ -1,28 +1,28 @@
 """The names of a model against the names in its files: what transformers renames, splits or fuses on loading.
 
-Mixtral's files hold one matrix for each expert, its model one tensor for all of them; GPT-2's files lack a prefix.
-The rules are transformers' own; here they are applied to one group of tensors at a time.
+Mixtral's files hold one matrix per expert, its model one tensor for all of them; GPT-2's files lack a prefix. The
+rules are transformers' own (`compat.transformers`); here they are applied to one group of tensors at a time, so that a
+checkpoint can be converted without holding all of it in memory.
 """
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    PrefixChange,
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    apply_converters,
-    apply_renamings,
-    dot_natural_key,
-    rename_source_key,
-)
 
 from hf_warmscale.checkpoints.tensors import TensorSpec
+from hf_warmscale.compat.transformers import (
+    WeightConversions,
+    convert,
+    in_natural_order,
+    loaded_name,
+    loading_conversions,
+    renamed,
+    saved_name,
+    saving_conversions,
+    without_partitioning,
+)
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -32,7 +32,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         ValueError: if no causal LM can be built of the config.
     """
     try:
-        with torch.device("meta"):
+        with without_partitioning(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # a family's own code may raise anything on a config that does not fit together
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
@@ -42,38 +42,36 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 @dataclass
 class Group:
-    """Tensors that turn into other tensors together.
+    """Tensors that are converted together.
 
     Args:
         key (`str`): the name of the first result.
-        converter (`WeightConverter` or `None`): `None` if one tensor only changes its name.
-        sources (`dict[str, str]`): each name that goes in, with the pattern of the converter that it matches.
-        renamings (`list[WeightRenaming]`): what renames the results once more, as it does on saving.
+        conversions (`WeightConversions`): of the family, in the direction of the group.
+        pattern (`str` or `None`): a pattern of the converter; `None` if one tensor only changes its name.
+        sources (`dict[str, str]`): each source name, with the pattern of the converter that it matches.
+        saving (`bool`): the results are renamed once more. On saving, names are changed after the conversion; on
+            loading before it.
     """
 
     key: str
-    converter: WeightConverter | None = None
+    conversions: WeightConversions
+    pattern: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
-    renamings: list[WeightRenaming] = field(default_factory=list)
+    saving: bool = False
 
     def convert(self, tensors: Mapping[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """Return the results by name. A renamed tensor is not copied."""
-        if self.converter is None:
+        """Return the results by name. A tensor that is only renamed is not copied."""
+        if self.pattern is None:
             (source,) = self.sources
             return {self.key: tensors[source]}
-        converter = deepcopy(self.converter)
-        for name, pattern in self.sources.items():
-            # Annotated as a future; on saving transformers passes tensors, as here.
-            converter.add_tensor(self.key, name, pattern, tensors[name])  # type: ignore[arg-type]
-        results = converter.convert(self.key, model=model, config=model.config).items()
-        return {
-            apply_renamings(name, self.renamings): value[0] if isinstance(value, list) else value
-            for name, value in results
-        }
+        given = ((name, pattern, tensors[name]) for name, pattern in self.sources.items())
+        renamings = self.conversions.renamings if self.saving else ()
+        results = convert(self.conversions.by_pattern[self.pattern], self.key, given, model)
+        return {renamed(name, renamings): value for name, value in results.items()}
 
     def result_specs(self, specs: Mapping[str, TensorSpec], model: PreTrainedModel) -> dict[str, TensorSpec]:
         """Return the specs of the results, from those of the sources."""
-        if self.converter is None:
+        if self.pattern is None:
             (source,) = self.sources
             return {self.key: specs[source]}
         empty = {name: torch.empty(specs[name].shape, dtype=specs[name].dtype, device="meta") for name in self.sources}
@@ -81,49 +79,30 @@ class Group:
 
 
 def loading_groups(stored: Iterable[str], model: PreTrainedModel) -> list[Group]:
-    """Group the stored names by what they become in `model`; names that the model does not have are left out."""
-    renamings, converters, by_pattern = _split(get_model_conversion_mapping(model))
+    """Group the stored names by the tensor of `model` that they become; names it does not have are left out."""
+    conversions = loading_conversions(model)
     state = model.state_dict()
     groups: dict[str, Group] = {}
-    for name in sorted(stored, key=dot_natural_key):
-        key, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if key not in state and name in state:
+    for name in in_natural_order(stored):
+        key, pattern = loaded_name(name, conversions, model, state)
+        if key not in state and name in state:  # a renaming of older files that also matches a current name
             key, pattern = name, None
         if key in state:
-            _add(groups, name, key, pattern, by_pattern)
+            _add(groups, Group(key, conversions), name, pattern)
     return list(groups.values())
 
 
 def saving_groups(model: PreTrainedModel) -> list[Group]:
-    """Group the names of `model` by what they become in a file; of tied names only the source is saved."""
-    transforms = get_model_conversion_mapping(model, add_legacy=False)
-    reverse = [
-        transform.reverse_transform() for transform in transforms[::-1] if not isinstance(transform, PrefixChange)
-    ]
-    renamings, converters, by_pattern = _split(reverse)
+    """Group the names of `model` by the tensor in the file that they become; tied names are left out."""
+    conversions = saving_conversions(model)
     groups: dict[str, Group] = {}
-    for name in sorted(model.state_dict().keys() - model.all_tied_weights_keys.keys(), key=dot_natural_key):
-        key, pattern = apply_converters(name, converters)
-        _add(groups, name, key if pattern else apply_renamings(name, renamings), pattern, by_pattern, renamings)
+    for name in in_natural_order(model.state_dict().keys() - model.all_tied_weights_keys.keys()):
+        key, pattern = saved_name(name, conversions)
+        _add(groups, Group(key, conversions, saving=True), name, pattern)
     return list(groups.values())
 
 
-def _split(
-    transforms: list[WeightTransform],
-) -> tuple[list[WeightRenaming], list[WeightConverter], dict[str, WeightConverter]]:
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    return renamings, converters, {pattern: each for each in converters for pattern in each.source_patterns}
-
-
-def _add(
-    groups: dict[str, Group],
-    name: str,
-    key: str,
-    pattern: str | None,
-    by_pattern: Mapping[str, WeightConverter],
-    renamings: Iterable[WeightRenaming] = (),
-) -> None:
-    converter = None if pattern is None else by_pattern[pattern]
-    group = groups.setdefault(key, Group(key, converter, renamings=list(renamings)))
+def _add(groups: dict[str, Group], new: Group, name: str, pattern: str | None) -> None:
+    group = groups.setdefault(new.key, new)
+    group.pattern = group.pattern or pattern
     group.sources[name] = pattern or name

@@ -15,10 +15,10 @@ from hf_warmscale.checkpoints.tensors import TensorSpec
 from hf_warmscale.checkpoints.writer import CheckpointWriter
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-"""What a weight may be stored in; 8 bits and integers are quantized, and nothing without their scales."""
+"""Dtypes of plain weights. 8-bit and integer tensors are quantized and meaningless without their scales."""
 
 BUFFERS_OF_OLD_FILES = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
-"""Computed by every model of today and stored by some of yesterday; more are named by the families themselves."""
+"""Old checkpoints store these buffers; current models recompute them. Families name more of their own."""
 
 
 class ModelWeights:
@@ -43,8 +43,7 @@ class ModelWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        if "quantization_config" in checkpoint.config.to_dict():
-            raise ValueError(f"The checkpoint {checkpoint.source.name} is quantized; dequantize and save it first.")
+        _refuse_quantized(checkpoint)
         self.model = skeleton(checkpoint.config)
         self._groups: dict[str, Group] = {}
         stored: dict[str, TensorSpec] = {}
@@ -69,7 +68,7 @@ class ModelWeights:
         if name not in self.specs:
             raise ValueError(f"The model in {self.checkpoint.source.name} has no tensor {name}.")
         group = self._groups[name]
-        if group.converter is None:
+        if group.pattern is None:
             (source,) = group.sources
             return self.checkpoint.tensor(source)
         if self._last is None or self._last[0] is not group:
@@ -91,6 +90,13 @@ class ModelWeights:
             for name in self.checkpoint.specs
             if name not in used and not any(re.search(pattern, name) for pattern in ignored)
         ]
+        known = {_numberless(name) for name in used}
+        for name in left:
+            if _numberless(name) in known:
+                raise ValueError(
+                    f"{self.checkpoint.source.name} holds {name}, and its config.json says fewer blocks or experts;"
+                    " correct their number there."
+                )
         if left:
             warnings.warn(
                 f"{len(left)} tensors of {self.checkpoint.source.name} have no place in the model of its config.json "
@@ -131,6 +137,23 @@ class ModelWeights:
                     "compute in; use a checkpoint in float32, bfloat16, float16 or float64."
                 )
         return {name: stored[name] for name in expected if name in stored}
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Refuse a quantized checkpoint, and a config whose entry was left behind when it was dequantized."""
+    if getattr(checkpoint.config, "quantization_config", None) is None:
+        return
+    if all(spec.dtype in FLOATS for spec in checkpoint.specs.values()):
+        raise ValueError(
+            f"The config.json of {checkpoint.source.name} has a quantization_config, but its weights are not"
+            " quantized; remove that entry."
+        )
+    raise ValueError(f"The checkpoint {checkpoint.source.name} is quantized; dequantize and save it first.")
+
+
+def _numberless(name: str) -> str:
+    """Return a name without the numbers of blocks and experts: all tensors of one kind have the same."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
 
 
 class ModelWriter:

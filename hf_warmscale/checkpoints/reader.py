@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_warmscale.checkpoints.conversion import skeleton
+from hf_warmscale.checkpoints.files import CONFIG_FILE, folder_kind
 from hf_warmscale.checkpoints.shards import PickledShard, SafetensorsShard, Shard
 from hf_warmscale.checkpoints.source import Source, find_source, weight_files
 from hf_warmscale.checkpoints.tensors import TensorSpec, combine_digests, refuse_non_finite, tensor_digest
@@ -99,14 +100,7 @@ class Checkpoint:
             FileNotFoundError: if there is no `config.json`.
             ValueError: if this transformers does not know it.
         """
-        if not (self.folder / "config.json").is_file():
-            raise FileNotFoundError(f"{self.folder} has no config.json; it is no model folder.")
-        try:
-            # Without a word from us transformers asks, and a "y" on a terminal runs the folder's code.
-            config: PreTrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as error:  # a family's own config class may raise anything on values it was not made for
-            raise ValueError(f"The config.json of {self.folder} cannot be used: {_first_sentence(error)}") from error
-        return config
+        return read_config(self.folder)
 
     @cached_property
     def tied(self) -> Mapping[str, str]:
@@ -152,8 +146,26 @@ class Checkpoint:
         return combine_digests((name, spec, self.digest(name)) for name, spec in self.specs.items())
 
 
+def read_config(path: Path) -> PreTrainedConfig:
+    """Return the config in a folder, or in a JSON file.
+
+    Raises:
+        FileNotFoundError: if the folder has no `config.json`.
+        ValueError: if it is damaged, or this transformers does not know it.
+    """
+    if path.is_dir() and not (path / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{path} has no {CONFIG_FILE}; {folder_kind(path)}.")
+    named = f"The config.json of {path}" if path.is_dir() else str(path)
+    try:
+        # Where trust_remote_code is not given, transformers asks, and a "y" on a terminal runs the folder's code.
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # a family's own config class may raise anything on values it was not made for
+        raise ValueError(f"{named} cannot be used: {_first_sentence(error)}") from error
+    return config
+
+
 def _first_sentence(error: Exception) -> str:
-    """Return what an error of transformers says: its cause where a validator gives it one, and no advice."""
+    """Return the reason that an error of transformers gives: its cause where a validator sets one, and no advice."""
     cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
     text = " ".join(str(cause).split()) or type(cause).__name__
     return f"{text.partition('. ')[0].rstrip(' .:')}."

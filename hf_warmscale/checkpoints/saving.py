@@ -8,21 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints.staging import staged_directory, write_json
-
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
-)
-"""What a model folder holds beside weights and config, and what outlives a change of its weights."""
+from hf_warmscale.checkpoints.files import SIDE_FILES
+from hf_warmscale.staging import staged_directory, write_json
 
 
 def save_model(

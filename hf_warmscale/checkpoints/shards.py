@@ -10,6 +10,9 @@ from safetensors import SafetensorError, safe_open
 
 from hf_warmscale.checkpoints.tensors import SAFETENSORS_DTYPES, TensorSpec
 
+LFS_POINTER = b"version https://git-lfs"
+"""How the small text begins that git keeps in the place of a large file."""
+
 
 class Shard(Protocol):
     """A file of named tensors."""
@@ -37,9 +40,7 @@ class SafetensorsShard:
         try:
             self._file = safe_open(path, framework="pt")
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is truncated or corrupt ({_reason(error)}); copy or download it again."
-            ) from error
+            raise ValueError(f"{path} is {_damage(path, error)}; copy or download it again.") from error
         self.specs = {name: self._spec(name) for name in self._file.offset_keys()}
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -82,5 +83,11 @@ class PickledShard:
         return self._tensors[name]
 
 
-def _reason(error: SafetensorError) -> str:
-    return str(error).removeprefix("Error while deserializing header: ")
+def _damage(path: Path, error: SafetensorError) -> str:
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if not start:
+        return "an empty file"
+    if start == LFS_POINTER:
+        return "a Git LFS pointer, not the weights; run git lfs pull"
+    return f"truncated or corrupt ({str(error).removeprefix('Error while deserializing header: ')})"

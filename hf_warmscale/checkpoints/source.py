@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLED_FILE = "pytorch_model.bin"
-PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
-SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+from hf_warmscale.checkpoints.files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    PICKLED_FILE,
+    PICKLED_INDEX_FILE,
+    SINGLE_FILE,
+    SMALL_FILES,
+    folder_kind,
+)
+from hf_warmscale.checkpoints.receipts import public_name
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,8 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What a receipt calls it: the Hub id, or the absolute path of the folder."""
-        return self.repo_id or str(self.folder.resolve())
-
-
-def source_identity(source: str | os.PathLike[str]) -> str:
-    """Return what a receipt calls a source: a Hub id as it is, a folder by its absolute path.
-
-    So a card can tell them apart later: Hub ids become `base_model`, of folders only the name is told.
-    """
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else os.fspath(source).partition("@")[0]
+        """Its name in a receipt: the Hub id, or `./` and the name of the folder."""
+        return self.repo_id or public_name(self.folder)
 
 
 def find_source(source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False) -> Source:
@@ -74,24 +72,69 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
         return Source(name, path)
     if path.exists():
         raise ValueError(f"{name} is a file; name the folder that holds it.")
-    repo_id, at, typed = name.partition("@")
-    if isinstance(source, os.PathLike) or path.is_absolute() or name.startswith((".", "~")) or repo_id.count("/") > 1:
-        raise FileNotFoundError(f"There is no folder {name}; name a checkpoint folder or a Hub id.")
-    if at and (revision is not None or not typed):
-        raise ValueError(f"{name} needs one revision after its @; write id@revision, or name it apart.")
-    folder = _fetch(repo_id, typed or revision, allow_pickle)
+    repo_id, revision = hub_name(source, revision)
+    with _explained(repo_id, revision):
+        folder = _fetch_small_files(repo_id, revision)
+        files = _weights_to_fetch(folder, allow_pickle)
+        folder = Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=files))
     return Source(name, folder, repo_id=repo_id, revision=folder.name)
 
 
-def _fetch(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
-    """Return the snapshot folder of a Hub id: the small files first, then only the weights that are used."""
+def find_config(source: str | os.PathLike[str]) -> Path:
+    """Return the folder, or the JSON file, that holds the config of a model; no weights are downloaded.
+
+    Args:
+        source (`str` or `PathLike`): a folder, a JSON file, a Hub id, or a Hub id with a revision, `id@revision`.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or it is not in the cache and there is no network.
+        ValueError: if `source` is no possible name.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    repo_id, revision = hub_name(source)
+    with _explained(repo_id, revision):
+        return _fetch_small_files(repo_id, revision)
+
+
+def hub_name(source: str | os.PathLike[str], revision: str | None = None) -> tuple[str, str | None]:
+    """Take a Hub id and its revision apart.
+
+    Args:
+        source (`str` or `PathLike`): `id` or `id@revision`; nothing of that name exists here.
+        revision (`str`, *optional*): a revision that was named apart.
+
+    Raises:
+        FileNotFoundError: if it can only be a path.
+        ValueError: if there is no revision after the @, or a second one.
+
+    Example:
+        >>> hub_name("EleutherAI/pythia-410m@step1000")
+        ('EleutherAI/pythia-410m', 'step1000')
+    """
+    name = os.fspath(source)
+    repo_id, at, typed = name.partition("@")
+    is_path = isinstance(source, os.PathLike) or Path(name).is_absolute() or name.startswith((".", "~"))
+    if is_path or repo_id.count("/") > 1:
+        raise FileNotFoundError(f"There is no folder {name}; name a checkpoint folder or a Hub id.")
+    if at and (revision is not None or not typed):
+        raise ValueError(f"{name} needs one revision after its @; write id@revision, or name it apart.")
+    return repo_id, typed or revision
+
+
+def _fetch_small_files(repo_id: str, revision: str | None) -> Path:
+    """Return the snapshot folder of a Hub id, with everything but the weights."""
+    folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*SMALL_FILES], ignore_patterns="*/*")
+    return Path(folder)
+
+
+@contextmanager
+def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn errors of the Hub's client into one sentence."""
     at = f"{repo_id} at revision {revision}" if revision else repo_id
     try:
-        folder = Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=[*SIDE_FILES], ignore_patterns="*/*")
-        )
-        files = _weights_to_fetch(folder, allow_pickle)
-        return Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=files))
+        yield
     except HFValidationError as error:
         raise FileNotFoundError(f"{repo_id} is neither a folder nor a possible Hub id.") from error
     except GatedRepoError as error:
@@ -108,8 +151,10 @@ def _fetch(repo_id: str, revision: str | None, allow_pickle: bool) -> Path:
 
 def _missing(at: str) -> str:
     if constants.HF_HUB_OFFLINE:
-        return f"There is no folder {at} and it is not in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it."
-    return f"{at} is neither a folder nor in the Hub cache and cannot be fetched; check the name and the network."
+        return f"There is no folder {at} and it is not in the Hub cache; HF_HUB_OFFLINE forbids a download."
+    return (
+        f"{at} is neither a folder nor in the Hub cache, and it cannot be downloaded; check the name and the network."
+    )
 
 
 def _weights_to_fetch(folder: Path, allow_pickle: bool) -> list[str]:
@@ -124,18 +169,25 @@ def _weights_to_fetch(folder: Path, allow_pickle: bool) -> list[str]:
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list[str] | None]:
     """Return the weight files of a folder, each with the names its index promises (`None` without an index).
 
-    Safetensors win over pickles, a single file over an index, as in transformers.
+    Safetensors win over pickles, as in transformers.
 
     Raises:
         FileNotFoundError: if there are no weights, or a shard of the index is missing.
-        ValueError: if there are only pickled weights and `allow_pickle` is off, or the index is corrupt.
+        ValueError: if there is both a single file and an index, if there are only pickled weights and `allow_pickle`
+            is off, or if the index is corrupt.
     """
     if (folder / SINGLE_FILE).is_file():
+        if (folder / INDEX_FILE).is_file() and SINGLE_FILE not in read_index(folder / INDEX_FILE).values():
+            raise ValueError(
+                f"{folder} holds two sets of weights, {SINGLE_FILE} and the files of {INDEX_FILE}; remove one of them."
+            )
         return {folder / SINGLE_FILE: None}
     if (folder / INDEX_FILE).is_file():
         return _indexed(folder / INDEX_FILE)
     pickled = [folder / name for name in (PICKLED_FILE, PICKLED_INDEX_FILE) if (folder / name).is_file()]
     if not pickled:
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; {folder_kind(folder)}.")
         raise FileNotFoundError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there.")
     if not allow_pickle:
         raise ValueError(

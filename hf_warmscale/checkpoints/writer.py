@@ -10,9 +10,9 @@ from types import TracebackType
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from hf_warmscale.checkpoints.source import INDEX_FILE
-from hf_warmscale.checkpoints.staging import write_json
+from hf_warmscale.checkpoints.files import INDEX_FILE
 from hf_warmscale.checkpoints.tensors import SAFETENSORS_DTYPES, TensorSpec, tensor_bytes
+from hf_warmscale.staging import write_json
 
 DTYPE_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 LENGTH_BYTES = 8

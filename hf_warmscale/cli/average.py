@@ -1,4 +1,4 @@
-"""`warmscale average`: the constant phase of a run into one model, instead of a decay."""
+"""`warmscale average`: average the constant phase of a run, instead of a decay."""
 
 from argparse import Namespace
 
@@ -9,7 +9,7 @@ from hf_warmscale.options import AVERAGES
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the run and how its checkpoints are weighed."""
+    """Add the run and the weights of its checkpoints."""
     parser.add_argument("average_of", metavar="RUN", help="the output_dir of warmscale train")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
     parser.add_argument("--average", choices=AVERAGES, default="lawa", metavar="A", help=", ".join(AVERAGES))
@@ -25,16 +25,16 @@ def run(arguments: Namespace) -> None:
         {"checkpoint": given.source, "step": given.step, "weight": weight}
         for given, weight in zip(receipt.inputs, receipt.weights, strict=True)
     ]
-    show(
-        rows, title=f"Averaged with {arguments.average}", written=[arguments.output], then="warmscale push DIR REPO_ID"
-    )
+    following = ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
+    show(rows, title=f"Averaged with {arguments.average}", written=[arguments.output], then=following)
 
 
 AVERAGE = Verb(
     name="average",
     summary="average the constant phase of a run, in place of a decay",
-    description="Average the checkpoints that a run saved at a constant rate: all (swa), the latest five (lawa), an "
-    "exponential moving average (ema), or the merge that stands for a decay of a shape (wsm-...).",
+    description="Average the checkpoints that a run saved at a constant learning rate: all (swa), the latest five "
+    "(lawa), an exponential moving average (ema), or the merge equivalent to a decay of the given shape (wsm-...). "
+    "No evaluation data are needed.",
     add_arguments=add_arguments,
     run=run,
 )

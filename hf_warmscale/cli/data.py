@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Pack, then show what came in and what went out."""
-    from hf_warmscale.cli.pretrained import load_tokenizer
+    from hf_warmscale.checkpoints import load_tokenizer
     from hf_warmscale.training.data.packing import pack
 
     manifest = pack(
@@ -52,7 +52,8 @@ def run(arguments: Namespace) -> None:
         ],
         title=f"Packed {manifest.source} in rows of {manifest.sequence_length} tokens",
         written=[arguments.output],
-        then="warmscale train CONFIG.yaml, with the folder as a path of its mixture",
+        then=["warmscale", "train", "CONFIG.yaml"],
+        remark=f"with {arguments.output} as a path of its mixture",
     )
 
 
@@ -80,21 +81,18 @@ def add_extend_arguments(parser: Parser) -> None:
 
 def run_extend(arguments: Namespace) -> None:
     """Extend tokenizer and embeddings, then show how much shorter the text became."""
-    from transformers import AutoModelForCausalLM
-
-    from hf_warmscale.checkpoints import refuse_existing, save_model
-    from hf_warmscale.cli.pretrained import load_config, load_tokenizer
+    from hf_warmscale.checkpoints import load_model, load_tokenizer, refuse_existing, require_model, save_model
     from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
     from hf_warmscale.training.data.documents import load_documents
 
     refuse_existing(arguments.output)
-    load_config(arguments.model)
+    require_model(arguments.model)  # before the text is read, which may take long
     tokenizer = load_tokenizer(arguments.model)
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
     texts = list(documents[column])
     extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto", trust_remote_code=False)
+    model = load_model(arguments.model, finite=False)
     text_bytes = sum(len(text.encode()) for text in texts)
     rows = [
         {"tokenizer": name, "tokens": len(given), "tokens of the text": count, "bytes a token": text_bytes / count}
@@ -103,7 +101,8 @@ def run_extend(arguments: Namespace) -> None:
     ]
     grown = grow_vocabulary(model, tokenizer, extended)
     save_model(grown, arguments.output, tokenizer=extended, receipts={"vocabulary.json": {"tokenizers": rows}})
-    show(rows, written=[arguments.output], then=f"warmscale data pack SOURCE OUTPUT --tokenizer {arguments.output}")
+    following = ["warmscale", "data", "pack", "SOURCE", "OUTPUT", "--tokenizer", arguments.output]
+    show(rows, written=[arguments.output], then=following)
 
 
 EXTEND = Verb(

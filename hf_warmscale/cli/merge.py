@@ -1,4 +1,4 @@
-"""`warmscale merge`: the checkpoints of a run into one model, with weights found on held-out text or given."""
+"""`warmscale merge`: merge the checkpoints of a run, with weights that are given or found on held-out text."""
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -15,32 +15,34 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the checkpoints and the two ways to weigh them."""
+    """Add the checkpoints and the options of both ways to weigh them."""
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folders or Hub ids, the oldest first")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the merged model")
     search = parser.add_argument_group("search", "Find the weights on held-out text (Gaussian process).")
-    search.add_argument("--eval-data", metavar="PATH", help="documents: half choose the weights, half judge them")
+    search.add_argument(
+        "--eval-data", metavar="PATH", help="documents: one half selects the weights, the other judges them"
+    )
     search.add_argument(
         "--space",
         choices=SPACES,
         metavar="S",
         help=f"{', '.join(SPACES)}; by default pair for two checkpoints, else simplex",
     )
-    search.add_argument("--trials", type=positive_int, default=20, metavar="N", help="at most; 20 by default")
+    search.add_argument("--trials", type=positive_int, default=20, metavar="N", help="the most trials; 20 by default")
     search.add_argument(
         "--storage",
         metavar="URL",
-        help="a journal file or an Optuna URL that searches started elsewhere share, each with an --output of its own",
+        help="a journal file or an Optuna URL shared by searches on several machines, each with its own --output",
     )
     search.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, or of dare; 0 by default")
     search.add_argument(
-        "--allow-public-benchmarks", action="store_true", help="accept --eval-data with the name of a public benchmark"
+        "--allow-public-benchmarks", action="store_true", help="accept --eval-data named like a public benchmark"
     )
     given = parser.add_argument_group("no search", "Merge with given weights, without any data.")
     methods = f"{', '.join(MERGE_METHODS)}; linear by default"
     given.add_argument("--method", choices=MERGE_METHODS, metavar="M", help=methods)
-    given.add_argument("--weights", type=float, nargs="+", metavar="W", help="one a checkpoint; equal by default")
-    given.add_argument("--base", metavar="MODEL", help="what the differences of ties, dare, ... are taken from")
+    given.add_argument("--weights", type=float, nargs="+", metavar="W", help="one per checkpoint; equal by default")
+    given.add_argument("--base", metavar="MODEL", help="the model from which ties, dare, ... take differences")
     given.add_argument("--density", type=float, metavar="P", help="share of each difference that ties and dare keep")
 
 
@@ -52,7 +54,7 @@ def run(arguments: Namespace) -> None:
         show_merge(arguments, receipt)
     else:
         result = search(arguments)
-        if result.study is not None:  # of the processes of a launch one keeps the study
+        if result.study is not None:  # only one process of a launch owns the study
             write_card(arguments.output)
             show_search(arguments, result)
 
@@ -63,7 +65,7 @@ def merge(arguments: Namespace) -> "MergeReceipt":
 
     for option in ("space", "storage"):
         if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} is for a search on held-out text; name that with --eval-data.")
+            raise ValueError(f"--{option} needs a search on held-out text; give the text with --eval-data.")
     return merge_checkpoints(
         arguments.checkpoints,
         arguments.output,
@@ -84,7 +86,7 @@ def search(arguments: Namespace) -> "MergeResult":
 
     for option in ("method", "weights", "base", "density"):
         if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} is for a merge without a search; leave it or --eval-data out.")
+            raise ValueError(f"--{option} is for a merge without a search; leave out either it or --eval-data.")
     refuse_public_benchmark(Path(arguments.eval_data).name, allow=arguments.allow_public_benchmarks)
     with no_bars_of_datasets():
         select, confirm = split_documents(load_documents(arguments.eval_data)["text"], arguments.eval_data)
@@ -102,7 +104,7 @@ def search(arguments: Namespace) -> "MergeResult":
 
 
 def write_card(output: str) -> None:
-    """Write the model card beside the model; a push writes it anew under the repository's name."""
+    """Write the model card beside the model; a push rewrites it with the name of the repository."""
     from hf_warmscale.hub import make_card
 
     make_card(output).save(Path(output) / "README.md")
@@ -115,7 +117,7 @@ def show_merge(arguments: Namespace, receipt: "MergeReceipt") -> None:
 
 
 def show_search(arguments: Namespace, result: "MergeResult") -> None:
-    """Show what the held-out text says, whichever way it went, and the weights of the model that was written."""
+    """Show the verdict of the held-out text, whatever it is, and the weights of the model that was written."""
     from hf_warmscale.merging.merge import RESULT
     from hf_warmscale.merging.search.result import JOURNAL
 
@@ -137,7 +139,7 @@ def show_search(arguments: Namespace, result: "MergeResult") -> None:
     if result.mergeability is not None:
         print(result.mergeability.advice)
     if isinstance(result.weights, Mapping):
-        title, weights = f"Every parameter has weights of its own: {output / RESULT}", []
+        title, weights = f"Each parameter has its own weights: {output / RESULT}", []
     else:
         title, weights = "Weights of the model", weight_rows(arguments, result.weights)
     show(weights, title=title)
@@ -152,17 +154,17 @@ def weight_rows(arguments: Namespace, weights: Sequence[float | None]) -> list[d
     return [{"checkpoint": checkpoint, "weight": weight} for checkpoint, weight in pairs]
 
 
-def next_command(arguments: Namespace) -> str:
-    """Return the command that sends the model away."""
-    return f"warmscale push {arguments.output} REPO_ID --private"
+def next_command(arguments: Namespace) -> list[str]:
+    """Return the command that uploads the model."""
+    return ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
 
 
 MERGE = Verb(
     name="merge",
     summary="merge checkpoints, with weights found on held-out text or given",
     description="Merge checkpoints into one model. With --eval-data the weights are searched on half of the documents "
-    "and judged on the other half, and 'no merge' is an answer.",
+    "and judged on the other half; 'no merge' is a possible answer.",
     add_arguments=add_arguments,
     run=run,
-    after_interrupt="no model was written; a search keeps its finished trials, so run the same command again.",
+    after_interrupt="no model was written; finished trials are kept: run the same command again to continue.",
 )

@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> None:
     )
     show(
         [{"folder": arguments.folder, "repository": arguments.repo_id, "commit": commit}],
-        then=f"hf download {arguments.repo_id}",
+        then=["hf", "download", arguments.repo_id],
     )
 
 

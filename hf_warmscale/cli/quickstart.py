@@ -48,7 +48,7 @@ def run(arguments: Namespace) -> None:
         comparisons,
         title="What may be said",
         written=[output / "report.md", output / "report.json", output / "curves.png", output / "model"],
-        then=f"warmscale push {output / 'model'} REPO_ID --private",
+        then=["warmscale", "push", output / "model", "REPO_ID", "--private"],
     )
 
 

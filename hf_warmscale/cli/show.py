@@ -1,5 +1,6 @@
-"""How every verb ends: a short table, what was written, the next command to type."""
+"""How every verb ends: a short table, the paths that were written, the next command to type."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 
@@ -8,7 +9,8 @@ def show(
     *,
     title: str | None = None,
     written: Sequence[object] = (),
-    then: str = "",
+    then: Sequence[object] = (),
+    remark: str = "",
 ) -> None:
     """Print the end of a verb on standard output.
 
@@ -16,7 +18,8 @@ def show(
         rows (`Sequence[Mapping]`): of the table.
         title (`str`, *optional*): above it.
         written (`Sequence`): the files and folders that were made.
-        then (`str`): the next command.
+        then (`Sequence`): the words of the next command; they are quoted for the shell.
+        remark (`str`): what to know about that command.
     """
     from hf_warmscale.report import print_table
 
@@ -26,4 +29,5 @@ def show(
     for path in written:
         print(f"Written: {path}")
     if then:
-        print(f"Next:    {then}")
+        command = shlex.join(map(str, then))
+        print(f"Next:    {command}" + (f"  ({remark})" if remark else ""))

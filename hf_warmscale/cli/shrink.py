@@ -51,7 +51,8 @@ def run(arguments: Namespace) -> None:
             f"Measured on {seen.tokens} tokens: largest logit difference {seen.max_abs_logit_difference:.2g}, "
             f"KL {seen.kl_divergence:.2g} nats."
         )
-    show([], written=[arguments.output], then=f"warmscale train CONFIG.yaml --model_name_or_path {arguments.output}")
+    following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
+    show([], written=[arguments.output], then=following)
 
 
 def read_texts(paths: list[str]) -> list[str]:

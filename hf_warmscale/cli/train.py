@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> None:
         show(
             [{"schedule": schedule.name, "steps": schedule.total_steps, "peak": peak, "end": schedule.min_lr}],
             written=[arguments.show_schedule],
-            then=f"warmscale train {arguments.config}",
+            then=["warmscale", "train", arguments.config],
         )
     else:
         show_slow_bars_only()
@@ -64,6 +64,8 @@ def run(arguments: Namespace) -> None:
 
 def show_run(trainer: "ContinualTrainer") -> None:
     """Show the losses of a finished stage."""
+    from hf_warmscale.checkpoints import run_checkpoints
+
     assert trainer.stage_run is not None and trainer.args.output_dir is not None
     record, state, output = trainer.stage_run.record, trainer.state, trainer.args.output_dir
     losses = {
@@ -79,15 +81,14 @@ def show_run(trainer: "ContinualTrainer") -> None:
         **losses,
     }
     rows = [{"": name, "value": value} for name, value in measured.items()]
-    saved = sorted(Path(output).glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    show(rows, title=f"Stage {record.name}", written=[output], then=next_command(saved))
+    show(rows, title=f"Stage {record.name}", written=[output], then=next_command(run_checkpoints(output)))
 
 
-def next_command(saved: list[Path]) -> str:
+def next_command(saved: list[Path]) -> list[object]:
     """Return what to type after a stage that left these checkpoints, the oldest first."""
     if len(saved) < 2:
-        return f"warmscale push {saved[0]} REPO_ID --private" if saved else ""
-    return f"warmscale merge {saved[-2]} {saved[-1]} --output MERGED"
+        return ["warmscale", "push", saved[0], "REPO_ID", "--private"] if saved else []
+    return ["warmscale", "merge", *saved[-2:], "--output", "MERGED"]
 
 
 TRAIN = Verb(

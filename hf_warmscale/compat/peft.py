@@ -1,1 +1,50 @@
 """What this package needs of peft beyond its public API; a test of each function says what broke."""
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import Embedding, Linear, LoraLayer
+from torch import Tensor, nn
+
+LowRankLayer = Linear | Embedding
+"""The layers whose adapters are a plain product of two factors."""
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
+    """Return the adapted layers of a model by name.
+
+    Raises:
+        ValueError: if one is not a plain low-rank product.
+    """
+    layers: dict[str, LowRankLayer] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LowRankLayer):
+            layers[name] = layer
+        elif isinstance(layer, LoraLayer):
+            raise ValueError(f"The adapted layer {name} is a {type(layer).__name__}; merge it into its base first.")
+    return layers
+
+
+def scaled_product(layer: LowRankLayer, adapter: str) -> Tensor | None:
+    """Return `s B A` in the shape of the layer's weight; `None` if the adapter does not touch this layer."""
+    return layer.get_delta_weight(adapter) if adapter in layer.scaling else None
+
+
+def switch_off(layer: LowRankLayer) -> None:
+    """Let a layer compute with its base weight alone, whatever adapters it has."""
+    layer.enable_adapters(False)
+
+
+def read_lora_config(folder: Path) -> LoraConfig:
+    """Read the config of an adapter.
+
+    Raises:
+        ValueError: if the file is damaged, or the adapter is of another type than LoRA.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # peft raises what the damage happens to cause: KeyError, TypeError, ...
+        raise ValueError(f"The adapter_config.json of {folder} is damaged; save the adapter again.") from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{folder} is an adapter of type {config.peft_type}; only LoRA adapters can be merged.")
+    return config

@@ -1,6 +1,9 @@
 """Is one model better than another on the same documents, or is it chance?"""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
+from typing import Self
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -28,9 +31,14 @@ class PairedDifference:
     high: float
     confidence: float
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the fields, ready for JSON."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the fields, ready for JSON: `None` for infinity."""
+        return {name: value if isfinite(value) else None for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, float | None]) -> Self:
+        """Read what `to_dict` wrote. Only a model without a finite loss has an infinite difference, to its harm."""
+        return cls(**{name: -inf if value is None else value for name, value in content.items()})
 
 
 def paired_bootstrap(

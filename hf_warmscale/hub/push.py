@@ -19,29 +19,20 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from hf_warmscale.checkpoints import open_checkpoint, save_model
-from hf_warmscale.checkpoints.source import INDEX_FILE, SINGLE_FILE
+from hf_warmscale.checkpoints.files import CONFIG_FILE, SMALL_FILES
 from hf_warmscale.hub.cards import RECEIPTS, make_card
 from hf_warmscale.hub.portable import portable_json
 
 CARD = "README.md"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
-SENT = (
-    "*.json",
-    "*.jsonl",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.png",
-    "LICENSE*",
-)
+SENT = (*SMALL_FILES, f"{CHAT_TEMPLATE_DIR}/*.jinja", "*.jsonl", "*.png", "LICENSE*")
 """What is sent beside weights and card. Nothing pickled, no optimizer, no hidden file."""
 
 WITHHELD = ("trainer_state.json",)
-CLEANED = ("config.json", *RECEIPTS)
+CLEANED = (CONFIG_FILE, *RECEIPTS)
 
 
 def push_to_hub(
@@ -173,8 +164,7 @@ def _files(folder: Path) -> list[str]:
     weights = [str(path.relative_to(folder)) for path in checkpoint.files]
     beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
     names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
-    stale = {INDEX_FILE} if weights == [SINGLE_FILE] else set()
-    return sorted({*weights, *names} - stale - {CARD, *WITHHELD})
+    return sorted({*weights, *names} - {CARD, *WITHHELD})
 
 
 def _check_texts(folder: Path, files: list[str], repo_id: str) -> None:

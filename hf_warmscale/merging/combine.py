@@ -1,4 +1,4 @@
-"""Put a weighted sum of stored checkpoints into a live model, in place, writing no file."""
+"""Put a weighted sum of stored checkpoints into a live model, in place, without writing a file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,29 +11,35 @@ from hf_warmscale.checkpoints import Checkpoint, ModelWeights
 from hf_warmscale.merging.weighted_sum import weighted_sum_
 
 CheckpointWeights = Sequence[float] | Mapping[str, Sequence[float]]
-"""One number a checkpoint; or that for every parameter, by its name in the live model."""
+"""One number per checkpoint; or one per checkpoint for every parameter, by its name in the live model."""
 
 
 class Combiner(Protocol):
-    """What turns weights into a model."""
+    """A live model that can become any combination of several given models.
+
+    This is all that a search needs in order to try a point: its space turns the point into weights, and `combine`
+    applies them. The K models may be checkpoints, whose parameters are summed (`CheckpointCombiner`), adapters of one
+    base, or the members of a composite model, whose log-probabilities are summed (then `combine` only sets K numbers).
+    A weight of 1 for one of them, and 0 for the others, must give that model alone.
+    """
 
     model: PreTrainedModel
 
     def combine(self, weights: CheckpointWeights) -> None:
-        """Overwrite the live model."""
+        """Make `model` the combination with these weights."""
         ...
 
 
 class CheckpointCombiner:
     """A live model whose weights are overwritten, again and again, by weighted sums of stored checkpoints.
 
-    The checkpoints stay in their files, mapped into memory; sums accumulate in float32 (float64 in a float64 model);
-    a tied weight is summed once. Integer buffers are those of the last checkpoint. Tensors that transformers converts
+    The checkpoints stay in their files, mapped into memory. Sums accumulate in float32 (float64 in a float64 model); a
+    tied weight is summed once. Integer buffers are those of the last checkpoint. Tensors that transformers converts
     on loading (fused experts) are converted anew for each sum, so that no copy of a checkpoint stays in memory.
 
     Args:
         model (`PreTrainedModel`): its weights are replaced; its dtype and device stay.
-        checkpoints (`Sequence[Checkpoint]`): of the same architecture and sizes, the oldest first.
+        checkpoints (`Sequence[Checkpoint | ModelWeights]`): of the same architecture and sizes, the oldest first.
 
     Raises:
         ValueError: if a checkpoint does not fit the model.
@@ -47,9 +53,9 @@ class CheckpointCombiner:
     ```
     """
 
-    def __init__(self, model: PreTrainedModel, checkpoints: Sequence[Checkpoint]) -> None:
+    def __init__(self, model: PreTrainedModel, checkpoints: Sequence[Checkpoint | ModelWeights]) -> None:
         self.model = model
-        self._stored = [ModelWeights(checkpoint) for checkpoint in checkpoints]
+        self._stored = [ModelWeights(each) if isinstance(each, Checkpoint) else each for each in checkpoints]
         tied = model.all_tied_weights_keys
         self._live = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
         for weights in self._stored:
@@ -59,7 +65,7 @@ class CheckpointCombiner:
         """Set every parameter to the weighted sum of its stored values.
 
         Args:
-            weights (`CheckpointWeights`): one number a checkpoint, or that for every parameter by name.
+            weights (`CheckpointWeights`): one number per checkpoint; or that for every parameter, by name.
         """
         with torch.no_grad():
             for name, target in self._live.items():

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
-from peft.tuners.lora import Embedding, Linear, LoraLayer
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,17 +16,16 @@ from hf_warmscale.checkpoints import (
     ModelWriter,
     content_hash,
     copy_side_files,
+    load_tokenizer,
     open_checkpoint,
+    public_name,
     refuse_non_finite,
-    source_identity,
 )
+from hf_warmscale.checkpoints.files import ADAPTER_CONFIG, ADAPTER_FILE
+from hf_warmscale.compat.peft import LowRankLayer, low_rank_layers, read_lora_config, scaled_product, switch_off
 from hf_warmscale.merging.combine import CheckpointWeights
-from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input
-from hf_warmscale.merging.sources import load_tokenizer
+from hf_warmscale.merging.inputs import MergeInput, check_finite, check_tokenizers, describe_input
 
-Product = Linear | Embedding
-
-ADAPTER_FILE = "adapter_model.safetensors"
 NO_PRODUCT = (
     "alora_invocation_tokens",
     "layer_replication",
@@ -38,26 +37,26 @@ NO_PRODUCT = (
     "use_dora",
     "use_qalora",
 )
-"""Settings of an adapter that is more than `s B A`."""
+"""Settings with which an adapter is more than the product `s B A`."""
 BASE_UNTOUCHED = (True, False, "gaussian", "eva", "orthogonal")
-"""Initialisations that leave the base as it is; the others (PiSSA, OLoRA, LoftQ, ...) take a part out of it."""
+"""Initialisations that leave the base unchanged; the others (PiSSA, OLoRA, LoftQ, ...) subtract a part of it."""
 
 
 class AdapterSource:
-    """LoRA adapters of one base model; a merge is `W + sum_i w_i s_i B_i A_i` in every layer they touch.
+    """LoRA adapters of one base model; a merge is `W + sum_i w_i s_i B_i A_i` in every adapted layer.
 
-    That is what peft's `cat` gives for any weights, and what its `linear`, which sums the factors, does not.
+    This is exact, like peft's `cat`; peft's `linear` sums the factors and gets cross terms.
 
     Args:
         adapters (`Sequence[str | PathLike]`): adapter folders.
         device (`torch.device`): of the live model.
 
     Raises:
-        ValueError: if they have different bases, or are more than a low-rank product.
-        FileNotFoundError: if one is not there.
+        ValueError: if they have different bases or tokenizers, or are more than a low-rank product.
+        FileNotFoundError: if one does not exist.
     """
 
-    noun = "adapter"
+    kind = "adapter"
 
     def __init__(self, adapters: Sequence[str | os.PathLike[str]], device: torch.device) -> None:
         if isinstance(adapters, str | os.PathLike) or len(adapters) < 2:
@@ -68,18 +67,16 @@ class AdapterSource:
         if len(bases) > 1:
             raise ValueError(f"The adapters have different bases ({', '.join(sorted(bases))}); merge those of one.")
         (base,) = bases
-        self.steps: list[int | None] = [None] * len(self.folders)
+        self.span: tuple[int | None, int | None] = (None, None)
         self.stored = ModelWeights(open_checkpoint(base))
+        check_tokenizers({base: self.stored.checkpoint.folder, **{str(folder): folder for folder in self.folders}})
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.stored.checkpoint.folder, trust_remote_code=False
+            self.stored.checkpoint.folder, config=self.stored.checkpoint.config, trust_remote_code=False
         )
-        wrapped = PeftModel.from_pretrained(self.model, str(self.folders[0]), adapter_name=_name(0))
-        for index, folder in enumerate(self.folders[1:], start=1):
-            wrapped.load_adapter(str(folder), adapter_name=_name(index))
-        wrapped.to(device)
-        self._layers = _products(self.model)
+        self._add_adapters(base).to(device)
+        self._layers = low_rank_layers(self.model)
         for layer in self._layers.values():
-            layer.enable_adapters(False)
+            switch_off(layer)  # merges are written into the base weights
         for tied, name in self.model.all_tied_weights_keys.items():
             if {_module(tied), _module(name)} & self._layers.keys():
                 raise ValueError(
@@ -90,7 +87,7 @@ class AdapterSource:
         return len(self.folders)
 
     def check(self) -> list[MergeInput]:
-        """Read the base and every adapter once: refuse NaN, return what is recorded of each adapter.
+        """Read the base and every adapter once: refuse NaN, and return the record of each adapter.
 
         Raises:
             ValueError: naming the folder and the tensor that holds NaN or an infinity.
@@ -98,14 +95,14 @@ class AdapterSource:
         check_finite(self.stored.checkpoint)
         inputs = []
         for folder in self.folders:
-            tensors = load_file(folder / ADAPTER_FILE)
+            tensors = _load(folder / ADAPTER_FILE)
             for name, tensor in tensors.items():
                 refuse_non_finite(f"{name} of {folder}", tensor)
-            inputs.append(MergeInput(source_identity(folder), revision=None, step=None, sha256=content_hash(tensors)))
+            inputs.append(MergeInput(public_name(folder), revision=None, step=None, sha256=content_hash(tensors)))
         return inputs
 
     def base(self) -> MergeInput:
-        """Return what is recorded of the base."""
+        """Return the record of the base."""
         return describe_input(self.stored.checkpoint)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -132,23 +129,30 @@ class AdapterSource:
                 value = self._merged(*merged[name], weights).to("cpu", tensor.dtype) if name in merged else tensor
                 writer.write(name, value)
 
-    def _merged(self, name: str, layer: Product, weights: CheckpointWeights) -> Tensor:
-        assert not isinstance(weights, Mapping)
+    def _add_adapters(self, base: str) -> PeftModel:
+        try:
+            wrapped = PeftModel.from_pretrained(self.model, str(self.folders[0]), adapter_name=_name(0))
+            for index, folder in enumerate(self.folders[1:], start=1):
+                wrapped.load_adapter(str(folder), adapter_name=_name(index))
+        except (RuntimeError, TypeError, ValueError) as error:  # other shapes, or a setting of another type
+            raise ValueError(f"An adapter does not fit the layers of {base}; name adapters of this base.") from error
+        return wrapped
+
+    def _merged(self, name: str, layer: LowRankLayer, weights: CheckpointWeights) -> Tensor:
+        assert not isinstance(weights, Mapping)  # one weight per adapter, whatever the parameter
         total = self.stored.tensor(f"{name}.weight").to(torch.float32)
         for index, weight in enumerate(weights):
-            if weight and _name(index) in layer.scaling:
-                total = total + weight * layer.get_delta_weight(_name(index)).to(total)
+            product = scaled_product(layer, _name(index)) if weight else None
+            if product is not None:
+                total = total + weight * product.to(total)
         return total
 
 
-def _products(model: PreTrainedModel) -> dict[str, Product]:
-    layers: dict[str, Product] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, Product):
-            layers[name] = layer
-        elif isinstance(layer, LoraLayer):
-            raise ValueError(f"The adapted layer {name} is a {type(layer).__name__}; merge it into its base first.")
-    return layers
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or corrupt ({error}); copy the adapter again.") from error
 
 
 def _module(parameter: str) -> str:
@@ -160,21 +164,20 @@ def _name(index: int) -> str:
 
 
 def _read_config(folder: Path) -> LoraConfig:
-    if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter_config.json; name folders of LoRA adapters.")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER_CONFIG}; name folders of LoRA adapters.")
     if not (folder / ADAPTER_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {ADAPTER_FILE}; save the adapter again.")
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"{folder} is an adapter of type {config.peft_type}; only LoRA adapters can be merged.")
+    _load(folder / ADAPTER_FILE)  # a corrupt file is refused before the base is loaded
+    config = read_lora_config(folder)
     for setting in NO_PRODUCT:
         if getattr(config, setting):
             raise ValueError(
-                f"{folder} has {setting} set, which is no low-rank product; merge it into its base first."
+                f"{folder} has {setting} set, so it is more than a low-rank product; merge it into its base first."
             )
     if config.bias != "none" or config.init_lora_weights not in BASE_UNTOUCHED:
         raise ValueError(
-            f"{folder} changes its base beside the product (bias={config.bias!r}, init_lora_weights="
+            f"{folder} changes its base in other ways too (bias={config.bias!r}, init_lora_weights="
             f"{config.init_lora_weights!r}); merge it into its base first."
         )
     return config

@@ -1,22 +1,22 @@
 """Merge methods as functions of tensors, written from their formulas.
 
-Each accumulates in float64, so that the order of the inputs can change the last bit at most, and returns the dtype of
-its first input. `weights` are taken as they are: no method normalises them.
+Each accumulates in float64, so that the order of the inputs changes the last bit at most, and returns the dtype of its
+first input. They run on the CPU, where checkpoints are read. `weights` are used as given: no method normalises them.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.merging.weighted_sum import weighted_sum_
 
 Rescale = Literal["density", "l1"]
 
 PARALLEL = 0.9995
-"""Above this |cos|, slerp falls back to the straight line."""
+"""Above this |cos|, slerp falls back to linear interpolation: `sin(O)` in the denominator is too small."""
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -29,8 +29,8 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
     """Return the point at `fraction` of the arc from `first` to `second` (Shoemake 1985).
 
-    `sin((1-t)O)/sin(O) a + sin(tO)/sin(O) b`, with `O` the angle between the flattened tensors; the straight line
-    where they are almost parallel or one of them is zero.
+    `sin((1-t)O)/sin(O) a + sin(tO)/sin(O) b`, with `O` the angle between the flattened tensors; linear
+    interpolation where they are almost parallel or one of them is zero.
     """
     a, b = first.double(), second.double()
     cosine = _cosine(a, b)
@@ -49,11 +49,11 @@ def task_arithmetic(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[f
 def ties(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, density: float) -> Tensor:
     """Trim, elect sign, merge (arXiv 2306.01708, algorithm 1), with weights.
 
-    Of each difference from the base the `density` largest by magnitude stay; the sign with the larger weighted sum
-    is elected; the weighted mean of the entries that agree with it is added to the base.
+    Each difference from the base is trimmed to its `density` largest entries by magnitude. For each entry the sign of
+    the weighted sum is elected, and the weighted mean of the differences that agree with it is added to the base.
 
     Args:
-        density (`float`): kept share of each difference, in (0, 1].
+        density (`float`): the share of each difference that is kept, in (0, 1].
     """
     origin = base.double()
     votes = [weight * trim(x.double() - origin, density) for x, weight in zip(tensors, weights, strict=True)]
@@ -68,7 +68,7 @@ def ties(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, d
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
-    """Keep the `density` largest entries by magnitude and zero the rest; of equal magnitudes the first ones stay."""
+    """Keep the `density` largest entries by magnitude and zero the rest; among equal magnitudes the first are kept."""
     keep = max(1, int(density * delta.numel()))
     if keep >= delta.numel():
         return delta
@@ -92,8 +92,8 @@ def dare(
     """Drop random entries of each difference, rescale the rest and add them to the base (arXiv 2311.03099).
 
     Args:
-        density (`float`): kept share of each difference, `1 - p` of the paper, in (0, 1].
-        keys (`Sequence[str]`): for each tensor what its mask hangs on, see `dare_mask`.
+        density (`float`): the share of each difference that is kept, `1 - p` in the paper, in (0, 1].
+        keys (`Sequence[str]`): the key of each tensor's mask; see `dare_mask`.
         rescale (`Rescale`): see `drop_and_rescale`.
     """
 
@@ -107,22 +107,21 @@ def dare(
 def dare_mask(shape: Sequence[int], *, density: float, key: str) -> Tensor:
     """Return a mask that keeps each entry with probability `density`; the same `key` gives the same mask.
 
-    The random numbers hang on the key alone, so the order in which checkpoints are listed changes nothing.
+    The random numbers depend on the key alone, so the order in which checkpoints are listed changes nothing.
     """
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
-    draw = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draw = torch.rand(tuple(shape), generator=keyed_generator(key, bits=64), dtype=torch.float64)
     return draw < density
 
 
 def drop_and_rescale(delta: Tensor, mask: Tensor, *, density: float, rescale: Rescale) -> Tensor:
-    """Zero what the mask drops and scale up the rest.
+    """Zero the entries that the mask drops and scale up the rest.
 
     Args:
         delta (`Tensor`): a difference from the base.
-        mask (`Tensor`): what stays.
-        density (`float`): the probability to stay, `1 - p` of the paper.
-        rescale (`Rescale`): `"density"` divides by `1 - p`, which keeps the expectation; `"l1"` keeps the sum of the
-            magnitudes.
+        mask (`Tensor`): true for the entries that are kept.
+        density (`float`): the probability of being kept, `1 - p` in the paper.
+        rescale (`Rescale`): `"density"` divides by `1 - p`, which preserves the expectation; `"l1"` preserves the sum
+            of the magnitudes.
     """
     kept = delta * mask
     if rescale == "density":
@@ -134,8 +133,8 @@ def drop_and_rescale(delta: Tensor, mask: Tensor, *, density: float, rescale: Re
 def model_stock(base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Return `t * mean + (1 - t) * base` with `t = N cos / (1 + (N - 1) cos)` (arXiv 2403.19522).
 
-    `cos` is the mean cosine between the differences of all pairs of the `N` tensors from the base; where it is
-    negative the base is kept.
+    `cos` is the mean cosine over all pairs of the `N` differences from the base; where it is negative, the result is
+    the base.
     """
     origin = base.double()
     deltas = [tensor.double() - origin for tensor in tensors]
@@ -158,6 +157,6 @@ def _add_differences(
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """NaN where one of them is zero."""
+    """Return the cosine of the angle between two tensors; NaN where one of them is zero."""
     cosine: Tensor = torch.dot(a.flatten(), b.flatten()) / torch.sqrt(a.square().sum() * b.square().sum())
     return cosine

@@ -1,4 +1,4 @@
-"""What is merged: stored checkpoints of a whole model, behind one live model."""
+"""What is merged: several trained models behind one live model."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,39 +7,45 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints import Checkpoint, ModelWeights
+from hf_warmscale.checkpoints import Checkpoint, load_tokenizer
 from hf_warmscale.merging.combine import CheckpointCombiner, CheckpointWeights, Combiner
-from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input, open_inputs, training_step
+from hf_warmscale.merging.inputs import MergeInput, check_finite, describe_input, open_inputs, positions
 from hf_warmscale.merging.merge import write_merged
 from hf_warmscale.merging.methods import linear
 
 
 class MergeSource(Combiner, Protocol):
-    """Several trained models that a search weighs against each other."""
+    """Several trained models whose combination is searched.
 
-    noun: str
-    steps: list[int | None]
+    To try a point a search needs no more than a `Combiner`; the rest is for its record and its result. Any object that
+    has these methods can be searched with `search_source`, for example the members of a composite model.
+    """
+
+    kind: str
+    """A singular noun, for the verdict: `"checkpoint"`."""
+    span: tuple[int | None, int | None]
+    """The training progress of the first and the last model, in one unit; `None` where it is unknown."""
 
     def __len__(self) -> int:
-        """The number of checkpoints or adapters."""
+        """Return the number of models."""
         ...
 
     def check(self) -> list[MergeInput]:
-        """Read everything once: refuse NaN, return what is recorded of each."""
+        """Read everything once: refuse NaN, and return the record of each model."""
         ...
 
     def base(self) -> MergeInput | None:
-        """Return what is recorded of the model that they are adapters of, if they are."""
+        """Return the record of a base that all of them share, such as that of adapters."""
         ...
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer that the merged model will have."""
+        """Load the tokenizer that the result will have."""
         ...
 
     def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:
-        """Write a merge as a stock model into an existing folder."""
+        """Write a combination as a model into an existing folder."""
         ...
 
 
@@ -51,18 +57,21 @@ class CheckpointSource:
         device (`torch.device`): of the live model.
 
     Raises:
-        ValueError: if they do not belong together.
-        FileNotFoundError: if one is not there.
+        ValueError: if they cannot be merged; see `open_inputs`.
+        FileNotFoundError: if one does not exist.
     """
 
-    noun = "checkpoint"
+    kind = "checkpoint"
 
     def __init__(self, checkpoints: Sequence[str | os.PathLike[str]], device: torch.device) -> None:
-        self.checkpoints, _ = open_inputs(checkpoints)
-        self.steps = [training_step(checkpoint) for checkpoint in self.checkpoints]
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self._last.folder, trust_remote_code=False)
+        self._stored, _ = open_inputs(checkpoints)
+        self.checkpoints: list[Checkpoint] = [weights.checkpoint for weights in self._stored]
+        self.span = positions(self.checkpoints[0], self._last)[:2]
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self._last.folder, config=self._last.config, trust_remote_code=False
+        )
         torch.nn.Module.to(self.model, device)
-        self._combiner = CheckpointCombiner(self.model, self.checkpoints)
+        self._combiner = CheckpointCombiner(self.model, self._stored)
 
     def __len__(self) -> int:
         return len(self.checkpoints)
@@ -72,7 +81,7 @@ class CheckpointSource:
         return self.checkpoints[-1]
 
     def check(self) -> list[MergeInput]:
-        """Read everything once: refuse NaN, return what is recorded of each.
+        """Read everything once: refuse NaN, and return the record of each checkpoint.
 
         Raises:
             ValueError: naming the checkpoint and the tensor that holds NaN or an infinity.
@@ -82,7 +91,7 @@ class CheckpointSource:
         return [describe_input(checkpoint) for checkpoint in self.checkpoints]
 
     def base(self) -> None:
-        """Return nothing: a checkpoint is a whole model."""
+        """Return `None`: a checkpoint is a whole model."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the last checkpoint.
@@ -98,30 +107,8 @@ class CheckpointSource:
 
     def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:
         """Write a merge as a stock model into an existing folder."""
-        by_name = _by_stored_name(weights, self._last)
 
         def merge(name: str, tensors: Sequence[Tensor]) -> Tensor:
-            return linear(tensors, by_name[name])
+            return linear(tensors, weights[name] if isinstance(weights, Mapping) else weights)
 
-        write_merged(self.checkpoints, folder, merge, max_shard_size=max_shard_size)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no tokenizer; pass tokenizer=...") from error
-    return tokenizer
-
-
-def _by_stored_name(weights: CheckpointWeights, checkpoint: Checkpoint) -> dict[str, Sequence[float]]:
-    """Weights by the names in the files, which transformers may rename, split or fuse on loading."""
-    if not isinstance(weights, Mapping):
-        return dict.fromkeys(checkpoint.specs, weights)
-    model = ModelWeights(checkpoint)
-    return {stored: weights[name] for name in model.specs for stored in model.sources(name)}
+        write_merged(self._stored, folder, merge, max_shard_size=max_shard_size)

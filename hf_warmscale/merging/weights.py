@@ -1,4 +1,4 @@
-"""Weights of a linear merge: one number a checkpoint, the oldest first, summing to one. Plain arithmetic."""
+"""Weights of a linear merge: one number per checkpoint, the oldest first, with a sum of one. Plain arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,8 +19,8 @@ def uniform_weights(count: int) -> Weights:
     return (1.0 / count,) * count
 
 
-def vertex(count: int, index: int) -> Weights:
-    """Return the weights that give checkpoint `index` alone."""
+def one_hot_weights(count: int, index: int) -> Weights:
+    """Return the weights of checkpoint `index` alone: 1 for it and 0 for the others."""
     return tuple(float(position == index) for position in range(count))
 
 
@@ -30,30 +30,31 @@ def subset_weights(count: int, members: frozenset[int]) -> Weights:
 
 
 def lawa_weights(count: int, window: int = LAWA_WINDOW) -> Weights:
-    """Return the uniform average of the latest `window` checkpoints, at most all of them (arXiv 2209.14981)."""
+    """Return the uniform average of the latest `window` checkpoints, or of all if fewer (arXiv 2209.14981)."""
     return subset_weights(count, frozenset(range(max(0, count - window), count)))
 
 
 def ema_weights(count: int, decay: float) -> Weights:
-    """Return an exponential moving average that starts at the oldest: `decay**i * (1 - decay)` for age `i`."""
+    """Return an exponential moving average that starts with the oldest: `decay**i * (1 - decay)` for age `i`."""
     return (decay ** (count - 1), *((1 - decay) * decay ** (count - 1 - index) for index in range(1, count)))
 
 
 def power_weights(count: int, exponent: float) -> Weights:
     """Return `((j + 1)**p - j**p) / count**p` for checkpoint `j`, the oldest being 0.
 
-    The merge that stands for the learning-rate decay `1 - (i / count)**p` over the updates between the checkpoints
-    (arXiv 2507.17634): `p = 1` is a linear decay and the uniform average, above 1 newer checkpoints weigh more.
+    This merge is equivalent to the learning-rate decay `1 - (i / count)**p` over the updates between the checkpoints
+    (arXiv 2507.17634). `p = 1` is a linear decay, and the uniform average; above 1, newer checkpoints weigh more.
     """
     return trajectory_weights(count, float(count), exponent)
 
 
 def trajectory_weights(count: int, window: float, exponent: float) -> Weights:
-    """Return the power family over the latest `window` of `count` checkpoints, which may be a fraction.
+    """Return the power family over the latest `window` of `count` checkpoints, where `window` may be fractional.
 
-    Checkpoint `j` covers the interval `[j, j + 1]` of the trajectory, the window its last `window` units, and a
-    checkpoint gets the increase of `x**exponent` over its interval, `x` running from 0 to 1 through the window. For a
-    whole `window` these are `power_weights(window, exponent)` behind zeros; in between they change smoothly.
+    Checkpoint `j` covers the interval `[j, j + 1]` of the trajectory, and the window covers its last `window` units.
+    While `x` runs from 0 to 1 through the window, each checkpoint gets the increase of `x**exponent` over its
+    interval. For an integer `window` these are zeros followed by `power_weights(window, exponent)`; in between they
+    change continuously, which a search needs.
 
     Args:
         count (`int`): number of checkpoints.
@@ -66,36 +67,37 @@ def trajectory_weights(count: int, window: float, exponent: float) -> Weights:
 
 
 def decay_weights(factors: Sequence[float]) -> Weights:
-    """Return the merge of `k + 1` checkpoints that scales the `k` updates between them by `factors`.
+    """Return the merge of `k + 1` checkpoints that is equivalent to scaling the `k` updates between them by `factors`.
 
     `c_k = w_k`, `c_j = w_j - w_(j+1)`, `c_0 = 1 - w_1` (arXiv 2507.17634).
 
     Args:
-        factors (`Sequence[float]`): learning-rate factors `w_1, ..., w_k` of a decay, the first update's first.
+        factors (`Sequence[float]`): learning-rate factors `w_1, ..., w_k` of a decay, in the order of the updates.
     """
     edges = (1.0, *factors, 0.0)
     return tuple(before - after for before, after in pairwise(edges))
 
 
 def simplex_point(unit: Sequence[float]) -> Weights:
-    """Map a point of the unit cube to the simplex by stick breaking; a uniform point is uniform on the simplex.
+    """Map a point of the unit cube to the simplex by stick breaking, so that uniform points stay uniform.
 
-    Stick `i` takes the share `1 - (1 - u_i)**(1 / (K - i))` of what is left, `i` from 1 to `K - 1`; the last
-    checkpoint takes the rest. With uniform `u` the result is Dirichlet(1, ..., 1) (Devroye 1986, chapter XI).
+    Checkpoint `i`, from 1 to `K - 1`, takes the share `1 - (1 - u_i)**(1 / (K - i))` of what is left of the stick; the
+    last one takes the rest. The exponent makes uniform `u` Dirichlet(1, ..., 1) (Devroye 1986, chapter XI); plain
+    stick breaking would prefer the first checkpoints.
 
     Args:
         unit (`Sequence[float]`): `K - 1` numbers in [0, 1].
     """
     count, left, weights = len(unit) + 1, 1.0, []
     for index, u in enumerate(unit, start=1):
-        kept = left * (1.0 - u) ** (1.0 / (count - index))
-        weights.append(left - kept)
-        left = kept
+        rest = left * (1.0 - u) ** (1.0 / (count - index))
+        weights.append(left - rest)
+        left = rest
     return (*weights, left)
 
 
 def unit_point(weights: Sequence[float]) -> tuple[float, ...]:
-    """Return the point of the unit cube that `simplex_point` maps to `weights`; 0 where any number would do."""
+    """Invert `simplex_point`. Once nothing is left of the stick every number is right; 0 is returned."""
     count, left, unit = len(weights), 1.0, []
     for index, weight in enumerate(weights[:-1], start=1):
         share = min(weight / left, 1.0) if left > 1e-12 else 0.0
@@ -107,14 +109,14 @@ def unit_point(weights: Sequence[float]) -> tuple[float, ...]:
 def greedy_soup(singles: Sequence[float], known: Mapping[frozenset[int], float]) -> tuple[frozenset[int], bool]:
     """Run the greedy soup (arXiv 2203.05482, recipe 1) as far as the known losses allow.
 
-    From the best checkpoint on, each is taken into the average if that does not make it worse.
+    Starting with the best checkpoint, each next one joins the average unless that increases the loss.
 
     Args:
-        singles (`Sequence[float]`): loss of each checkpoint alone.
-        known (`Mapping[frozenset[int], float]`): losses of the averages that were evaluated, by members.
+        singles (`Sequence[float]`): the loss of each checkpoint alone.
+        known (`Mapping[frozenset[int], float]`): losses of the averages that were evaluated, by their members.
 
     Returns:
-        `tuple[frozenset[int], bool]`: the soup and `True`, or the average whose loss is needed next and `False`.
+        `tuple[frozenset[int], bool]`: the soup and `True`; or the average whose loss is needed next and `False`.
     """
     first, *others = sorted(range(len(singles)), key=lambda index: (singles[index], index))
     soup, loss = frozenset([first]), singles[first]

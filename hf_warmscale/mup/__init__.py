@@ -4,11 +4,12 @@ from hf_warmscale.mup.configuration import MupConfig
 from hf_warmscale.mup.export import ExportReceipt, export_checkpoint, training_factors
 from hf_warmscale.mup.factors import TrainingFactors
 from hf_warmscale.mup.fold import fold_multipliers
+from hf_warmscale.mup.granite_form import is_mup
 from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.initialization import init_mup
 from hf_warmscale.mup.modeling import MupForCausalLM
 from hf_warmscale.mup.optimizer import MupOptimizerFactory, mup_optimizer, refuse_deepspeed_optimizer
-from hf_warmscale.mup.rules import Parametrization, Power, Ratios, Rule, Setting, rule_table
+from hf_warmscale.mup.rules import OptimizerFactors, Parametrization, Power, Ratios, Rule, rule_table
 from hf_warmscale.mup.table import Cell, TableRow, mup_table
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
 from hf_warmscale.options import RuleName
@@ -19,12 +20,12 @@ __all__ = [
     "MupConfig",
     "MupForCausalLM",
     "MupOptimizerFactory",
+    "OptimizerFactors",
     "Parametrization",
     "Power",
     "Ratios",
     "Rule",
     "RuleName",
-    "Setting",
     "TableRow",
     "TrainingFactors",
     "WeightDecayRule",
@@ -32,6 +33,7 @@ __all__ = [
     "fold_multipliers",
     "group_weight_decay",
     "init_mup",
+    "is_mup",
     "mup_optimizer",
     "mup_param_groups",
     "mup_table",

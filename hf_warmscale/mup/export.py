@@ -38,8 +38,7 @@ from hf_warmscale.checkpoints import (
 )
 from hf_warmscale.mup.factors import TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
-from hf_warmscale.mup.granite_form import GraniteForm, head_dim
-from hf_warmscale.mup.realization import has_mup_entry
+from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup
 from hf_warmscale.options import EXPORT_TARGETS, ExportTarget
 
 RECEIPT = "export.json"
@@ -132,12 +131,12 @@ def training_factors(config: GraniteConfig, *, folded: bool = True) -> TrainingF
         config (`GraniteConfig`): of the Granite form.
         folded (`bool`): the multipliers are in the weights.
     """
-    form = GraniteForm.from_config(config) if has_mup_entry(config) else GraniteForm.standard(config)
-    placements = {
-        name: replace(placement, absorbed=fold_factor(config, name) if folded else 1.0)
-        for name, placement in form.placements().items()
+    form = GraniteForm.from_config(config) if is_mup(config) else GraniteForm.standard(config)
+    scalings = {
+        name: replace(scaling, absorbed=fold_factor(config, name) if folded else 1.0)
+        for name, scaling in form.scalings().items()
     }
-    return TrainingFactors.of(placements, form.parametrization)
+    return TrainingFactors.of(scalings, form.parametrization)
 
 
 def stock_granite(config: GraniteConfig) -> GraniteConfig:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hf_warmscale.architecture import Role
 from hf_warmscale.checkpoints import write_json
-from hf_warmscale.mup.placement import Placement, plain_name
-from hf_warmscale.mup.rules import Parametrization, Setting
+from hf_warmscale.mup.parameter_scaling import ParameterScaling, plain_name
+from hf_warmscale.mup.rules import OptimizerFactors, Parametrization
 
 FILE_NAME = "mup_factors.json"
 
@@ -19,17 +19,15 @@ class TrainingFactors:
     """What each parameter's base learning rate, weight decay and eps are multiplied by, by name.
 
     Args:
-        settings (`Mapping[str, tuple[Role, Setting]]`): the role and the factors of every parameter.
+        factors (`Mapping[str, tuple[Role, OptimizerFactors]]`): the role and the factors of every parameter.
     """
 
-    settings: Mapping[str, tuple[Role, Setting]]
+    factors: Mapping[str, tuple[Role, OptimizerFactors]]
 
     @classmethod
-    def of(cls, placements: Mapping[str, Placement], parametrization: Parametrization) -> "TrainingFactors":
-        """Read them off the placements of a model."""
-        return cls(
-            {name: (placement.role, placement.setting(parametrization)) for name, placement in placements.items()}
-        )
+    def of(cls, scalings: Mapping[str, ParameterScaling], parametrization: Parametrization) -> "TrainingFactors":
+        """Read them off the scalings of a model."""
+        return cls({name: (scaling.role, scaling.factors(parametrization)) for name, scaling in scalings.items()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TrainingFactors":
@@ -52,7 +50,7 @@ class TrainingFactors:
                 {
                     name: (
                         group["role"],
-                        Setting(1.0, float(group["lr"]), float(group["weight_decay"]), float(group["eps"])),
+                        OptimizerFactors(1.0, float(group["lr"]), float(group["weight_decay"]), float(group["eps"])),
                     )
                     for group in groups
                     for name in group["parameters"]
@@ -62,23 +60,23 @@ class TrainingFactors:
             raise ValueError(f"{path} is not a file of muP factors ({error}); export the model again.") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `mup_factors.json` to a folder: one entry for each distinct setting of a role, with its parameters."""
+        """Write `mup_factors.json` to a folder: one entry per role and distinct factors, with its parameters."""
         members: dict[tuple[Role, float, float, float], list[str]] = {}
-        for name, (role, setting) in self.settings.items():
-            members.setdefault((role, setting.lr, setting.weight_decay, setting.eps), []).append(name)
+        for name, (role, own) in self.factors.items():
+            members.setdefault((role, own.lr, own.weight_decay, own.eps), []).append(name)
         groups = [
             {"role": role, "lr": lr, "weight_decay": weight_decay, "eps": eps, "parameters": names}
             for (role, lr, weight_decay, eps), names in members.items()
         ]
         write_json(Path(folder) / FILE_NAME, {"groups": groups})
 
-    def find(self, name: str) -> tuple[Role, Setting]:
+    def find(self, name: str) -> tuple[Role, OptimizerFactors]:
         """Return the role and the factors of a parameter by its name, whatever wraps the model.
 
         Raises:
             ValueError: if the exported model has no such parameter.
         """
         plain = plain_name(name)
-        if plain not in self.settings:
+        if plain not in self.factors:
             raise ValueError(f"The parameter {name} has no muP factors; freeze it, or export the model again.")
-        return self.settings[plain]
+        return self.factors[plain]

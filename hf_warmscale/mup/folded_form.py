@@ -1,14 +1,15 @@
 """muP in any family's own forward pass: the multipliers are folded into init, learning rate, eps and weight decay.
 
-Adam does not see a factor that moves from the forward pass into a weight ([`Setting.absorb`]), so the multipliers
-need no place in the model: the embedding takes its own, an untied readout 1/m_N, a tied one leaves 1/m_N to the final
-norm's gain, and what writes to the residual stream takes m_L^-alpha (the gain of the norm after it, if there is one).
+Adam does not see a factor that moves from the forward pass into a weight ([`OptimizerFactors.absorb`]), so the model
+needs no multipliers of its own. The embedding takes its multiplier; an untied readout takes 1/m_N; with tied weights,
+the final norm's gain takes 1/m_N instead. A matrix that writes to the residual stream takes m_L^-alpha, unless a norm
+follows it: then that norm's gain does.
 """
 
 from dataclasses import dataclass
 
 from hf_warmscale.architecture import Axis, ModelMap, ParameterMap
-from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.parameter_scaling import ParameterScaling
 from hf_warmscale.mup.rules import Parametrization, Ratios
 
 MULTIPLIERS = (
@@ -23,8 +24,8 @@ MULTIPLIERS = (
 """How the config fields end with which families scale their own forward pass."""
 
 
-def folded_placements(model: ModelMap, base: ModelMap, parametrization: Parametrization) -> dict[str, Placement]:
-    """Return the placement of every parameter of a model, in the model's own order.
+def folded_scalings(model: ModelMap, base: ModelMap, parametrization: Parametrization) -> dict[str, ParameterScaling]:
+    """Return the scaling of every parameter of a model, in the model's own order.
 
     Args:
         model (`ModelMap`): the model to train.
@@ -40,7 +41,7 @@ def folded_placements(model: ModelMap, base: ModelMap, parametrization: Parametr
     multipliers = _Multipliers(model, base, parametrization)
     zero = _zero_names(model, parametrization)
     return {
-        parameter.name: Placement(
+        parameter.name: ParameterScaling(
             parameter.role,
             _ratios(parameter, model, base),
             multipliers.of(parameter),

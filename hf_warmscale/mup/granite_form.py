@@ -1,4 +1,4 @@
-"""muP on Granite's own fields: from the plain numbers of a config to the setting of every parameter.
+"""muP on Granite's own fields: from the plain numbers of a config to the factors of every parameter.
 
 Granite is Llama with four forward multipliers in its config, and muP needs no more than these, so a muP model *is* a
 Granite model: `embedding_multiplier = embedding_alpha`, `residual_multiplier = m_L^-alpha`, `logits_scaling =
@@ -7,12 +7,12 @@ m_N / readout_alpha` (it divides) and `attention_multiplier = head_dim^-1/2`.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from transformers import GraniteConfig
 
 from hf_warmscale.architecture import Role
-from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.parameter_scaling import ParameterScaling
 from hf_warmscale.mup.rules import Parametrization, Ratios
 
 Reads = Literal["hidden_size", "num_attention_heads", "intermediate_size"]
@@ -111,11 +111,11 @@ class GraniteForm:
         """Return the factor on the init std of a linear layer, by the last part of the module's path."""
         if self._zero_init(module):
             return 0.0
-        return self.parametrization.setting("readout" if module == "lm_head" else "hidden", self._ratios(module)).init
+        return self.parametrization.factors("readout" if module == "lm_head" else "hidden", self._ratios(module)).init
 
-    def placements(self) -> dict[str, Placement]:
-        """Return the placement of every parameter, in the model's own order; a tied readout is not one."""
-        placements = {"model.embed_tokens.weight": Placement("embedding", self._ratios("embed_tokens"))}
+    def scalings(self) -> dict[str, ParameterScaling]:
+        """Return the scaling of every parameter, in the model's own order; a tied readout is not one."""
+        scalings = {"model.embed_tokens.weight": ParameterScaling("embedding", self._ratios("embed_tokens"))}
         for layer in range(self.num_hidden_layers):
             prefix = f"model.layers.{layer}"
             for path, biased in BLOCK_MODULES.items():
@@ -123,14 +123,14 @@ class GraniteForm:
                 role: Role = "hidden" if module in MATRICES else "norm"
                 ratios = self._ratios(module, self.depth)
                 zero = self._zero_init(module)
-                placements[f"{prefix}.{path}.weight"] = Placement(role, ratios, in_block=True, zero_init=zero)
+                scalings[f"{prefix}.{path}.weight"] = ParameterScaling(role, ratios, in_block=True, zero_init=zero)
                 if biased in self.biased:
-                    placements[f"{prefix}.{path}.bias"] = Placement("bias", ratios, in_block=True)
-        placements["model.norm.weight"] = Placement("final_norm", self._ratios("norm"))
+                    scalings[f"{prefix}.{path}.bias"] = ParameterScaling("bias", ratios, in_block=True)
+        scalings["model.norm.weight"] = ParameterScaling("final_norm", self._ratios("norm"))
         if not self.tied:
             zero = self._zero_init("lm_head")
-            placements["lm_head.weight"] = Placement("readout", self._ratios("lm_head"), zero_init=zero)
-        return placements
+            scalings["lm_head.weight"] = ParameterScaling("readout", self._ratios("lm_head"), zero_init=zero)
+        return scalings
 
     def _zero_init(self, module: str) -> bool:
         constants = self.parametrization
@@ -141,6 +141,15 @@ class GraniteForm:
         return Ratios(
             width=self.widths["hidden_size"], depth=depth, fan_in=self.widths[reads], fan_out=self.widths[writes]
         )
+
+
+def is_mup(config: object) -> TypeGuard[GraniteConfig]:
+    """Tell whether a config carries the base shape of a muP model: it is a Granite's and has a `mup` entry.
+
+    This is the package's only test for it. Neither the class nor the weights decide: the entry survives in the stock
+    Granite config that `MupForCausalLM.save_pretrained` writes, and a `mup` key of another family is not ours.
+    """
+    return isinstance(config, GraniteConfig) and getattr(config, "mup", None) is not None
 
 
 def head_dim(config: GraniteConfig) -> int:

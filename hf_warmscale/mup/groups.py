@@ -8,12 +8,12 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from hf_warmscale.mup.factors import TrainingFactors
-from hf_warmscale.mup.placement import find_placement
+from hf_warmscale.mup.parameter_scaling import find_scaling
 from hf_warmscale.mup.realization import config_of, realize
-from hf_warmscale.mup.rules import Parametrization, Setting
+from hf_warmscale.mup.rules import OptimizerFactors, Parametrization
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
 
-Trainable = Iterator[tuple[nn.Parameter, str, Setting]]
+Trainable = Iterator[tuple[nn.Parameter, str, OptimizerFactors]]
 
 
 def mup_param_groups(
@@ -28,7 +28,7 @@ def mup_param_groups(
     weight_decay_rule: WeightDecayRule = "paper",
     timescale: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Build the optimizer's parameter groups: one for each distinct setting, the one nearest to the base rate first.
+    """Build the optimizer's parameter groups, one per distinct rate, decay and eps; nearest to the base rate first.
 
     Parameters are found by name, never by shape, so the groups are the same under DDP, ZeRO-3 (which hides shapes),
     `fully_shard`, `torch.compile` and peft. Every trainable parameter is in exactly one group. Trainer logs the rate
@@ -74,8 +74,8 @@ def mup_param_groups(
 
     trainable = _by_factors(model, factors) if factors else _by_rules(model, base_config, parametrization)
     members: dict[tuple[float, float, float], list[tuple[nn.Parameter, str]]] = {}
-    for parameter, role, setting in trainable:
-        key = lr * setting.lr, decay(lr * setting.lr, setting.weight_decay), eps * setting.eps
+    for parameter, role, own in trainable:
+        key = lr * own.lr, decay(lr * own.lr, own.weight_decay), eps * own.eps
         members.setdefault(key, []).append((parameter, role))
     groups = [
         {
@@ -96,8 +96,8 @@ def _by_rules(
     realization = realize(config_of(model), base_config, parametrization)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            placement = find_placement(realization.placements, name)
-            yield parameter, placement.role, placement.setting(realization.parametrization)
+            scaling = find_scaling(realization.scalings, name)
+            yield parameter, scaling.role, scaling.factors(realization.parametrization)
 
 
 def _by_factors(model: nn.Module, factors: TrainingFactors) -> Trainable:

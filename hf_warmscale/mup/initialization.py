@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import NormMap, ParameterMap, describe
-from hf_warmscale.mup.folded_form import folded_placements
-from hf_warmscale.mup.realization import has_mup_entry
+from hf_warmscale.mup.folded_form import folded_scalings
+from hf_warmscale.mup.granite_form import is_mup
 from hf_warmscale.mup.rules import Parametrization
 
 MATRICES = ("embedding", "hidden", "readout", "router")
@@ -47,19 +47,19 @@ def init_mup(
     >>> model = init_mup(AutoModelForCausalLM.from_config(config), base_config=base_config)
     ```
     """
-    if has_mup_entry(model.config):
+    if is_mup(model.config):
         raise ValueError("The model has a mup entry in its config and is initialised by it; build it anew instead.")
     _refuse_absent(model)
     parametrization = parametrization or Parametrization()
     described = describe(model.config)
-    placements = folded_placements(described, describe(base_config), parametrization)
+    scalings = folded_scalings(described, describe(base_config), parametrization)
     sigma = std if std is not None else model.config.to_dict().get("initializer_range")
     if sigma is None:
         raise ValueError(f"The {model.config.model_type} config has no initializer_range; give std.")
     for name, parameter in model.named_parameters():
         place = described.parameters[name]
-        factor = placements[name].setting(parametrization).init
-        if placements[name].zero_init:
+        factor = scalings[name].factors(parametrization).init
+        if scalings[name].zero_init:
             nn.init.zeros_(parameter)
         elif place.role in MATRICES:
             nn.init.normal_(parameter, mean=0.0, std=sigma * factor)

@@ -10,6 +10,7 @@ from hf_warmscale.mup.factors import TrainingFactors
 from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.rules import Parametrization
 from hf_warmscale.mup.weight_decay import WeightDecayRule
+from hf_warmscale.refusals import refuse_deepspeed_blocks
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -96,8 +97,5 @@ def refuse_deepspeed_optimizer(args: "TrainingArguments") -> None:
         ValueError: if it does.
     """
     plugin = args.deepspeed_plugin  # also set by accelerate's own config file, which leaves `args.deepspeed` empty
-    if plugin is not None and "optimizer" in plugin.deepspeed_config:
-        raise ValueError(
-            "The DeepSpeed config has an optimizer block, which silently replaces muP's parameter groups by a single "
-            "one; remove the block (and its scheduler block)."
-        )
+    if plugin is not None:
+        refuse_deepspeed_blocks(plugin.deepspeed_config, "optimizer")

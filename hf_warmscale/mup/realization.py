@@ -1,15 +1,14 @@
 """The two realisations of the rule table: Granite's own multipliers, or everything folded into init and optimizer."""
 
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from torch import nn
-from transformers import GraniteConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import describe
-from hf_warmscale.mup.folded_form import folded_placements
-from hf_warmscale.mup.granite_form import GraniteForm
-from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.folded_form import folded_scalings
+from hf_warmscale.mup.granite_form import GraniteForm, is_mup
+from hf_warmscale.mup.parameter_scaling import ParameterScaling
 from hf_warmscale.mup.rules import Parametrization
 
 
@@ -19,12 +18,12 @@ class Realization:
 
     Args:
         parametrization (`Parametrization`): the rules and the tuned constants.
-        placements (`dict[str, Placement]`): every parameter, by its name in the plain model.
+        scalings (`dict[str, ParameterScaling]`): every parameter, by its name in the plain model.
         forward (`dict[str, float]`): the config fields that hold forward multipliers; empty where all are folded.
     """
 
     parametrization: Parametrization
-    placements: dict[str, Placement]
+    scalings: dict[str, ParameterScaling]
     forward: dict[str, float]
 
 
@@ -41,25 +40,20 @@ def realize(
         parametrization (`Parametrization`, *optional*): with `base_config`; by default CompleteP.
 
     Raises:
-        ValueError: if neither or both are there, or they do not fit (see [`folded_placements`]).
+        ValueError: if neither or both are there, or they do not fit (see [`folded_scalings`]).
     """
-    if has_mup_entry(config):
+    if is_mup(config):
         if base_config is not None or parametrization is not None:
             raise ValueError("The config has a mup entry with its own base shape; leave out the base config.")
         form = GraniteForm.from_config(config)
-        return Realization(form.parametrization, form.placements(), form.forward_multipliers())
+        return Realization(form.parametrization, form.scalings(), form.forward_multipliers())
     if base_config is None:
         raise ValueError(
             f"The {config.model_type} config has no mup entry; give base_config, the config of the tuned model."
         )
     parametrization = parametrization or Parametrization()
-    placements = folded_placements(describe(config), describe(base_config), parametrization)
-    return Realization(parametrization, placements, {})
-
-
-def has_mup_entry(config: PreTrainedConfig) -> TypeGuard[GraniteConfig]:
-    """Tell whether a config brings its base shape along; the entry survives in a stock Granite config."""
-    return isinstance(config, GraniteConfig) and getattr(config, "mup", None) is not None
+    scalings = folded_scalings(describe(config), describe(base_config), parametrization)
+    return Realization(parametrization, scalings, {})
 
 
 def config_of(model: nn.Module) -> PreTrainedConfig:

@@ -66,7 +66,7 @@ ONE = Power()
 
 
 @dataclass(frozen=True)
-class Setting:
+class OptimizerFactors:
     """What a parameter's own init, learning rate, weight decay and Adam eps are multiplied by.
 
     Weight decay is decoupled (the decay per step is `lr * weight_decay`); a factor of 0 marks what is not decayed.
@@ -77,14 +77,14 @@ class Setting:
     weight_decay: float = 1.0
     eps: float = 1.0
 
-    def absorb(self, factor: float) -> "Setting":
+    def absorb(self, factor: float) -> "OptimizerFactors":
         """Move `factor` out of the forward pass and into the stored weight.
 
         Training W = c * w with (c * lr, weight_decay / c, eps / c), from c times the init, is under Adam the same as
         training w with (lr, weight_decay, eps) in a forward pass that multiplies it by c: the symmetry of
         arXiv:2203.03466 with its eps and decoupled decay. Clipping by the *global* gradient norm breaks it.
         """
-        return Setting(
+        return OptimizerFactors(
             init=self.init * factor,
             lr=self.lr * factor,
             weight_decay=self.weight_decay / factor,
@@ -226,8 +226,8 @@ class Parametrization:
         alpha = {"embedding": self.embedding_alpha, "readout": self.readout_alpha}.get(role, 1.0)
         return rule_table(self.depth_alpha)[role].multiplier(ratios.seen_by(self.rule)) * alpha
 
-    def setting(self, role: Role, ratios: Ratios) -> Setting:
-        """Return the AdamW setting of a parameter.
+    def factors(self, role: Role, ratios: Ratios) -> OptimizerFactors:
+        """Return the AdamW factors of a parameter.
 
         Args:
             role (`Role`): what the parameter is for.
@@ -235,22 +235,22 @@ class Parametrization:
         """
         rule = rule_table(self.depth_alpha)[role]
         seen = ratios.seen_by(self.rule)
-        return Setting(
+        return OptimizerFactors(
             init=rule.init(seen),
             lr=rule.lr(seen),
             weight_decay=rule.weight_decay(seen) if rule.weight_decay is not None else 0.0,
             eps=rule.eps(seen),
         )
 
-    def muon_setting(self, role: Role, ratios: Ratios) -> Setting:
-        """Return the setting under Muon; for the roles that Muon must not touch, the AdamW one."""
+    def muon_factors(self, role: Role, ratios: Ratios) -> OptimizerFactors:
+        """Return the factors under Muon; for the roles that Muon must not touch, those of AdamW."""
         rule = rule_table(self.depth_alpha)[role]
-        setting = self.setting(role, ratios)
+        adamw = self.factors(role, ratios)
         if rule.muon_lr is None or rule.muon_weight_decay is None or rule.muon_eps is None:
-            return setting
+            return adamw
         seen = ratios.seen_by(self.rule)
         return replace(
-            setting, lr=rule.muon_lr(seen), weight_decay=rule.muon_weight_decay(seen), eps=rule.muon_eps(seen)
+            adamw, lr=rule.muon_lr(seen), weight_decay=rule.muon_weight_decay(seen), eps=rule.muon_eps(seen)
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import Role
-from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.parameter_scaling import ParameterScaling
 from hf_warmscale.mup.realization import Realization, realize
 from hf_warmscale.mup.rules import Parametrization, Power, rule_table
 
@@ -107,54 +107,54 @@ def mup_table(
 
 
 def _parameter_rows(realization: Realization) -> list[TableRow]:
-    members: dict[Placement, list[str]] = {}
-    for name, placement in realization.placements.items():
-        members.setdefault(placement, []).append(name)
+    members: dict[ParameterScaling, list[str]] = {}
+    for name, scaling in realization.scalings.items():
+        members.setdefault(scaling, []).append(name)
     order = list(rule_table())
-    placements = sorted(members, key=lambda placement: (order.index(placement.role), not placement.in_block))
-    return [_row(realization, placement, members[placement]) for placement in placements]
+    scalings = sorted(members, key=lambda scaling: (order.index(scaling.role), not scaling.in_block))
+    return [_row(realization, scaling, members[scaling]) for scaling in scalings]
 
 
-def _row(realization: Realization, placement: Placement, names: list[str]) -> TableRow:
+def _row(realization: Realization, scaling: ParameterScaling, names: list[str]) -> TableRow:
     parametrization = realization.parametrization
-    rule = rule_table(parametrization.depth_alpha)[placement.role]
-    setting = placement.setting(parametrization)
-    muon = parametrization.muon_setting(placement.role, placement.ratios).absorb(placement.absorbed)
-    moved = f"{placement.absorbed:.4g}"
+    rule = rule_table(parametrization.depth_alpha)[scaling.role]
+    adamw = scaling.factors(parametrization)
+    muon = parametrization.muon_factors(scaling.role, scaling.ratios).absorb(scaling.absorbed)
+    moved = f"{scaling.absorbed:.4g}"
 
     def cell(symbol: str, power: Power, value: float, sign: str) -> Cell:
-        seen = power if placement.in_block else replace(power, depth=0)
+        seen = power if scaling.in_block else replace(power, depth=0)
         formula = seen.formula(symbol, parametrization.rule)
-        return Cell(formula if placement.absorbed == 1 else f"{formula}{sign}{moved}", value)
+        return Cell(formula if scaling.absorbed == 1 else f"{formula}{sign}{moved}", value)
 
     return TableRow(
-        role=placement.role,
-        place="block" if placement.in_block else "outside",
+        role=scaling.role,
+        place="block" if scaling.in_block else "outside",
         parameters=len(names),
         example=names[0],
         init=ZERO
-        if placement.role == "bias" or placement.zero_init
-        else cell("1" if placement.role in VECTORS else "σ", rule.init, setting.init, "·"),
-        multiplier=_multiplier(realization, placement),
-        lr=cell("η", rule.lr, setting.lr, "·"),
-        weight_decay=cell("λ", rule.weight_decay, setting.weight_decay, "/") if rule.weight_decay else ZERO,
-        eps=cell("ε", rule.eps, setting.eps, "/"),
+        if scaling.role == "bias" or scaling.zero_init
+        else cell("1" if scaling.role in VECTORS else "σ", rule.init, adamw.init, "·"),
+        multiplier=_multiplier(realization, scaling),
+        lr=cell("η", rule.lr, adamw.lr, "·"),
+        weight_decay=cell("λ", rule.weight_decay, adamw.weight_decay, "/") if rule.weight_decay else ZERO,
+        eps=cell("ε", rule.eps, adamw.eps, "/"),
         muon_lr=cell("η", rule.muon_lr, muon.lr, "·") if rule.muon_lr else None,
         muon_weight_decay=cell("λ", rule.muon_weight_decay, muon.weight_decay, "/")
         if rule.muon_weight_decay
         else None,
         muon_eps=cell("ε", rule.muon_eps, muon.eps, "/") if rule.muon_eps else None,
-        reason=rule.reason if placement.absorbed == 1 else f"{rule.reason}; holds {moved} for the forward pass",
+        reason=rule.reason if scaling.absorbed == 1 else f"{rule.reason}; holds {moved} for the forward pass",
     )
 
 
-def _multiplier(realization: Realization, placement: Placement) -> Cell | None:
+def _multiplier(realization: Realization, scaling: ParameterScaling) -> Cell | None:
     """The forward multiplier of an embedding or readout, where the forward pass has one."""
-    if not realization.forward or placement.role not in ALPHAS:
+    if not realization.forward or scaling.role not in ALPHAS:
         return None
-    power = rule_table()[placement.role].multiplier
-    formula = power.formula(ALPHAS[placement.role], realization.parametrization.rule)
-    return Cell(formula, realization.parametrization.multiplier(placement.role, placement.ratios))
+    power = rule_table()[scaling.role].multiplier
+    formula = power.formula(ALPHAS[scaling.role], realization.parametrization.rule)
+    return Cell(formula, realization.parametrization.multiplier(scaling.role, scaling.ratios))
 
 
 def _forward_rows(realization: Realization) -> list[TableRow]:

@@ -6,7 +6,7 @@ from typing import Any
 DEFAULT_TOKENS = 2_000_000
 """Sized for about four minutes on two CPU cores."""
 
-MIN_TOKENS = 40_000
+MIN_TOKENS = 20_000
 
 SEEDS = 2**32
 """NumPy's generators take as many."""

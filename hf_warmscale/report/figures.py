@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from hf_warmscale.staging import staged_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,14 +33,9 @@ def figure(path: str | os.PathLike[str], *, size: tuple[float, float] = (7.0, 4.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
     with matplotlib.rc_context(cast(Any, STYLE)):
         drawing = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(drawing)
         yield drawing
-        staging = path.with_name(f".{path.name}.partial")
-        try:
+        with staged_file(path) as staging:
             drawing.savefig(staging, format="png")
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)

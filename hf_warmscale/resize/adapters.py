@@ -11,14 +11,13 @@ from transformers import PreTrainedModel
 
 from hf_warmscale.architecture import ParameterMap, describe
 from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json
+from hf_warmscale.checkpoints.files import ADAPTER_CONFIG, ADAPTER_FILE
 from hf_warmscale.resize.growing.receipt import CONFIG_ENTRY
 from hf_warmscale.resize.growing.replay import replay_stored
 from hf_warmscale.resize.planning.plan import Plan
 from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
 
 PEFT_PREFIX = "base_model.model."
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
 """What a LoRA config may say of single blocks, whose numbers change with the depth."""
 

@@ -1,97 +1,97 @@
-"""Make a smaller model out of a larger one: the inverse of a growth, or the coordinates that matter most."""
+"""Shrink a model: undo its growth, or select its most important coordinates."""
 
-import copy
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture import Axis, ModelMap, describe
-from hf_warmscale.checkpoints import (
-    content_hash,
-    copy_side_files,
-    open_checkpoint,
-    refuse_existing,
-    staged_directory,
-    write_json,
-)
-from hf_warmscale.resize.growing.in_memory import live_weights, load_source, load_weights, match_source
-from hf_warmscale.resize.growing.receipt import RECEIPT_FILE, GrowthReceipt
+from hf_warmscale.architecture import Axis, ModelMap, describe, on_cpu
+from hf_warmscale.checkpoints import copy_side_files, refuse_existing, staged_directory, write_json
+from hf_warmscale.options import Sizes
+from hf_warmscale.resize.growing.in_memory import make_model, restore_dtypes
+from hf_warmscale.resize.growing.receipt import GrowthReceipt
 from hf_warmscale.resize.growing.replay import replay_growth
-from hf_warmscale.resize.growing.verify import LONGEST_PROBE, find_tokenizer, probe_tokens, verify_growth
-from hf_warmscale.resize.planning.exactness import width_obstacle
+from hf_warmscale.resize.growing.verify import compare_models, probe_tokens
+from hf_warmscale.resize.model_source import ModelSource, StoredModel, find_model, own_dtype
 from hf_warmscale.resize.planning.layer_map import LayerMap
 from hf_warmscale.resize.planning.operators import ZeroPad
 from hf_warmscale.resize.planning.plan import Plan
-from hf_warmscale.resize.planning.target import compensation, embedding_buffer, requested_sizes, target_config
+from hf_warmscale.resize.planning.target import compensation, requested_sizes, target_config
 from hf_warmscale.resize.planning.transfer import transfer_tensor
+from hf_warmscale.resize.shrinking.calibration import Calibration, calibration_tokens
 from hf_warmscale.resize.shrinking.importance import Importance, measure_importance
-from hf_warmscale.resize.shrinking.selection import kept_blocks, kept_everywhere, kept_in_block
-from hf_warmscale.resize.shrinking.shrink_receipt import SHRINK_ATTRIBUTE, SHRINK_FILE, How, ShrinkReceipt
+from hf_warmscale.resize.shrinking.selection import select_blocks, select_in_block, select_shared
+from hf_warmscale.resize.shrinking.shrink_receipt import How, ShrinkReceipt
 from hf_warmscale.resize.shrinking.undo import (
     before_growth,
     first_copies_of_blocks,
     receipt_to_undo,
-    refuse_silent_cut,
+    refuse_unintended_selection,
     undo_weights,
     without_growth,
 )
 
-Calibration = Sequence[str] | Tensor
 
-Shrunk = tuple[PreTrainedConfig, dict[str, Tensor], ShrinkReceipt]
-"""The config and the weights of the smaller model, and what was done."""
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller model before it is built.
+
+    Args:
+        config (`PreTrainedConfig`): its config.
+        tensors (`Mapping[str, Tensor]`): its weights by name.
+        receipt (`ShrinkReceipt`): the record.
+    """
+
+    config: PreTrainedConfig
+    tensors: Mapping[str, Tensor]
+    receipt: ShrinkReceipt
 
 
 def shrink_from_pretrained(
     source: str | os.PathLike[str] | PreTrainedModel,
     *,
-    hidden_size: int | None = None,
-    intermediate_size: int | None = None,
-    num_attention_heads: int | None = None,
-    num_key_value_heads: int | None = None,
-    num_hidden_layers: int | None = None,
-    vocab_size: int | None = None,
     calibration: Calibration | None = None,
     undo_growth: bool = True,
     dtype: torch.dtype | None = None,
     verify: bool = True,
-    **other_sizes: int | None,
+    **sizes: Unpack[Sizes],
 ) -> PreTrainedModel:
-    """Shrink a causal language model; what comes back is a stock model of the same class.
+    """Shrink a causal language model; the result is a stock model of the same class.
 
-    A model that was grown and is asked for its old sizes, or for none, becomes again what it was grown from: by the
-    receipt in its config, each old weight is what its copies agree on. One call undoes one growth, the last one first.
-    Everything else keeps the coordinates that matter most on calibration text: neurons and heads by block, the hidden
-    size everywhere, blocks by their influence; norms are rescaled as by the inverse of `zero_pad`. What was cut heals
-    in some training: by [`HealingTrainer`] towards the larger model, or by a stage of [`ContinualTrainer`].
+    If a grown model is asked for its old sizes, or for none, its growth is undone: by the receipt in its config, each
+    old weight becomes the mean of its copies. One call undoes one growth, the last one first. Otherwise the most
+    important coordinates on calibration text are selected: neurons and heads block by block, the hidden size for all
+    blocks together, blocks by their influence; norms are rescaled by the inverse of `zero_pad`. Some training heals
+    the cut: with [`HealingTrainer`] towards the larger model, or with a stage of [`ContinualTrainer`].
 
     Args:
         source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id (`id@revision` too) or a live model, which
             is not changed.
+        calibration (`Sequence[str]` or `Tensor`, *optional*): texts, or token ids `[batch, tokens]`. The default is a
+            short built-in text, enough to find coordinates that do nothing, but not to select well.
+        undo_growth (`bool`): use the receipt of a grown model.
+        dtype (`torch.dtype`, *optional*): of all weights of the result; by default each keeps its own.
+        verify (`bool`): run both models on a short probe and record the difference in the receipt.
         hidden_size (`int`, *optional*): the width of the residual stream.
-        intermediate_size (`int`, *optional*): neurons of an MLP.
+        intermediate_size (`int`, *optional*): the neurons of an MLP.
         num_attention_heads (`int`, *optional*): query heads.
         num_key_value_heads (`int`, *optional*): key-value heads.
         num_hidden_layers (`int`, *optional*): blocks.
-        vocab_size (`int`, *optional*): tokens; the first ones are kept.
-        calibration (`Sequence[str]` or `Tensor`, *optional*): texts, or token ids `[batch, tokens]`; a short built-in
-            text by default, which is enough to find what does nothing but not to choose well.
-        undo_growth (`bool`): use the receipt of a grown model.
-        dtype (`torch.dtype`, *optional*): of the result; the source's by default.
-        verify (`bool`): run both models on a short probe and keep the difference in the receipt.
-        other_sizes (`int`): further axes by their name in the config (`moe_intermediate_size`).
+        vocab_size (`int`, *optional*): tokens; the first ones stay, so only padding should be cut.
+        sizes (`int`): other axes by their name in the config (`moe_intermediate_size`); see [`Sizes`].
 
     Returns:
-        `PreTrainedModel`: in evaluation mode, with a dict in `shrink_receipt`.
+        `PreTrainedModel`: in evaluation mode, on the device of a live source, with the receipt as a dict in
+        `shrink_receipt`.
 
     Raises:
-        ValueError: if a size is above the source's or breaks the heads' divisibility, the family has no such size,
-            there is nothing to shrink, or a weight is not finite.
-        FileNotFoundError: if there is no such source.
+        ValueError: if a size is above the source's or breaks the divisibility of heads, the family has no such size,
+            no size shrinks, a special token would be cut, or a weight is not finite.
+        FileNotFoundError: if the source does not exist.
 
     Example:
 
@@ -100,56 +100,38 @@ def shrink_from_pretrained(
     >>> small.shrink_receipt["block_influence"]
     ```
     """
-    model, name = load_source(source)
-    sizes = {
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_attention_heads": num_attention_heads,
-        "num_key_value_heads": num_key_value_heads,
-        "num_hidden_layers": num_hidden_layers,
-        "vocab_size": vocab_size,
-        **other_sizes,
-    }
-    described = describe(model.config)
-    wanted = requested_sizes(described, sizes)
-    weights = live_weights(model, described)
-    receipt = receipt_to_undo(model.config, described, wanted) if undo_growth else None
-    if receipt is not None:
-        config, tensors, record = _by_receipt(model, name, described, receipt, weights, dtype)
-    else:
-        if undo_growth:
-            refuse_silent_cut(model.config, described, wanted)
-        _refuse_larger(described, wanted)
-        config, tensors, record = _by_importance(model, name, described, wanted, calibration, weights, dtype)
-    small = load_weights(type(model), config, tensors, dtype or model.dtype)
-    match_source(small, model)
-    small.generation_config = copy.deepcopy(model.generation_config)
-    if verify:
-        record.verification = verify_growth(
-            model, small, described.layer_path, probe_tokens(model, small.config.vocab_size)
-        )
-    setattr(small, SHRINK_ATTRIBUTE, record.to_dict())
-    return small
+    with on_cpu():
+        return _shrink(find_model(source), sizes, calibration, undo_growth=undo_growth, dtype=dtype, verify=verify)
 
 
 def shrink_checkpoint(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    **arguments: Any,
+    *,
+    calibration: Calibration | None = None,
+    undo_growth: bool = True,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    max_shard_size: int | str = "5GB",
+    **sizes: Unpack[Sizes],
 ) -> ShrinkReceipt:
-    """Shrink a stored model into a new folder; tokenizer and generation config come along.
+    """Shrink a stored model into a new folder; the same bits as [`shrink_from_pretrained`].
+
+    Tokenizer and generation config are copied. The source is loaded as a whole to measure importance.
 
     Args:
-        source (`str` or `PathLike`): a folder or a Hub id.
+        source (`str` or `PathLike`): a folder or a Hub id (`id@revision` too).
         output (`str` or `PathLike`): a new or empty folder; it appears when it is complete.
-        arguments: as for [`shrink_from_pretrained`].
+        max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
+        sizes (`int`): and all other arguments as for [`shrink_from_pretrained`].
 
     Returns:
         `ShrinkReceipt`: also in `shrink_receipt.json`.
 
     Raises:
         ValueError: as for [`shrink_from_pretrained`], or if `output` is not empty.
-        FileNotFoundError: if there is no such source.
+        FileNotFoundError: if the source does not exist.
+        OSError: if the disk is full; nothing is left at `output`.
 
     Example:
 
@@ -159,140 +141,122 @@ def shrink_checkpoint(
     ```
     """
     refuse_existing(output)
-    folder = open_checkpoint(source).folder
-    small = shrink_from_pretrained(source, **arguments)
-    content: dict[str, Any] = getattr(small, SHRINK_ATTRIBUTE)
-    with staged_directory(output) as staging:
-        copy_side_files(folder, staging)
-        (staging / RECEIPT_FILE).unlink(missing_ok=True)
-        small.save_pretrained(staging)
-        write_json(staging / SHRINK_FILE, content)
-    return ShrinkReceipt.from_dict(content)
+    with on_cpu():
+        model = StoredModel(source)
+        small = _shrink(model, sizes, calibration, undo_growth=undo_growth, dtype=dtype, verify=verify)
+    receipt = ShrinkReceipt.from_dict(vars(small)[ShrinkReceipt.attribute])
+    with staged_directory(output) as folder:
+        copy_side_files(model.checkpoint.folder, folder)
+        small.save_pretrained(folder, max_shard_size=max_shard_size)
+        write_json(folder / ShrinkReceipt.file_name, receipt.to_dict())
+    return receipt
 
 
-def _by_receipt(
-    model: PreTrainedModel,
-    name: str,
-    source: ModelMap,
-    receipt: GrowthReceipt,
-    weights: Mapping[str, Tensor],
+def _shrink(
+    source: ModelSource,
+    sizes: Sizes,
+    calibration: Calibration | None,
+    *,
+    undo_growth: bool,
     dtype: torch.dtype | None,
-) -> Shrunk:
+    verify: bool,
+) -> PreTrainedModel:
+    described = describe(source.config)
+    wanted = requested_sizes(described, cast(dict[str, int | None], sizes))
+    growth = receipt_to_undo(source.config, described, wanted) if undo_growth else None
+    if growth is not None:
+        shrunk = _by_receipt(source, described, growth, dtype)
+    else:
+        if undo_growth:
+            refuse_unintended_selection(source.config, described, wanted)
+        _refuse_larger(described, wanted)
+        shrunk = _by_importance(source, described, wanted, calibration, dtype)
+    small = make_model(shrunk.config, shrunk.tensors, source)
+    if verify:
+        tokens = probe_tokens(source.model, small.config.vocab_size)
+        shrunk.receipt.verification = compare_models(source.model, small, described.layer_path, tokens)
+    restore_dtypes(small, shrunk.tensors)
+    setattr(small, ShrinkReceipt.attribute, shrunk.receipt.to_dict())
+    return small
+
+
+def _by_receipt(source: ModelSource, described: ModelMap, growth: GrowthReceipt, dtype: torch.dtype | None) -> Shrunk:
     """Undo a growth."""
-    sizes = {axis: receipt.source_sizes[str(axis)] for axis in source.sizes}
-    layers = LayerMap(first_copies_of_blocks(receipt))
-    config = before_growth(target_config(model.config, source, sizes, layers, dtype))
-    tensors = undo_weights(replay_growth(config, receipt), weights, dtype)
-    return config, tensors, _record(name, source, config, layers, weights, "receipt")
+    sizes = {axis: growth.source_sizes[str(axis)] for axis in described.sizes}
+    layers = LayerMap(first_copies_of_blocks(growth))
+    config = before_growth(target_config(source.config, described, sizes, layers, dtype))
+    tensors = undo_weights(replay_growth(config, growth), source.read, dtype)
+    return Shrunk(config, tensors, _receipt(source, described, config, layers, "receipt"))
 
 
 def _by_importance(
-    model: PreTrainedModel,
-    name: str,
-    source: ModelMap,
+    source: ModelSource,
+    described: ModelMap,
     sizes: Mapping[Axis, int],
     calibration: Calibration | None,
-    weights: Mapping[str, Tensor],
     dtype: torch.dtype | None,
 ) -> Shrunk:
-    """Keep the coordinates that matter most."""
-    tokens = _calibration_tokens(model, calibration)
-    importance = measure_importance(model, source, tokens)
-    plan, config = _plan(model, source, sizes, importance, dtype)
-    if (obstacle := width_obstacle(plan)) is not None:
-        raise ValueError(f"This {source.model_type} model cannot be shrunk to these sizes: {obstacle}.")
+    """Select the coordinates that matter most."""
+    tokens = calibration_tokens(source.model, calibration)
+    importance = measure_importance(source.model, described, tokens)
+    plan, config = _plan(source, described, sizes, importance, dtype)
+    if (reason := plan.widths_inexact_because()) is not None:
+        raise ValueError(f"This {described.model_type} model cannot be shrunk to these sizes: {reason}.")
     tensors = {}
-    for key in plan.target.parameters:
-        transfer = plan.transfer(key)
-        weight = weights[transfer.source]
-        tensors[key] = transfer_tensor(transfer, weight, key=key, dtype=dtype or weight.dtype, compute=torch.float64)
-    record = _record(name, source, config, plan.layers, weights, "importance")
-    record.block_influence, record.calibration_tokens = importance.blocks.tolist(), tokens.numel()
-    return config, tensors, record
+    for name in plan.target.parameters:
+        transfer = plan.transfer(name)
+        weight = source.read(transfer.source)
+        tensors[name] = transfer_tensor(transfer, weight, key=name, dtype=dtype or weight.dtype, compute=torch.float64)
+    receipt = _receipt(source, described, config, plan.layers, "importance")
+    receipt.block_influence, receipt.calibration_tokens = importance.blocks.tolist(), tokens.numel()
+    return Shrunk(config, tensors, receipt)
 
 
 def _plan(
-    model: PreTrainedModel,
-    source: ModelMap,
+    source: ModelSource,
+    described: ModelMap,
     sizes: Mapping[Axis, int],
     importance: Importance,
     dtype: torch.dtype | None,
 ) -> tuple[Plan, PreTrainedConfig]:
-    layers = kept_blocks(importance, sizes[Axis.LAYERS])
-    config = without_growth(target_config(model.config, source, sizes, layers, dtype))
-    factor = embedding_buffer(model)
-    factors = compensation(
-        model.config, config, source, sizes, dtype or model.dtype, None if factor is None else float(factor)
-    )
-    block_axes = {layer: kept_in_block(importance, source, sizes, layer) for layer in layers.source}
-    target = describe(config)
-    axes = kept_everywhere(importance, source, sizes)
-    return Plan(source, target, axes, layers, ZeroPad(source, sizes), factors, block_axes), config
+    own = own_dtype(source.specs)
+    layers = select_blocks(importance, sizes[Axis.LAYERS])
+    config = without_growth(target_config(source.config, described, sizes, layers, dtype))
+    factors = compensation(source.config, config, described, sizes, dtype or own, source.embedding_factor(own))
+    block_axes = {layer: select_in_block(importance, described, sizes, layer) for layer in layers.source}
+    axes = select_shared(importance, described, sizes)
+    plan = Plan(described, describe(config), axes, layers, ZeroPad(described, sizes), factors, block_axes)
+    return plan, config
 
 
 def _refuse_larger(source: ModelMap, sizes: Mapping[Axis, int]) -> None:
     for axis, size in sizes.items():
         if size > source.sizes[axis]:
             raise ValueError(
-                f"{axis} would grow from {source.sizes[axis]} to {size}; shrinking only takes away, so use "
+                f"{axis} would grow from {source.sizes[axis]} to {size}, but shrinking only removes; use "
                 "grow_from_pretrained (warmscale grow)."
             )
     if sizes.get(Axis.EXPERTS) != source.sizes.get(Axis.EXPERTS):
-        raise ValueError("The number of experts stays: fewer would share out the router's weights anew.")
+        raise ValueError(
+            "The number of experts cannot shrink: the router would weigh all experts differently; leave it out."
+        )
     if all(size == source.sizes[axis] for axis, size in sizes.items()):
-        raise ValueError("Every size is the source's own; name at least one that shrinks.")
+        raise ValueError("Every size equals the source's; name at least one that shrinks.")
 
 
-def _calibration_tokens(model: PreTrainedModel, calibration: Calibration | None) -> Tensor:
-    known = model.config.vocab_size
-    if calibration is None:
-        return probe_tokens(model, known)
-    if isinstance(calibration, Tensor):
-        if calibration.dim() != 2 or calibration.is_floating_point() or not calibration.numel():
-            raise ValueError(
-                f"The calibration is {calibration.dtype} of shape {tuple(calibration.shape)}; give whole token ids of "
-                "shape [batch, tokens]."
-            )
-        if not 0 <= int(calibration.min()) <= int(calibration.max()) < known:
-            raise ValueError(f"The calibration has the token {int(calibration.max())}, and the model knows {known}.")
-        return calibration
-    if not any(calibration):
-        raise ValueError("The calibration has no text; give at least one.")
-    tokenizer = find_tokenizer(model)
-    if tokenizer is None:
-        raise ValueError(
-            f"{model.config.name_or_path or 'The model'} has no tokenizer that transformers can load; give the "
-            "calibration as token ids."
-        )
-    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
-    ids = [token for text in calibration for token in tokenizer(text, verbose=False)["input_ids"]]
-    if max(ids) >= known:
-        raise ValueError(
-            f"The tokenizer gives the token {max(ids)}, and the model knows {known}; give the calibration as token "
-            "ids, or the tokenizer of the model."
-        )
-    length = min(longest, LONGEST_PROBE, len(ids))
-    return torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
-
-
-def _record(
-    name: str,
-    source: ModelMap,
-    config: PreTrainedConfig,
-    layers: LayerMap,
-    weights: Mapping[str, Tensor],
-    how: How,
+def _receipt(
+    source: ModelSource, described: ModelMap, config: PreTrainedConfig, layers: LayerMap, how: How
 ) -> ShrinkReceipt:
     target = describe(config)
     return ShrinkReceipt(
-        source=name,
-        source_hash=content_hash(weights),
+        source=source.name,
+        source_hash=source.content_hash(),
         how=how,
-        source_sizes={str(axis): size for axis, size in source.sizes.items()},
+        source_sizes={str(axis): size for axis, size in described.sizes.items()},
         sizes={str(axis): size for axis, size in target.sizes.items()},
         layers=list(layers.source),
         block_influence=[],
-        source_parameters=source.num_parameters(),
+        source_parameters=described.num_parameters(),
         parameters=target.num_parameters(),
         calibration_tokens=0,
     )

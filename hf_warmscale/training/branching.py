@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.schedules.rates import Shape
 from hf_warmscale.training.schedules.schedule import Schedule
@@ -83,11 +84,7 @@ def constant_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError: if there is no such folder.
         ValueError: if a checkpoint was not written by a stage.
     """
-    if not Path(run).is_dir():
-        raise FileNotFoundError(f"There is no run {run}; check the path.")
-    folders = [path for path in Path(run).glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
-    folders.sort(key=lambda path: int(path.name.partition("-")[2]))
-    return [path for path in folders if in_constant_phase(StageRecord.load(path))]
+    return [path for path in run_checkpoints(run) if in_constant_phase(StageRecord.load(path))]
 
 
 def _anneal(trunk: Schedule, rate: float, shape: Shape | None, floor: float) -> Schedule:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_warmscale.training.metering import IGNORED, captured
+from hf_warmscale.training.token_loss import IGNORED, captured
 from hf_warmscale.training.trainer import ContinualTrainer
 
 
@@ -47,7 +47,7 @@ class HealingTrainer(ContinualTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
+    ) -> Any:
         """Return the divergence from the teacher while training, and the usual loss in evaluation."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

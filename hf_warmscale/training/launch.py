@@ -89,14 +89,3 @@ def check_engine(model: nn.Module, args: TrainingArguments, *, deepspeed: bool, 
             f"{args.world_size} processes train the model without exchanging gradients; check the launch."
         )
     return name
-
-
-def refuse_engine_blocks(config: Mapping[str, Any]) -> None:
-    """Refuse a DeepSpeed configuration that brings its own optimizer or scheduler.
-
-    Raises:
-        ValueError: DeepSpeed would merge all parameter groups into one, or ignore the schedule of the stage.
-    """
-    for block in ("optimizer", "scheduler"):
-        if block in config:
-            raise ValueError(f"The DeepSpeed configuration has a block {block!r}, which the stage decides; remove it.")

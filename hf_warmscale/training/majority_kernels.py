@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_warmscale.mup import is_mup
 from hf_warmscale.refusals import refuse_unknown
 
 Granularity = Literal["unit", "tensor", "element"]
@@ -97,7 +98,7 @@ def apply_majority_kernels(
     refuse_unknown("granularity", granularity, get_args(Granularity))
     if expansion < 1:
         raise ValueError(f"expansion is {expansion}; a kernel needs at least one copy.")
-    if getattr(getattr(model, "config", None), "mup", None) is not None:
+    if is_mup(getattr(model, "config", None)):
         raise ValueError("The model carries muP metadata, whose parameter groups go by name; export it first.")
     if any(map(parametrize.is_parametrized, model.modules())):
         raise ValueError("The model has majority kernels already; fold them before applying others.")

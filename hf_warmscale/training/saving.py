@@ -1,13 +1,15 @@
-"""Checkpoints that are complete or not there: written in a staging folder, then renamed."""
+"""Checkpoints that are complete or absent: written in a staging folder of the run, then moved, later rotated out."""
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from hf_warmscale.checkpoints.staging import sync, sync_tree
+from hf_warmscale import staging
 
-STAGING = ".partial"
-"""The folder of a run that holds what is being written; its name is never taken for a checkpoint."""
+STAGING = "_partial"
+"""The folder of a run that holds the checkpoint being written. `get_last_checkpoint` does not take it for one, and
+`Trainer` leaves names with a leading underscore out of its uploads, which run while training goes on."""
 
 
 def staging_of(run: str | os.PathLike[str]) -> Path:
@@ -16,8 +18,9 @@ def staging_of(run: str | os.PathLike[str]) -> Path:
 
 
 def sweep(run: str | os.PathLike[str]) -> None:
-    """Remove what a killed run left half-written."""
-    shutil.rmtree(staging_of(run), ignore_errors=True)
+    """Remove the half-written checkpoint of a killed run."""
+    for name in (STAGING, ".partial"):  # the second is that of version 0.1.0
+        shutil.rmtree(Path(run) / name, ignore_errors=True)
 
 
 def publish(run: str | os.PathLike[str], name: str) -> Path:
@@ -26,11 +29,28 @@ def publish(run: str | os.PathLike[str], name: str) -> Path:
     Returns:
         `Path`: where it is now.
     """
-    staging, final = staging_of(run), Path(run) / name
-    sync_tree(staging / name)
-    if final.exists():
-        final.rename(staging / f"{name}.old")
-    (staging / name).rename(final)
-    sync(final.parent)
-    sweep(run)
+    final = Path(run) / name
+    staging.publish(staging_of(run) / name, final, replace=True)
+    shutil.rmtree(staging_of(run), ignore_errors=True)
     return final
+
+
+def rotate(checkpoints: Sequence[Path], limit: int | None, best: str | None, *, only_best: bool = False) -> None:
+    """Delete the oldest checkpoints beyond a limit, but never the last one, nor the best.
+
+    Trainer goes by the time of change, which a copied folder has lost, and takes any `checkpoint-*` for its own.
+
+    Args:
+        checkpoints (`Sequence[Path]`): of the run, the oldest first.
+        limit (`int`, *optional*): how many to keep; no limit by default.
+        best (`str`, *optional*): the best checkpoint.
+        only_best (`bool`): let the last one go too, as Trainer does at the end of a run with a limit of one.
+    """
+    if not limit or limit <= 0:
+        return
+    protected = {Path(best).resolve()} if best else set()
+    if checkpoints and not (only_best and best):
+        protected.add(checkpoints[-1].resolve())
+    surplus = len(checkpoints) - max(limit, len(protected))
+    for path in [path for path in checkpoints if path.resolve() not in protected][: max(surplus, 0)]:
+        shutil.rmtree(path, ignore_errors=True)

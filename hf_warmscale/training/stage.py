@@ -1,6 +1,5 @@
 """One stretch of training on one mixture with one schedule, and what every checkpoint says about it."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -8,30 +7,33 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from hf_warmscale.checkpoints import write_json
+from hf_warmscale.checkpoints.receipts import check_format_version
+from hf_warmscale.checkpoints.run_folder import STAGE_FILE, read_stage, total_tokens
 from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.staging import as_json
 from hf_warmscale.training.data.mixture import ReplayMixture, Rows, SeenRows, refuse_other_rows
 from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
 
-STAGE_FILE = "stage.json"
-
 OptimizerPolicy = Literal["reset", "keep"]
-"""What a new stage does with the moments of its parent: forget them (as 2403.08763) or take them over."""
+"""What a new stage does with the moments of its parent: drop them (as in 2403.08763) or take them over."""
+
+FORMAT_VERSION = 2
+"""Of `stage.json`. Version 1, of 0.1.0, names no version and records fewer arguments."""
 
 
 @dataclass
 class Stage:
-    """What to train on, how long, and with which learning rates.
+    """What to train on, for how long, and with which learning rates.
 
     Args:
-        name (`str`): tells this stage from its predecessor: a checkpoint of the same name is continued, any other one
-            is the start of a new stage.
+        name (`str`): identifies the stage: a checkpoint of a stage of this name is continued, a checkpoint of any
+            other stage is where this one starts.
         schedule (`Schedule`, `str` or `Mapping`): from `get_schedule`, a name, or a name with its parameters.
-        mixture (`ReplayMixture`, *optional*): by default the `train_dataset` of the trainer alone.
-        max_steps (`int`, *optional*): length in optimizer steps.
-        max_tokens (`int`, *optional*): length in tokens instead, for rows of one length; the stage ends with the first
-            step that reaches it.
-        optimizer (`str`): `"reset"` or `"keep"` the moments of the parent.
+        mixture (`ReplayMixture`, *optional*): the training data; by default the `train_dataset` of the trainer.
+        max_steps (`int`, *optional*): the length in optimizer steps.
+        max_tokens (`int`, *optional*): instead, the length in tokens, for rows of equal length; the stage ends with
+            the first step that reaches it.
+        optimizer (`str`): whether to `"reset"` or `"keep"` the moments of the parent.
         parent (`str` or `PathLike`, *optional*): the checkpoint whose weights the model was loaded from; its lineage
             continues in this stage.
 
@@ -106,7 +108,7 @@ def _schedule(schedule: Schedule | str | Mapping[str, Any]) -> Schedule:
 
 @dataclass
 class Progress:
-    """How far a stage has come, over all ranks; the counts of rows and tokens are by source."""
+    """How far a stage has come, over all ranks, with rows and tokens by source."""
 
     step: int = 0
     samples: int = 0
@@ -133,8 +135,9 @@ class StageRecord:
         mixture (`dict`): see `ReplayMixture.describe`.
         arguments (`dict`): the training arguments that shape the trajectory.
         progress (`Progress`): how far it has come.
-        start_losses (`dict`): evaluation loss by domain before the first step.
+        start_losses (`dict`): evaluation loss by domain before the first step, `None` where it was not finite.
         lineage (`list[dict]`): the earlier stages, the first one first: name, mixture and progress at the branch.
+        format_version (`int`): of the file it was read from.
     """
 
     name: str
@@ -145,31 +148,38 @@ class StageRecord:
     mixture: dict[str, Any]
     arguments: dict[str, Any]
     progress: Progress = field(default_factory=Progress)
-    start_losses: dict[str, float] = field(default_factory=dict)
+    start_losses: dict[str, float | None] = field(default_factory=dict)
     lineage: list[dict[str, Any]] = field(default_factory=list)
+    format_version: int = FORMAT_VERSION
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str]) -> Self:
         """Read the record of a checkpoint.
 
         Raises:
-            ValueError: if the checkpoint was not written by a stage.
+            FileNotFoundError: if there is no such folder.
+            ValueError: if no stage wrote the checkpoint, a newer version of this package did, or the file is damaged.
         """
         path = Path(checkpoint) / STAGE_FILE
-        if not path.is_file():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"There is no checkpoint {checkpoint}; check the path.")
+        content = read_stage(checkpoint)
+        if content is None:
             raise ValueError(
                 f"{checkpoint} has no {STAGE_FILE}, so no stage wrote it; load its weights with from_pretrained and "
                 "start a stage from them."
             )
+        check_format_version(content, FORMAT_VERSION, f"file {path}")
+        content.setdefault("format_version", 1)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**content, "progress": Progress(**content["progress"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the record into a checkpoint."""
-        write_json(Path(folder) / STAGE_FILE, asdict(self))
+        """Write the record into a checkpoint that is being staged; numbers that are not finite become null."""
+        content = {**asdict(self), "format_version": FORMAT_VERSION}
+        (Path(folder) / STAGE_FILE).write_text(as_json(content), encoding="utf-8")
 
     def as_ancestor(self, checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
         """Return the lineage of a stage that starts from this one."""
@@ -184,12 +194,19 @@ class StageRecord:
 
     def total_tokens(self) -> int:
         """Return the tokens of this stage and of all before it."""
-        return self.progress.num_tokens() + sum(sum(entry["progress"]["tokens"].values()) for entry in self.lineage)
+        return total_tokens(asdict(self))
 
     def differences(self, other: "StageRecord") -> dict[str, tuple[Any, Any]]:
-        """Return what defines the trajectory and differs, by dotted name: (here, there)."""
+        """Return what shapes the trajectory and differs, by dotted name: (here, there).
+
+        What a file of an older format does not record is taken as equal.
+        """
         mine, theirs = (_flat({key: getattr(record, key) for key in DEFINING}) for record in (self, other))
+        for record, flat in ((self, mine), (other, theirs)):
+            flat["mixture.order"] = list(record.mixture["sources"])
         keys = [*mine, *(key for key in theirs if key not in mine)]
+        if min(self.format_version, other.format_version) < FORMAT_VERSION:
+            keys = [key for key in keys if not key.startswith("arguments.") or (key in mine and key in theirs)]
         return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
 
 
@@ -199,18 +216,18 @@ DEFINING = ("schedule", "max_steps", "samples_per_step", "optimizer", "mixture",
 def seen_rows(
     checkpoint: str | os.PathLike[str], sources: Mapping[str, Rows], *, stage: str | None = None
 ) -> dict[str, SeenRows]:
-    """Restrict datasets to the rows that a stage really saw, for replay.
+    """Restrict datasets to the rows that an earlier stage really saw, for replay.
 
     Args:
-        checkpoint (`str` or `PathLike`): a checkpoint of that stage, or of one that descends from it.
-        sources (`Mapping[str, Rows]`): the datasets, under the names that they had in that stage.
-        stage (`str`, *optional*): the name of the stage; by default the earliest that drew from the source.
+        checkpoint (`str` or `PathLike`): a checkpoint of that stage, or of a stage that descends from it.
+        sources (`Mapping[str, Rows]`): the datasets, under the names they had in that stage.
+        stage (`str`, *optional*): the name of the stage; by default the earliest one that drew from the source.
 
     Returns:
         `dict[str, SeenRows]`: datasets for a `ReplayMixture`.
 
     Raises:
-        ValueError: if no such stage saw a source, or the source holds other rows than it did.
+        ValueError: if no such stage saw a source, or if the source no longer holds the same rows.
     """
     record = StageRecord.load(checkpoint)
     return {name: _seen(record.as_ancestor(checkpoint), name, rows, stage) for name, rows in sources.items()}

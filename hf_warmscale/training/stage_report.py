@@ -1,15 +1,20 @@
 """What a stage did, at its end: `report.md`, `report.json` and `report.png` in its run folder."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_warmscale.checkpoints import write_json, write_text
+from hf_warmscale.checkpoints import write_text
+from hf_warmscale.checkpoints.run_folder import logged, logged_names
 from hf_warmscale.report import figure, markdown_table
+from hf_warmscale.staging import as_json
 from hf_warmscale.training.stage import StageRecord
 
 History = Sequence[Mapping[str, Any]]
+
+AGGREGATES = ("eval_loss", "eval_weighted_loss")
 
 
 def write_stage_report(folder: str | os.PathLike[str], record: StageRecord, history: History) -> None:
@@ -21,16 +26,22 @@ def write_stage_report(folder: str | os.PathLike[str], record: StageRecord, hist
         history (`Sequence[Mapping]`): what the trainer logged.
     """
     folder, report = Path(folder), stage_report(record, history)
-    write_json(folder / "report.json", report)
+    write_text(folder / "report.json", as_json(report))
     write_text(folder / "report.md", as_markdown(report))
     draw_stage(folder / "report.png", record.name, history)
 
 
 def stage_report(record: StageRecord, history: History) -> dict[str, Any]:
-    """Return the report as plain data; losses are in nats per token."""
+    """Return the report as plain data; losses are in nats per token, and `None` where they are not finite."""
     progress = record.progress
     last = {key: value for entry in history for key, value in entry.items()}
+    watched = {
+        key: value
+        for key, value in last.items()
+        if key in ("loss", "grad_norm") or key.startswith("loss/") or key.endswith("_loss")
+    }
     return {
+        "diverged": sorted(key for key, value in watched.items() if not math.isfinite(value)),
         "stage": record.name,
         "schedule": record.schedule,
         "steps": progress.step,
@@ -43,7 +54,7 @@ def stage_report(record: StageRecord, history: History) -> dict[str, Any]:
                 "domain": name,
                 "start": start,
                 "end": last[f"eval_{name}_loss"],
-                "change": last[f"eval_{name}_loss"] - start,
+                "change": None if start is None else last[f"eval_{name}_loss"] - start,
                 "bits_per_byte": last.get(f"eval_{name}_bits_per_byte"),
             }
             for name, start in record.start_losses.items()
@@ -73,6 +84,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         + ".",
         markdown_table([{name.replace("_", " "): report[name] for name in facts}]),
     ]
+    if report["diverged"]:
+        parts += [
+            f"Not finite at the end: {', '.join(report['diverged'])}. The run diverged, or a data set has no labels."
+        ]
     if report["domains"]:
         note = "Validation loss in nats per token. A positive change is forgetting."
         parts += ["## Domains", note, markdown_table(report["domains"])]
@@ -84,13 +99,15 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 def draw_stage(path: Path, name: str, history: History) -> None:
     """Draw validation loss by domain, training loss by source and the learning rate of every group."""
     panels = {
-        "validation loss": curves(history, "eval_", "_loss"),
-        "training loss": curves(history, "loss/") or {"": points(history, "loss")},
-        "learning rate": curves(history, "lr/"),
+        "validation loss": _curves(history, "eval_", "_loss"),
+        "training loss": _curves(history, "loss/") or {"": logged(history, "loss")},
+        "learning rate": _curves(history, "lr/"),
     }
     with figure(path, size=(12.0, 3.6)) as drawing:
         for axes, (title, lines) in zip(drawing.subplots(1, len(panels)), panels.items(), strict=True):
             for label, line in lines.items():
+                if not line:
+                    continue
                 axes.plot(*zip(*line, strict=True), label=label, linewidth=1.2, marker="." if len(line) < 30 else "")
             axes.set(xlabel="step", title=title)
             if 1 < len(lines) < 10:
@@ -98,16 +115,7 @@ def draw_stage(path: Path, name: str, history: History) -> None:
         drawing.suptitle(f"Stage {name}")
 
 
-def curves(history: History, prefix: str, suffix: str = "") -> dict[str, list[tuple[int, float]]]:
-    """Return the curve of every logged name between a prefix and a suffix; aggregates have nothing between them."""
-    names = {key for entry in history for key in entry if key.startswith(prefix) and key.endswith(suffix)}
-    inner = {name: name.removeprefix(prefix).removesuffix(suffix) for name in sorted(names)}
-    skipped = ("", "weighted")
-    return {
-        short: points(history, name) for name, short in inner.items() if short not in skipped and name != "eval_loss"
-    }
-
-
-def points(history: History, name: str) -> list[tuple[int, float]]:
-    """Return step and value of everything logged under a name."""
-    return [(entry["step"], entry[name]) for entry in history if name in entry]
+def _curves(history: History, prefix: str, suffix: str = "") -> dict[str, list[tuple[int, float]]]:
+    """Return the curve of every logged name between a prefix and a suffix, without the aggregates."""
+    names = [name for name in logged_names(history, prefix, suffix) if name not in AGGREGATES]
+    return {name.removeprefix(prefix).removesuffix(suffix): logged(history, name) for name in names}

@@ -1,16 +1,17 @@
 """A stage in progress: its resolved schedule and mixture, its record, and what it reports."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from math import isfinite
 from typing import Any, Self
 
 from torch import Tensor
 from transformers import TrainingArguments
 
+from hf_warmscale.training.arguments import HYPERPARAMETERS, restore_arguments, trajectory_arguments
 from hf_warmscale.training.data.batches import StageSamples, row_length
 from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.metering import SourceMeter
@@ -18,27 +19,32 @@ from hf_warmscale.training.stage import Stage, StageRecord
 
 logger = logging.getLogger(__name__)
 
-HYPERPARAMETERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
-"""Arguments that shape the trajectory besides the stage itself: a resume must keep them."""
-
 FIXED = "samples_per_step"
 """What no policy may change inside a stage: the position in the data is counted in it."""
 
 
 class StageRun:
-    """Resolve a stage against the arguments of a trainer and keep its books.
+    """Resolve a stage against the arguments of a trainer, and keep its record.
 
     Args:
         stage (`Stage`): what to train.
-        mixture (`ReplayMixture`): on what.
-        args (`TrainingArguments`): give the peak rate where the schedule names none, and the hyperparameters.
+        mixture (`ReplayMixture`): the training data.
+        args (`TrainingArguments`): give the peak rate where the schedule names none.
         samples_per_step (`int`): rows in one optimizer step, over all ranks.
+        recorded (`Mapping`, *optional*): what shapes the trajectory besides, see `trajectory_arguments`.
 
     Raises:
         ValueError: if the schedule is longer than the stage, or a source runs dry.
     """
 
-    def __init__(self, stage: Stage, mixture: ReplayMixture, args: TrainingArguments, samples_per_step: int) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        mixture: ReplayMixture,
+        args: TrainingArguments,
+        samples_per_step: int,
+        recorded: Mapping[str, Any] | None = None,
+    ) -> None:
         length = row_length(mixture)
         max_steps = stage.num_steps(samples_per_step=samples_per_step, row_length=length)
         self.stage, self.mixture = stage, mixture
@@ -54,12 +60,13 @@ class StageRun:
             samples_per_step=samples_per_step,
             optimizer=stage.optimizer,
             mixture=mixture.describe(),
-            arguments={name: getattr(args, name) for name in HYPERPARAMETERS},
+            arguments=dict(trajectory_arguments(args) if recorded is None else recorded),
         )
         self.samples = StageSamples(mixture, max_steps * samples_per_step)
         mixture.check_passes(len(self.samples))
         self.meter = SourceMeter(mixture.names, args.device)
         self.moments_of: str | None = None
+        self.resumed = False
         self._since, self._tokens_then = time.perf_counter(), 0
 
     def inherit(self, parent: str | os.PathLike[str]) -> None:
@@ -88,18 +95,39 @@ class StageRun:
                 )
             logger.warning("%s and the arguments differ, on_mismatch=%s: %s.", checkpoint, on_mismatch, listed)
             if on_mismatch == "use_checkpoint":
-                run = self._as_saved(saved, args)
+                run = self._as_saved(saved, args, differences)
         run.record.progress, run.record.start_losses = saved.progress, saved.start_losses
         run.record.lineage = saved.lineage
-        run._tokens_then = saved.progress.num_tokens()
+        run._tokens_then, run.resumed = saved.progress.num_tokens(), True
         return run
 
-    def _as_saved(self, saved: StageRecord, args: TrainingArguments) -> Self:
-        for name, value in saved.arguments.items():
-            setattr(args, name, value)
+    def _as_saved(self, saved: StageRecord, args: TrainingArguments, differences: Iterable[str]) -> Self:
+        fixed = [name for name in differences if name.startswith("arguments.") and name[10:] not in HYPERPARAMETERS]
+        if fixed:
+            raise ValueError(
+                f"on_mismatch='use_checkpoint' cannot change {', '.join(fixed)}: the trainer is already made with the "
+                "other value; make it with that of the checkpoint."
+            )
+        restore_arguments(args, saved.arguments)
         mixture = self.mixture.like(saved.mixture)
         stage = Stage(saved.name, saved.schedule, mixture, max_steps=saved.max_steps, optimizer=saved.optimizer)
-        return type(self)(stage, mixture, args, saved.samples_per_step)
+        return type(self)(stage, mixture, args, saved.samples_per_step, self.record.arguments | saved.arguments)
+
+    def with_samples_per_step(self, samples_per_step: int, args: TrainingArguments) -> Self:
+        """Return the run that starts with another batch size, one that was found to fit into memory.
+
+        Raises:
+            ValueError: if the run is a resumed one: its place in the data is counted in steps.
+        """
+        record = self.record
+        if self.resumed:
+            raise ValueError(
+                f"A batch of {record.samples_per_step} rows does not fit into memory, and inside the stage "
+                f"{record.name!r} it cannot become {samples_per_step}; raise gradient_accumulation_steps instead."
+            )
+        run = type(self)(self.stage, self.mixture, args, samples_per_step, record.arguments)
+        run.record.lineage, run.moments_of = record.lineage, self.moments_of
+        return run
 
     def apply_to(self, args: TrainingArguments) -> None:
         """Set what the stage decides in the arguments of the trainer."""
@@ -139,32 +167,11 @@ class StageRun:
         return metrics
 
     def forgetting(self, losses: Mapping[str, float], step: int) -> dict[str, float]:
-        """Return the change of each domain's loss since the start of the stage, which step 0 sets."""
+        """Return the change of each domain's loss since the start of the stage, which step 0 sets.
+
+        A domain whose loss was NaN at the start is recorded as null and has no change.
+        """
         if step == 0:
-            self.record.start_losses = dict(losses)
-        start = self.record.start_losses
-        return {name: loss - start[name] for name, loss in losses.items() if name in start}
-
-
-def summarise(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return the mean of the losses by domain, and the weighted mean.
-
-    Raises:
-        ValueError: if a weight names no domain.
-    """
-    summary = {"loss": sum(losses.values()) / len(losses)}
-    if weights is not None:
-        if unknown := set(weights) - set(losses):
-            raise ValueError(f"eval_weights name {sorted(unknown)}; the evaluation domains are {sorted(losses)}.")
-        summary["weighted_loss"] = sum(weight * losses[name] for name, weight in weights.items())
-    return summary
-
-
-def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
-    """Return a loss in bits per UTF-8 byte, which models with different tokenizers share.
-
-    Args:
-        loss (`float`): in nats per token.
-        tokens_per_byte (`float`): of the text, see `PackManifest.tokens_per_byte`.
-    """
-    return loss * tokens_per_byte / math.log(2)
+            self.record.start_losses = {name: loss if isfinite(loss) else None for name, loss in losses.items()}
+        starts = self.record.start_losses
+        return {name: loss - start for name, loss in losses.items() if (start := starts.get(name)) is not None}

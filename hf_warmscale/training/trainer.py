@@ -1,37 +1,55 @@
 """A `Trainer` that runs stages: a new stage re-warms once, a crashed one continues exactly."""
 
-import copy
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections import deque
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
-from hf_warmscale.checkpoints import explained_full_disk
-from hf_warmscale.training.arguments import ContinualArguments
-from hf_warmscale.training.data.batches import SourceCollator, collate_packed, is_packed, refuse_contamination
-from hf_warmscale.training.data.mixture import SOURCE, ReplayMixture, Rows
-from hf_warmscale.training.launch import check_engine, refuse_engine_blocks
-from hf_warmscale.training.metering import captured
-from hf_warmscale.training.parameter_groups import mup_groups
-from hf_warmscale.training.saving import publish, staging_of, sweep
+from hf_warmscale.checkpoints.run_folder import read_trainer_state
+from hf_warmscale.compat.transformers import loss_shifts_labels
+from hf_warmscale.mup import is_mup
+from hf_warmscale.refusals import refuse_deepspeed_blocks
+from hf_warmscale.training.arguments import ContinualArguments, stage_arguments, trajectory_arguments
+from hf_warmscale.training.checkpointing import CheckpointMixin
+from hf_warmscale.training.data.batches import (
+    SOURCE_NUMBER,
+    RowCollator,
+    SourceCollator,
+    collate_packed,
+    is_packed,
+    refuse_contamination,
+)
+from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.domains import SharedEvaluation, bits_per_byte, summarise
+from hf_warmscale.training.launch import check_engine
+from hf_warmscale.training.optimizer import group_settings, mup_groups
+from hf_warmscale.training.resuming import (
+    advice,
+    checkpoint_to_resume,
+    missing_files,
+    resumed_record,
+)
+from hf_warmscale.training.saving import sweep
 from hf_warmscale.training.schedules.lr_scheduler import StageLR
-from hf_warmscale.training.stage import Stage, StageRecord
+from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_report import write_stage_report
-from hf_warmscale.training.stage_run import StageRun, bits_per_byte, summarise
+from hf_warmscale.training.stage_run import StageRun
+from hf_warmscale.training.token_loss import TokenLoss, captured, nll_of_outputs
 
-STAGE_DECIDES = ("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+logger = logging.getLogger(__name__)
 
 
-class ContinualMixin(Trainer):
+class ContinualMixin(CheckpointMixin):
     """Give any `Trainer` stages; without a stage it trains exactly as before.
 
     `train()` starts the stage. `train(resume_from_checkpoint=...)` continues it if the checkpoint is of this stage,
@@ -56,34 +74,49 @@ class ContinualMixin(Trainer):
         **kwargs: Any,
     ) -> None:
         self.stage = stage
-        self.stage_run: StageRun | None = None
-        self._writes_staged = False
+        self._collates_samples = False
         self._created_optimizer = False
+        self._waiting_sources: deque[Tensor | None] = deque()
+        self._sources: Tensor | None = None
+        self._shared_evaluation: SharedEvaluation | None = None
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
-            args = _own_arguments(stage, args)
-            if data_collator is None and stage.mixture is not None and is_packed(stage.mixture):
-                data_collator = collate_packed
+            args = stage_arguments(stage.name, args)
+            rows = stage.mixture or kwargs.get("train_dataset") or (rest[0] if rest else None)
+            if data_collator is None and rows is not None and _has_packed_rows(rows):
+                data_collator = RowCollator(collate_packed)
         super().__init__(model, args, data_collator, *rest, **kwargs)
-        if stage is not None and self.lr_scheduler is not None:
+        if stage is None:
+            return
+        if self.data_collator is default_data_collator or type(self.data_collator) is DataCollatorWithPadding:
+            self.data_collator = RowCollator(self.data_collator)
+        if self.lr_scheduler is not None:
             raise ValueError("A stage brings its own schedule; pass optimizers=(optimizer, None).")
-        if stage is not None and self.is_deepspeed_enabled:
-            refuse_engine_blocks(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+        if stage.mixture is not None and self.args.data_seed is not None:
+            raise ValueError(
+                f"data_seed is {self.args.data_seed}, but the mixture has a seed of its own; give it there."
+            )
+        if self.is_deepspeed_enabled:
+            config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            refuse_deepspeed_blocks(config, "optimizer", "scheduler")
+        self._asked_eval_on_start = self.args.eval_on_start
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any) -> TrainOutput:
         """Train the stage, from its start or from a checkpoint; see `Trainer.train`.
 
         Raises:
-            ValueError: if the output folder holds checkpoints and none is resumed, if the checkpoint has no stage, or
-                if it differs from the arguments and `on_mismatch` is `"error"`.
+            FileNotFoundError: if there is no such checkpoint.
+            ValueError: if the output folder holds checkpoints and none is resumed, if the checkpoint has no stage, is
+                damaged or incomplete, or if it differs from the arguments and `on_mismatch` is `"error"`.
         """
         if self.stage is None:
             return super().train(resume_from_checkpoint, *rest, **kwargs)
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        if self.args.should_save:
-            sweep(self._run_folder())
-        continued = self._begin(self.stage, checkpoint)
-        output = super().train(checkpoint if continued else None, *rest, **kwargs)
+        if kwargs.get("trial", rest[0] if rest else None) is not None:  # begins in _hp_search_setup
+            output = super().train(None, *rest, **kwargs)
+        else:
+            checkpoint = checkpoint_to_resume(self._run_folder(), resume_from_checkpoint)
+            continued = self._begin(self.stage, checkpoint)
+            output = super().train(checkpoint if continued else None, *rest, **kwargs)
         self._report()
         return output
 
@@ -96,50 +129,60 @@ class ContinualMixin(Trainer):
 
     # ---- Beginning a stage ----
 
-    def _run_folder(self) -> str:
-        assert self.args.output_dir is not None
-        return self.args.output_dir
-
-    def _checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        run = self._run_folder()
-        if isinstance(resume_from_checkpoint, str | os.PathLike):
-            return os.fspath(resume_from_checkpoint)
-        last: str | None = get_last_checkpoint(run) if Path(run).is_dir() else None
-        if resume_from_checkpoint and last is None:
-            raise ValueError(f"{run} holds no checkpoint to resume; start without resume_from_checkpoint.")
-        if not resume_from_checkpoint and last is not None:
-            raise ValueError(
-                f"{run} already holds {Path(last).name}; resume it with resume_from_checkpoint=True, or name another "
-                "output_dir."
-            )
-        return last
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Begin the stage of a trial only now: until here the arguments are those of the trial before."""
+        super()._hp_search_setup(trial)
+        if self.stage is not None and trial is not None:
+            self._begin(self.stage, None)
 
     def _begin(self, stage: Stage, checkpoint: str | None) -> bool:
         """Set up the stage and say whether it continues the checkpoint."""
-        mixture = stage.mixture or self._train_dataset_alone(stage)
-        run = StageRun(stage, mixture, self.args, self.get_total_train_batch_size(self.args))
-        continued = checkpoint is not None and StageRecord.load(checkpoint).name == stage.name
+        if self.args.should_save:
+            sweep(self._run_folder())
+        if self._created_optimizer:  # of an earlier call of train
+            self.optimizer = None
+        continued = checkpoint is not None and resumed_record(checkpoint).name == stage.name
         if checkpoint is not None and continued:
-            run = run.continue_from(checkpoint, self.args, self._continual_arguments().on_mismatch)
+            self._adopt_batch_size(checkpoint)
+            run = self._new_run(stage).continue_from(checkpoint, self.args, self._continual_arguments().on_mismatch)
+            self._refuse_lost_files(checkpoint)
         else:
+            run = self._new_run(stage)
             self._start(run, checkpoint)
         run.apply_to(self.args)
-        self.stage_run, self.train_dataset = run, run.samples
+        self.stage_run, self._is_first_batch = run, True
         evaluates = self.eval_dataset is not None and self.args.eval_strategy != "no"
-        self.args.eval_on_start = evaluates and not continued
+        self.args.eval_on_start = self._asked_eval_on_start or (evaluates and not continued)
         return continued
 
+    def _new_run(self, stage: Stage) -> StageRun:
+        recorded = trajectory_arguments(self.args, self.model)
+        chosen = self.optimizer or (self.optimizer_cls_and_kwargs or (None,))[0]
+        if chosen is not None:
+            recorded["optim"] = getattr(chosen, "__name__", type(chosen).__name__)
+        mixture = stage.mixture or self._train_dataset_alone(stage)
+        return StageRun(stage, mixture, self.args, self._samples_per_step(), recorded)
+
+    def _samples_per_step(self) -> int:
+        """Return the rows of one optimizer step, over all ranks."""
+        samples = self.get_total_train_batch_size(self.args)
+        return samples // self.args.world_size if self.accelerator.split_batches else samples
+
     def _train_dataset_alone(self, stage: Stage) -> ReplayMixture:
-        if self.train_dataset is None:
+        rows = self.train_dataset
+        if rows is None:
             raise ValueError(
                 f"The stage {stage.name!r} has no data; give it a mixture, or the trainer a train_dataset."
             )
-        return ReplayMixture({"train": cast(Rows, self.train_dataset)}, {"train": 1.0}, seed=self.args.seed)
+        if not hasattr(rows, "__len__"):
+            raise ValueError(
+                "The train_dataset has no length; wrap it in StreamedRows, which says how many rows to read."
+            )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ReplayMixture({"train": cast(Rows, rows)}, {"train": 1.0}, seed=seed)
 
     def _start(self, run: StageRun, checkpoint: str | None) -> None:
         """Start from the parent, if there is one: weights, lineage, and moments if they are kept."""
-        if self._created_optimizer:
-            self.optimizer = None
         if checkpoint is not None:
             self._load_weights_of_parent(run.stage, checkpoint)
         parent = checkpoint or run.stage.parent
@@ -151,36 +194,57 @@ class ContinualMixin(Trainer):
     def _load_weights_of_parent(self, stage: Stage, checkpoint: str) -> None:
         if Path(checkpoint).resolve().parent == Path(self._run_folder()).resolve():
             raise ValueError(f"{checkpoint} is not of the stage {stage.name!r}; give that stage its own output_dir.")
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._has_engine():
             raise ValueError(f"Under DeepSpeed and FSDP load {checkpoint} with from_pretrained and name it as parent.")
         self._load_from_checkpoint(checkpoint)
+
+    def _adopt_batch_size(self, checkpoint: str) -> None:
+        """Take the batch size that `auto_find_batch_size` found before the checkpoint, as Trainer will."""
+        state = read_trainer_state(checkpoint) or {}
+        if self.args.auto_find_batch_size and state.get("train_batch_size"):
+            self._train_batch_size = state["train_batch_size"]
+
+    def _refuse_lost_files(self, checkpoint: str) -> None:
+        """Refuse to continue without moments, place in the schedule or random state, unless that was asked for."""
+        process, processes = self.args.process_index, self.args.world_size
+        lost = missing_files(checkpoint, process=process, processes=processes, engine=self._has_engine())
+        if not lost:
+            return
+        found = f"{checkpoint} lacks {', '.join(lost)}, so the stage cannot continue exactly"
+        if not self.args.save_only_model and self._continual_arguments().on_mismatch != "override":
+            raise ValueError(
+                f"{found}; {advice(checkpoint)}, or set on_mismatch='override' to continue with what is there."
+            )
+        logger.warning("%s; it continues with what is there.", found)
 
     def _continual_arguments(self) -> ContinualArguments:
         return self.args if isinstance(self.args, ContinualArguments) else ContinualArguments()
 
     # ---- Optimizer and schedule ----
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+    def create_optimizer(self, *arguments: Any, **kwargs: Any) -> Optimizer:
         """Create the optimizer: on muP groups if the model carries muP metadata, else as the trainer does."""
         if self.optimizer is None:
             self._created_optimizer = True
-            target = cast(PreTrainedModel, self.model if model is None else model)
-            groups = mup_groups(target, self.args)
-            if groups is not None:
+            given = arguments[0] if arguments else kwargs.get("model")
+            target = cast(PreTrainedModel, self.model if given is None else given)
+            if is_mup(getattr(target, "config", None)):
                 chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
-                self.optimizer = chosen[0](groups, **chosen[1])
-        return super().create_optimizer(model)
+                groups = mup_groups(target, self.args, chosen)
+                if groups is not None:
+                    self.optimizer = chosen[0](groups, **chosen[1])
+        return super().create_optimizer(*arguments, **kwargs)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, *arguments: Any, **kwargs: Any) -> LRScheduler:
         """Create the schedule of the stage, if there is one."""
         if self.stage_run is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        prepared = optimizer or self.optimizer
+            return super().create_scheduler(num_training_steps, *arguments, **kwargs)
+        prepared = arguments[0] if arguments else kwargs.get("optimizer")
+        prepared = prepared or self.optimizer
         assert prepared is not None
-        self._group_settings = [_settings(group) for group in prepared.param_groups]
+        self._group_settings = group_settings(prepared)
         scheduler = StageLR(prepared, self.stage_run.schedule)
         self.lr_scheduler = scheduler  # type: ignore[assignment]  # annotated as a LambdaLR, used as any scheduler
-        self._created_lr_scheduler = True
         return scheduler
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -190,6 +254,7 @@ class ContinualMixin(Trainer):
             if self.stage_run.moments_of is not None:
                 self._take_over_moments(prepared[0], self.stage_run.moments_of)
             self._settle_groups()
+            self._token_loss = TokenLoss(self.accelerator.unwrap_model(prepared[0]))
         return prepared
 
     def _take_over_moments(self, model: nn.Module, parent: str) -> None:
@@ -209,64 +274,110 @@ class ContinualMixin(Trainer):
 
     # ---- Data ----
 
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the samples of the stage in their order, each batch with the sources of its rows."""
         if self.stage_run is None:
-            return super()._get_train_sampler(train_dataset)
-        return SequentialSampler(self.stage_run.samples)
+            return super().get_train_dataloader()
+        if self._samples_per_step() != self.stage_run.record.samples_per_step:  # found by auto_find_batch_size
+            self.stage_run = self.stage_run.with_samples_per_step(self._samples_per_step(), self.args)
+            self.stage_run.apply_to(self.args)
+        given, self.train_dataset, self._collates_samples = self.train_dataset, self.stage_run.samples, True
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self._collates_samples = given, False
 
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        collator = super()._get_collator_with_removed_columns(data_collator, description)
-        if self.stage_run is None or description != "Training":
-            return collator
-        return SourceCollator(collator, self.stage_run.mixture.names)
+    def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take the sources out of the samples of a stage before unused columns, theirs among them, are removed."""
+        collator = super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
+        return SourceCollator(collator) if self._collates_samples else collator
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
+        """Return the micro-batches of a step, after taking their sources out and counting their tokens."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if self.stage_run is None:
+            return batches, num_items
+        self._waiting_sources = deque(batch.pop(SOURCE_NUMBER, None) for batch in batches)
+        if self._is_first_batch and batches:
+            refuse_contamination(batches[0])
+            self._is_first_batch = False
+        for batch, sources in zip(batches, self._waiting_sources, strict=True):
+            if sources is not None:
+                self.stage_run.meter.count(sources, batch, shifted=loss_shifts_labels(self))
+        return batches, num_items
 
     # ---- Loss and metrics ----
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Make a training step on one micro-batch; its sources are known until it ends."""
+        self._sources = self._waiting_sources.popleft() if self._waiting_sources else None
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self._sources = None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the trainer does, and note it by source."""
-        sources = inputs.pop(SOURCE, None)
-        if sources is None or self.stage_run is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.state.global_step == self._initial_global_step:
-            refuse_contamination(inputs)
-        batch = dict(inputs)
-        with captured(model) as seen:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        by_source = len(self.stage_run.mixture.names) > 1 and self._loss_shifts_labels
-        self.stage_run.meter.add(sources, batch, seen[0] if by_source and seen else None)
+        sources, self._sources = self._sources, None
+        run, labels = self.stage_run, inputs.get("labels")
+        by_source = run is not None and len(run.mixture.names) > 1 and loss_shifts_labels(self)
+        if sources is None or run is None or labels is None or not by_source:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        installs = bool(self._token_loss.owners) and self.args.n_gpu <= 1 and not self.args.torch_compile
+        with captured(model) as seen, self._token_loss.installed() if installs else nullcontext():
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        nll = self._token_loss.nll if installs else None
+        if nll is None or nll.numel() < labels.numel():
+            nll = nll_of_outputs(seen[0], labels) if seen else None
+            self._say_once(nll is not None)
+        if nll is not None:
+            # Prompt tuning puts virtual tokens before each row.
+            run.meter.add_losses(sources, nll.reshape(len(labels), -1)[:, -labels.shape[1] :], labels)
         return loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def _say_once(self, measured: bool) -> None:
+        """Say that the losses by source cost a second cross-entropy, or that there are none."""
+        if getattr(self, "_said", None) == measured:
+            return
+        self._said = measured
+        name = type(self.accelerator.unwrap_model(self.model)).__name__
+        if measured:
+            logger.info("%s does not compute its loss by loss_function; losses by source are computed again.", name)
+        else:
+            logger.warning("%s returns neither logits nor token losses; there are no losses by source.", name)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; beside a training loss also what `StageRun.training_metrics` returns."""
         if self.stage_run is not None and self.is_in_train and "loss" in logs:
             groups = cast(StageLR, self.lr_scheduler).optimizer.param_groups
             logs |= self.stage_run.training_metrics(self.state.global_step, groups, self.accelerator.gather)
-        super().log(logs, start_time)
+        super().log(logs, *args, **kwargs)
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; of several domains also give the mean, the weighted mean and the forgetting.
 
-        With `eval_tokens_per_byte`, there is `eval_<domain>_bits_per_byte` too.
         `eval_loss` is the mean over the domains, `eval_weighted_loss` the mean under `eval_weights`, and
         `eval_<domain>_forgetting` the change of a loss since the start of the stage. Each can be
-        `metric_for_best_model`.
+        `metric_for_best_model`, also for early stopping. With `eval_tokens_per_byte`, there is
+        `eval_<domain>_bits_per_byte` too.
         """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        domains = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = super().evaluate(*args, **kwargs)
+        given = args[0] if args else kwargs.get("eval_dataset")
+        domains = self.eval_dataset if given is None else given
         if self.stage_run is None or not isinstance(domains, Mapping):
             return metrics
-        losses = {name: metrics[f"{metric_key_prefix}_{name}_loss"] for name in domains}
+        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        named = {name: metrics.get(f"{prefix}_{name}_loss") for name in domains}
+        losses = {name: loss for name, loss in named.items() if loss is not None}
+        if not losses:
+            return metrics
+        summary = {f"{prefix}_{name}": value for name, value in self._summary(losses).items()}
+        self.log(dict(summary))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, summary)
+        return {**metrics, **summary}
+
+    def _summary(self, losses: Mapping[str, float]) -> dict[str, float]:
+        assert self.stage_run is not None
         arguments = self._continual_arguments()
         weights, densities = arguments.eval_weights, arguments.eval_tokens_per_byte
         summary = summarise(losses, weights if isinstance(weights, dict) else None)
@@ -276,68 +387,7 @@ class ContinualMixin(Trainer):
         if self.is_in_train:
             changes = self.stage_run.forgetting(losses, self.state.global_step)
             summary |= {f"{name}_forgetting": change for name, change in changes.items()}
-        summary = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
-        self.log(dict(summary))
-        return {**metrics, **summary}
-
-    # ---- Saving ----
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(staging_of(folder)) if self._writes_staged else folder
-
-    @contextmanager
-    def _staged(self) -> Iterator[None]:
-        self._writes_staged = True
-        try:
-            yield
-        finally:
-            self._writes_staged = False
-
-    @contextmanager
-    def _own_cache_setting(self) -> Iterator[None]:
-        """Save the model as it came: `Trainer` turns `use_cache` off to train, and generation is slow without it."""
-        if not self._keeps_cache:
-            yield
-            return
-        config = cast(PreTrainedModel, self.model).config
-        while_training = config.use_cache
-        config.use_cache = True
-        try:
-            yield
-        finally:
-            config.use_cache = while_training
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(run / name)
-        best = self.state.best_model_checkpoint
-        if self.stage_run is not None:
-            self.stage_run.advance(self.state.global_step, self.accelerator.gather)
-        with explained_full_disk(run / name), self._staged(), self._own_cache_setting():
-            super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        self.state.best_model_checkpoint = best
-        if self.args.should_save:
-            with explained_full_disk(run / name):
-                self._publish(run, name)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run / name))
-
-    def _publish(self, run: Path, name: str) -> None:
-        staging = staging_of(run) / name
-        self.state.save_to_json(str(staging / "trainer_state.json"))
-        if self.stage_run is not None:
-            self.stage_run.record.save(staging)
-        publish(run, name)
-        best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
-        rotate_checkpoints(str(run), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._writes_staged:
-            super()._push_from_checkpoint(checkpoint_folder)
+        return summary
 
 
 class ContinualTrainer(ContinualMixin, Trainer):
@@ -364,17 +414,7 @@ class ContinualTrainer(ContinualMixin, Trainer):
     """
 
 
-def _own_arguments(stage: Stage, args: TrainingArguments | None) -> TrainingArguments:
-    """Return a copy of the arguments for the stage to fill in, after refusing what it would ignore."""
-    args = TrainingArguments() if args is None else copy.copy(args)
-    for name in STAGE_DECIDES:
-        value, default = getattr(args, name), type(args).__dataclass_fields__[name].default
-        if value != default and value not in (None, -1):
-            raise ValueError(f"{name} is {value}, but the stage {stage.name!r} decides it; leave {name} out.")
-    return args
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a parameter group, with its peak rate where a schedule has already changed it."""
-    settings = {key: value for key, value in group.items() if key != "params"}
-    return {**settings, "lr": settings.get("initial_lr", settings["lr"])}
+def _has_packed_rows(rows: Any) -> bool:
+    """Tell whether a mixture has a source of packed rows, or a data set with a length is packed."""
+    sources = rows.sources.values() if isinstance(rows, ReplayMixture) else [rows]
+    return any(hasattr(source, "__len__") and len(source) and is_packed(source) for source in sources)

@@ -1,7 +1,7 @@
 """How far training moves every activation of a model: what the coordinate check looks at (arXiv:2203.03466)."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,14 @@ from hf_warmscale.tuning.ladder import Axis
 
 LOGITS = "logits"
 
+Batch = Mapping[str, torch.Tensor]
+
 
 def activation_changes(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[torch.Tensor],
-    probe: torch.Tensor,
+    batches: Sequence[Batch],
+    probe: Batch,
     *,
     axis: Axis = "width",
 ) -> list[dict[str, float]]:
@@ -27,8 +29,9 @@ def activation_changes(
     Args:
         model (`PreTrainedModel`): a causal LM; its blocks, its leaf modules and its logits are looked at.
         optimizer (`torch.optim.Optimizer`): on its parameters.
-        batches (`Sequence[torch.Tensor]`): token ids, `[batch, tokens]` each.
-        probe (`torch.Tensor`): the token ids on which the activations are looked at, `[batch, tokens]`.
+        batches (`Sequence[Mapping[str, Tensor]]`): what the model takes to return a loss: `input_ids` and `labels`,
+            `[batch, tokens]` each, and the `position_ids` of packed rows.
+        probe (`Mapping[str, Tensor]`): the batch on which the activations are looked at.
         axis (`"width"` or `"depth"`): what the changes will be compared over.
 
     Returns:
@@ -38,7 +41,7 @@ def activation_changes(
     changes = []
     for batch in batches:
         optimizer.zero_grad()
-        model(input_ids=batch, labels=batch).loss.backward()
+        model(**to_model(batch, model), use_cache=False).loss.backward()
         optimizer.step()
         now = activations(model, probe, axis)
         changes.append({name: float((now[name] - start[name]).square().mean().sqrt()) for name in start})
@@ -46,14 +49,19 @@ def activation_changes(
 
 
 @torch.no_grad()
-def activations(model: PreTrainedModel, probe: torch.Tensor, axis: Axis = "width") -> dict[str, torch.Tensor]:
+def activations(model: PreTrainedModel, probe: Batch, axis: Axis = "width") -> dict[str, torch.Tensor]:
     """Return the outputs of the blocks and of every module inside them on the probe, and the logits; no dropout."""
     seen: dict[str, torch.Tensor] = {}
     training = model.training
     with _watching(model, axis, seen.__setitem__):
-        seen[LOGITS] = model.eval()(input_ids=probe, use_cache=False).logits.float()
+        seen[LOGITS] = model.eval()(**to_model(probe, model), use_cache=False).logits.float()
     model.train(training)
     return seen
+
+
+def to_model(batch: Batch, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return a batch on the device of a model."""
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_warmscale.report import figure
+from hf_warmscale.tuning.coordinate_result import CoordinateResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_warmscale.tuning.coordinates import CoordinateResult
 
-
-def draw_coordinates(path: str | os.PathLike[str], results: "Sequence[CoordinateResult]") -> None:
+def draw_coordinates(path: str | os.PathLike[str], results: Sequence[CoordinateResult]) -> None:
     """Draw two panels for each parametrization: every activation's change against size, and its fitted slope."""
     names = max(len(result.slopes) for result in results)
     height = max(4.0, 0.19 * names + 1.2)
@@ -23,7 +22,7 @@ def draw_coordinates(path: str | os.PathLike[str], results: "Sequence[Coordinate
             _draw_slopes(slopes, result)
 
 
-def _draw_lines(panel: "Axes", result: "CoordinateResult") -> None:
+def _draw_lines(panel: "Axes", result: CoordinateResult) -> None:
     for name, slope in result.slopes.items():
         by_size = result.changes[name]
         failing = not abs(slope) <= result.tolerance
@@ -38,7 +37,7 @@ def _draw_lines(panel: "Axes", result: "CoordinateResult") -> None:
     panel.set_title(f"{result.label}: {verdict}")
 
 
-def _draw_slopes(panel: "Axes", result: "CoordinateResult") -> None:
+def _draw_slopes(panel: "Axes", result: CoordinateResult) -> None:
     names = list(result.slopes)[::-1]
     slopes = [result.slopes[name] for name in names]
     colours = ["tab:green" if abs(slope) <= result.tolerance else "tab:red" for slope in slopes]

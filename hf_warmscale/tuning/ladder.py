@@ -1,7 +1,7 @@
 """The same model at several widths or depths."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from hf_warmscale.mup import MupConfig
 
@@ -43,3 +43,9 @@ def refuse_one_size(sizes: Sequence[int]) -> None:
 def ladder(config: MupConfig, axis: Axis, sizes: Sequence[int]) -> dict[int, MupConfig]:
     """Return the config of every size."""
     return {size: at_size(config, axis, size) for size in sizes}
+
+
+def describe_study(task: Mapping[str, Any], config: MupConfig, axis: Axis) -> dict[str, Any]:
+    """Return what the runs of a study depend on beside their size, rate and seed, as plain values."""
+    shape = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
+    return {"task": dict(task), "axis": axis, "model": shape}

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_warmscale.studies import PlannedRun, open_study, read_runs, run_all, workers
 from hf_warmscale.tuning.optimum import Curve
-from hf_warmscale.tuning.runs import Point, open_study, read_runs, run_points, workers
+from hf_warmscale.tuning.point import RUNS, Point
 
 Train = Callable[[Point], float]
 """Trains one point and returns its loss in nats; a module-level function, or a `partial` of one, with several jobs."""
@@ -22,6 +23,7 @@ def sweep(
     seeds: int,
     output: str | os.PathLike[str],
     study: Mapping[str, Any],
+    tokens: str | None = None,
     jobs: int = 1,
 ) -> Mapping[int, Curve]:
     """Train every size at every learning rate, and again with the other seeds around each size's best rate.
@@ -33,6 +35,7 @@ def sweep(
         seeds (`int`): runs at the best rate and its two neighbours; the other rates get one.
         output (`str` or `PathLike`): a folder; the runs stored in it are not repeated.
         study (`Mapping`): what the trainings depend on, as plain values; a folder is for one study.
+        tokens (`str`, *optional*): hash of the tokens they see.
         jobs (`int`): trainings at a time, each in a process of its own with one thread.
 
     Returns:
@@ -43,12 +46,12 @@ def sweep(
     """
     if len(lrs) < 3 or sorted(set(lrs)) != list(lrs):
         raise ValueError(f"The learning rates {list(lrs)} must be at least three, different and ascending.")
-    runs = open_study(Path(output), study)
-    curves = _read(runs, sizes, lrs)
+    opened, runs = open_study(output, study, tokens=tokens), Path(output) / RUNS
+    curves = read_curves(runs, sizes, lrs)
     with workers(jobs) as pool:
         while points := next_points(curves, sizes=sizes, lrs=lrs, seeds=seeds):
-            run_points(partial(_loss, train), points, runs, pool)
-            curves = _read(runs, sizes, lrs)
+            run_all(opened, [*map(Point.planned, points)], partial(_loss, train), pool=pool)
+            curves = read_curves(runs, sizes, lrs)
     return curves
 
 
@@ -70,12 +73,12 @@ def _around(curve: Curve, lrs: Sequence[float]) -> Sequence[float]:
     return lrs[max(best - 1, 0) : best + 2]
 
 
-def _loss(train: Train, point: Point) -> dict[str, float | None]:
-    loss = train(point)
-    return {"loss": loss if math.isfinite(loss) else None}
+def _loss(train: Train, run: PlannedRun) -> dict[str, float]:
+    return {"loss": train(Point.of(run))}
 
 
-def _read(runs: Path, sizes: Iterable[int], lrs: Iterable[float]) -> Mapping[int, Curve]:
+def read_curves(runs: Path, sizes: Iterable[int], lrs: Iterable[float]) -> Mapping[int, Curve]:
+    """Return the stored losses of some sizes and rates, by size; infinite where a run diverged."""
     wanted = set(lrs)
     curves: dict[int, dict[float, dict[int, float]]] = {size: {} for size in sizes}
     for run in read_runs(runs):

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from hf_warmscale.tuning.coordinates import TOLERANCE, Build, check_models
+from hf_warmscale.tuning.coordinate_result import TOLERANCE
+from hf_warmscale.tuning.coordinates import Build, check_models
 from hf_warmscale.tuning.ladder import Axis, refuse_one_size
 from hf_warmscale.tuning.optimum import find_optima
 from hf_warmscale.tuning.proxy import ProxyTask
@@ -41,7 +42,7 @@ def assert_coordinates(
     ...     torch.manual_seed(seed)
     ...     model = MyModel(width)
     ...     return model, torch.optim.AdamW(my_groups(model, lr=1e-2))
-    >>> assert_coordinates(build, ProxyTask("tokens"), sizes=[64, 128, 256])
+    >>> assert_coordinates(build, ProxyTask("packed"), sizes=[64, 128, 256])
     ```
     """
     result = check_models(build, task, axis=axis, sizes=sizes, steps=steps, seeds=seeds, tolerance=tolerance)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_warmscale.report import figure
+from hf_warmscale.tuning.transfer_result import TransferResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_warmscale.tuning.transfer import TransferResult
 
-
-def draw_transfer(path: str | os.PathLike[str], results: "Sequence[TransferResult]") -> None:
+def draw_transfer(path: str | os.PathLike[str], results: Sequence[TransferResult]) -> None:
     """Draw loss against log2 of the learning rate; a line marks each size's best rate, a band its interval."""
     with figure(path, size=(5.2 * len(results), 4.2)) as drawing:
         panels = drawing.subplots(1, len(results), sharey=True, squeeze=False)[0]
@@ -26,7 +25,7 @@ def draw_transfer(path: str | os.PathLike[str], results: "Sequence[TransferResul
         panels[0].set_ylim(lowest - 0.1, lowest + 1.5)
 
 
-def _draw_panel(panel: "Axes", result: "TransferResult") -> None:
+def _draw_panel(panel: "Axes", result: TransferResult) -> None:
     import matplotlib
 
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(result.optima)))

@@ -69,14 +69,25 @@ def test_a_checkpoint_of_the_inner_model(tmp_path: Path) -> None:
     assert weights.specs.keys() == expected.keys()
 
 
-def test_what_the_model_has_no_place_for_is_said(tmp_path: Path) -> None:
-    """A config of fewer layers drops the others: transformers says so, and so does this."""
-    folder = tiny_folder(tmp_path / "model")
+def change_config(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    with pytest.warns(UserWarning, match=r"9 tensors of .* no place in the model .*, model\.layers\.1\..* among them"):
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_a_tensor_that_the_model_has_no_place_for_is_named(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    save_file({**load_file(folder / FILE), "v_head.weight": torch.ones(2)}, folder / FILE)
+    with pytest.warns(UserWarning, match=r"1 tensors of .* no place in the model .*, v_head\.weight among them"):
         weights = ModelWeights(open_checkpoint(folder))
-    assert not [name for name in weights.specs if "layers.1" in name]
+    assert "v_head.weight" not in weights.specs
+
+
+def test_a_block_too_many_is_refused(tmp_path: Path) -> None:
+    """`from_pretrained` would load the first blocks, and the loss of such a model is no longer that of the whole."""
+    folder = tiny_folder(tmp_path / "model")
+    change_config(folder, num_hidden_layers=1)
+    with pytest.raises(ValueError, match=r"holds model\.layers\.1\..*, and its config\.json says fewer blocks"):
+        ModelWeights(open_checkpoint(folder))
 
 
 def test_buffers_that_old_files_hold_are_not_worth_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -148,9 +159,12 @@ class TestRefusals:
 
     def test_a_quantized_checkpoint(self, tmp_path: Path) -> None:
         folder = tiny_folder(tmp_path / "model")
-        config = json.loads((folder / "config.json").read_text())
-        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-        (folder / "config.json").write_text(json.dumps(config))
+        change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+        with pytest.raises(ValueError, match="has a quantization_config, but its weights are not quantized; remove"):
+            ModelWeights(open_checkpoint(folder))
+        tensors = load_file(folder / FILE)
+        name = "model.layers.0.mlp.up_proj.weight"
+        save_file({**tensors, name: tensors[name].to(torch.int8)}, folder / FILE)
         with pytest.raises(ValueError, match="is quantized; dequantize and save it first"):
             ModelWeights(open_checkpoint(folder))
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def _empty(folder: Path) -> None:
     os.truncate(folder / SINGLE, 0)
 
 
+def _lfs_pointer(folder: Path) -> None:
+    (folder / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+
+
+def _two_sets(folder: Path) -> None:
+    shutil.copy(folder / SINGLE, folder / "model-00001-of-00001.safetensors")
+    names = dict.fromkeys(load_file(folder / SINGLE), "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+
+
 def _garbage_header(folder: Path) -> None:
     with (folder / SINGLE).open("r+b") as file:
         file.seek(8)
@@ -127,7 +138,13 @@ def _pickled(folder: Path) -> None:
 
 SINGLE_DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "truncated": (_truncate, ValueError, "model.safetensors is truncated or corrupt"),
-    "empty": (_empty, ValueError, "model.safetensors is truncated or corrupt"),
+    "empty": (_empty, ValueError, "model.safetensors is an empty file"),
+    "LFS pointer": (
+        _lfs_pointer,
+        ValueError,
+        "model.safetensors is a Git LFS pointer, not the weights; run git lfs pull",
+    ),
+    "two sets": (_two_sets, ValueError, "holds two sets of weights, model.safetensors and the files of"),
     "garbage": (_garbage_header, ValueError, "model.safetensors is truncated or corrupt"),
     "header length": (_huge_header, ValueError, "model.safetensors is truncated or corrupt"),
     "overlap": (_overlap, ValueError, "model.safetensors is truncated or corrupt"),

@@ -88,17 +88,17 @@ def test_the_search(adapters: list[Path], splits: tuple[list[str], list[str]], t
     assert [trial.user_attrs.get("start") for trial in result.study.trials][:3] == ["1", "0+1", "0"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "llama"
     record = json.loads((tmp_path / "out" / "merge_result.json").read_text())
-    assert record["base"]["source"] == str(tmp_path / "base")
+    assert record["base"]["source"] == "./base"
     assert record["base"]["sha256"] == open_checkpoint(tmp_path / "base").content_hash()
-    assert [each["source"] for each in record["inputs"]] == [str(folder) for folder in adapters]
+    assert [each["source"] for each in record["inputs"]] == [f"./{folder.name}" for folder in adapters]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"use_dora": True}, "has use_dora set, which is no low-rank product"),
-        ({"bias": "lora_only"}, "changes its base beside the product"),
-        ({"init_lora_weights": "pissa"}, "changes its base beside the product"),
+        ({"use_dora": True}, "has use_dora set, so it is more than a low-rank product"),
+        ({"bias": "lora_only"}, "changes its base in other ways too"),
+        ({"init_lora_weights": "pissa"}, "changes its base in other ways too"),
         ({"modules_to_save": ["norm"]}, "has modules_to_save set"),
     ],
 )

@@ -155,7 +155,7 @@ class TestRefusals:
         self.refused(message, folders[1:], tmp_path / "out", **settings)
 
     def test_a_base_that_is_not_used(self, folders: list[Path], tmp_path: Path) -> None:
-        self.refused("no use for a base", folders[1:], tmp_path / "out", base=folders[0])
+        self.refused("does not use a base", folders[1:], tmp_path / "out", base=folders[0])
 
     def test_weights_of_model_stock(self, folders: list[Path], tmp_path: Path) -> None:
         settings = {"method": "model_stock", "base": folders[0], "weights": [1.0, 1.0, 1.0]}

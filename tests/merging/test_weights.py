@@ -11,6 +11,7 @@ from hf_warmscale.merging.weights import (
     ema_weights,
     greedy_soup,
     lawa_weights,
+    one_hot_weights,
     pair_weights,
     power_weights,
     simplex_point,
@@ -18,14 +19,13 @@ from hf_warmscale.merging.weights import (
     trajectory_weights,
     uniform_weights,
     unit_point,
-    vertex,
 )
 
 TABLE = {
     "pair": (pair_weights(0.7), (0.3, 0.7)),
     "pair, beyond": (pair_weights(1.2), (-0.2, 1.2)),
     "uniform": (uniform_weights(4), (0.25, 0.25, 0.25, 0.25)),
-    "vertex": (vertex(3, 1), (0, 1, 0)),
+    "one_hot_weights": (one_hot_weights(3, 1), (0, 1, 0)),
     "soup": (subset_weights(4, frozenset({0, 3})), (0.5, 0, 0, 0.5)),
     "lawa": (lawa_weights(7), (0, 0, 0.2, 0.2, 0.2, 0.2, 0.2)),
     "lawa of few": (lawa_weights(2), (0.5, 0.5)),
@@ -87,7 +87,7 @@ def test_uniform_sticks_are_uniform_on_the_simplex() -> None:
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_every_point_of_the_simplex_comes_back(count: int) -> None:
     rng = np.random.default_rng(count)
-    corners = [vertex(count, index) for index in range(count)]
+    corners = [one_hot_weights(count, index) for index in range(count)]
     for weights in [uniform_weights(count), *corners, *rng.dirichlet(np.ones(count), size=20).tolist()]:
         unit = unit_point(weights)
         assert all(0 <= u <= 1 for u in unit)

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, init_mup, mup_param_groups
-from hf_warmscale.mup.folded_form import folded_placements
-from hf_warmscale.mup.placement import Placement
+from hf_warmscale.mup.folded_form import folded_scalings
+from hf_warmscale.mup.parameter_scaling import ParameterScaling
 from tests.conftest import perturb
 
 IDS = torch.arange(4, 28).reshape(2, 12) % 44 + 4
@@ -58,19 +58,19 @@ def test_folding_follows_the_forward_multipliers(family: str, float64_norms: Non
     config, base = sized(family, 32, 4), sized(family, 16, 2)
     parametrization = CONSTANTS
     described = describe(config)
-    placements = folded_placements(described, describe(base), parametrization)
+    scalings = folded_scalings(described, describe(base), parametrization)
     folded, hooked = build(config).double(), build(config).double()
     perturb(hooked)
     offsets = {f"{norm.module}.weight": norm.gain_offset for norm in described.norms.values()}
     with torch.no_grad():
         for (name, ours), theirs in zip(folded.named_parameters(), hooked.parameters(), strict=True):
             offset = offsets.get(name, 0.0)
-            ours.copy_((theirs + offset) * placements[name].absorbed - offset)
-    hook_multipliers(hooked, placements, tied=bool(described.tied))
-    plain = {name: Placement(place.role, place.ratios) for name, place in placements.items()}
+            ours.copy_((theirs + offset) * scalings[name].absorbed - offset)
+    hook_multipliers(hooked, scalings, tied=bool(described.tied))
+    plain = {name: ParameterScaling(place.role, place.ratios) for name, place in scalings.items()}
     optimizers = [
         torch.optim.AdamW(one_group_each(model, where, parametrization))
-        for model, where in ((folded, placements), (hooked, plain))
+        for model, where in ((folded, scalings), (hooked, plain))
     ]
     for _ in range(5):
         losses = [model(input_ids=IDS, labels=IDS).loss for model in (folded, hooked)]
@@ -82,34 +82,32 @@ def test_folding_follows_the_forward_multipliers(family: str, float64_norms: Non
 
 
 def one_group_each(
-    model: nn.Module, placements: dict[str, Placement], parametrization: Parametrization
+    model: nn.Module, scalings: dict[str, ParameterScaling], parametrization: Parametrization
 ) -> list[dict[str, Any]]:
     groups = []
     for name, parameter in model.named_parameters():
-        setting = placements[name].setting(parametrization)
+        own = scalings[name].factors(parametrization)
         groups.append(
             {
                 "params": [parameter],
-                "lr": 1e-2 * setting.lr,
-                "weight_decay": 0.1 * setting.weight_decay,
-                "eps": 1e-4 * setting.eps,
+                "lr": 1e-2 * own.lr,
+                "weight_decay": 0.1 * own.weight_decay,
+                "eps": 1e-4 * own.eps,
             }
         )
     return groups
 
 
-def hook_multipliers(model: Any, placements: dict[str, Placement], *, tied: bool) -> None:
+def hook_multipliers(model: Any, scalings: dict[str, ParameterScaling], *, tied: bool) -> None:
     """Multiply the output of every module by the factor that its weights absorbed; in a tied model, the logits too."""
-    absorbed = {name.rpartition(".")[0]: place.absorbed for name, place in placements.items()}
-    for name, place in placements.items():  # experts: what they write is what counts
+    absorbed = {name.rpartition(".")[0]: place.absorbed for name, place in scalings.items()}
+    for name, place in scalings.items():  # experts: what they write is what counts
         if name.endswith("experts.down_proj"):
             absorbed[name.rpartition(".")[0]] = place.absorbed
     if tied:
-        (final,) = {module for module in absorbed if placements_role(placements, module) == "final_norm"}
-        embedding = next(
-            name for name in placements if model.get_parameter(name) is model.get_input_embeddings().weight
-        )
-        logits = CONSTANTS.multiplier("readout", placements[embedding].ratios)
+        (final,) = {module for module in absorbed if scaling_role(scalings, module) == "final_norm"}
+        embedding = next(name for name in scalings if model.get_parameter(name) is model.get_input_embeddings().weight)
+        logits = CONSTANTS.multiplier("readout", scalings[embedding].ratios)
         del absorbed[final]
         model.get_output_embeddings().register_forward_hook(lambda *call: call[2] * logits)
     for path, factor in absorbed.items():
@@ -117,8 +115,8 @@ def hook_multipliers(model: Any, placements: dict[str, Placement], *, tied: bool
             model.get_submodule(path).register_forward_hook(lambda *call, factor=factor: call[2] * factor)
 
 
-def placements_role(placements: dict[str, Placement], module: str) -> str:
-    return placements[f"{module}.weight"].role if f"{module}.weight" in placements else ""
+def scaling_role(scalings: dict[str, ParameterScaling], module: str) -> str:
+    return scalings[f"{module}.weight"].role if f"{module}.weight" in scalings else ""
 
 
 ROOT = 2**0.5
@@ -147,11 +145,11 @@ ABSORBED = {
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_each_weight_absorbs(family: str) -> None:
     described, base = describe(sized(family, 32, 4)), describe(sized(family, 16, 2))
-    placements = folded_placements(described, base, CONSTANTS)
-    for name, placement in placements.items():
+    scalings = folded_scalings(described, base, CONSTANTS)
+    for name, scaling in scalings.items():
         path = name.removesuffix(".weight").removesuffix(".bias")
         expected = [value for part, value in ABSORBED[family].items() if path.endswith(part)]
-        assert placement.absorbed == pytest.approx(expected[0] if expected else 1, rel=1e-15), name
+        assert scaling.absorbed == pytest.approx(expected[0] if expected else 1, rel=1e-15), name
 
 
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
@@ -165,7 +163,7 @@ def test_what_a_family_scales_itself_is_not_scaled_twice(rule: Any, writer: floa
         describe(sized("minicpm3", width, layers, num_key_value_heads=width // 8, **MINICPM))
         for width, layers in ((64, 4), (16, 1))
     )
-    absorbed = {name: place.absorbed for name, place in folded_placements(wide, base, Parametrization(rule)).items()}
+    absorbed = {name: place.absorbed for name, place in folded_scalings(wide, base, Parametrization(rule)).items()}
     assert absorbed["lm_head.weight"] == 1
     assert absorbed["model.layers.0.mlp.down_proj.weight"] == writer
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Llama
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, mup_param_groups
-from hf_warmscale.mup.folded_form import folded_placements
+from hf_warmscale.mup.folded_form import folded_scalings
 from hf_warmscale.mup.granite_form import GraniteForm
 from tests.conftest import perturb
 
@@ -162,13 +162,13 @@ def test_groups_of_a_model_four_times_as_wide_and_twice_as_deep() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_form_agrees_with_the_described_model(tied: bool) -> None:
-    """The placements that are written by hand for this one family are those that probing finds."""
+    """The scalings that are written by hand for this one family are those that probing finds."""
     biases: dict[str, Any] = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": tied}
     wide, base = config(64, 4, **biases), config(16, 2, **biases)
     form = GraniteForm.from_config(wide)
-    found = folded_placements(describe(wide), describe(base), Parametrization("standard"))
-    assert list(found) == list(form.placements())
-    for name, place in form.placements().items():
+    found = folded_scalings(describe(wide), describe(base), Parametrization("standard"))
+    assert list(found) == list(form.scalings())
+    for name, place in form.scalings().items():
         assert place.role == found[name].role
         assert place.ratios.depth == found[name].ratios.depth
         if place.role == "hidden":

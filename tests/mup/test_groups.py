@@ -13,7 +13,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from hf_warmscale.mup import mup_optimizer, mup_param_groups
-from hf_warmscale.mup.placement import plain_name
+from hf_warmscale.mup.parameter_scaling import plain_name
 from tests.mup.tiny import ROW, described_groups, tiny_mup
 
 
@@ -46,7 +46,7 @@ def test_frozen_parameters_are_in_no_group_and_all_others_in_one() -> None:
 
 
 def test_groups_of_one_setting_are_one_group() -> None:
-    """Without weight decay, what differs in its factor only is the same setting."""
+    """Without weight decay, what differs in its factor only is the same group."""
     groups = mup_param_groups(tiny_mup(), lr=1e-2, weight_decay=0.0)
     settings = [(group["lr"], group["weight_decay"], group["eps"]) for group in groups]
     assert len(settings) == len(set(settings)) == 3
@@ -135,5 +135,5 @@ def test_a_deepspeed_optimizer_block_is_refused(tmp_path: Path) -> None:
     config = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({**config, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}))
-    with pytest.raises(ValueError, match="has an optimizer block, which silently replaces"):
+    with pytest.raises(ValueError, match="has a block 'optimizer', which silently replaces"):
         mup_optimizer(arguments(tmp_path, deepspeed=str(path), use_cpu=False))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_warmscale.architecture.model_map import Role
-from hf_warmscale.mup import Parametrization, Ratios, Setting, group_weight_decay, rule_table
+from hf_warmscale.mup import OptimizerFactors, Parametrization, Ratios, group_weight_decay, rule_table
 from hf_warmscale.options import RuleName
 
 ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "norm", "final_norm", "bias", "router")
@@ -15,8 +15,8 @@ WIDER_DEEPER = Ratios(width=4, depth=2, fan_in=4, fan_out=4)
 WIDER = Ratios(width=4, fan_in=4, fan_out=4)
 
 
-def setting(role: Role, rule: RuleName = "completep", alpha: float = 1.0) -> Setting:
-    return Parametrization(rule, depth_alpha=alpha).setting(role, WIDER_DEEPER if role in IN_BLOCK else WIDER)
+def factors(role: Role, rule: RuleName = "completep", alpha: float = 1.0) -> OptimizerFactors:
+    return Parametrization(rule, depth_alpha=alpha).factors(role, WIDER_DEEPER if role in IN_BLOCK else WIDER)
 
 
 # (init, lr, weight decay, eps) at four times the width and twice the depth.
@@ -48,13 +48,13 @@ MUP: dict[Role, tuple[float, float, float, float]] = {
 
 @pytest.mark.parametrize("role", ROLES)
 def test_vector_of_the_paper(role: Role) -> None:
-    assert close(setting(role), COMPLETEP[role])
-    assert close(setting(role, alpha=0.5), DEPTH_MUP[role])
-    assert close(setting(role, "mup"), MUP[role])
-    assert close(setting(role, "standard"), (1, 1, float(rule_table()[role].weight_decay is not None), 1))
+    assert close(factors(role), COMPLETEP[role])
+    assert close(factors(role, alpha=0.5), DEPTH_MUP[role])
+    assert close(factors(role, "mup"), MUP[role])
+    assert close(factors(role, "standard"), (1, 1, float(rule_table()[role].weight_decay is not None), 1))
 
 
-def close(got: Setting, expected: tuple[float, float, float, float]) -> bool:
+def close(got: OptimizerFactors, expected: tuple[float, float, float, float]) -> bool:
     return all(
         math.isclose(value, wanted, rel_tol=1e-15)
         for value, wanted in zip((got.init, got.lr, got.weight_decay, got.eps), expected, strict=True)
@@ -76,7 +76,7 @@ def test_forward_multipliers() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_base_shape_is_standard_exactly(role: Role, rule: RuleName) -> None:
     base = Parametrization(rule, depth_alpha=0.75)
-    assert base.setting(role, Ratios()) == Parametrization("standard").setting(role, WIDER_DEEPER)
+    assert base.factors(role, Ratios()) == Parametrization("standard").factors(role, WIDER_DEEPER)
     assert base.multiplier(role, Ratios()) == 1
     assert base.residual_multiplier(1) == 1
 
@@ -84,26 +84,26 @@ def test_base_shape_is_standard_exactly(role: Role, rule: RuleName) -> None:
 @pytest.mark.parametrize("width", [2.0, 3.0, 10.0])
 def test_decay_per_step_does_not_depend_on_width(width: float) -> None:
     """lr * weight decay of a matrix is that of the base: the average runs over the same number of steps."""
-    wider = Parametrization("mup").setting("hidden", Ratios(width=width, fan_in=width, fan_out=width))
+    wider = Parametrization("mup").factors("hidden", Ratios(width=width, fan_in=width, fan_out=width))
     assert wider.lr * wider.weight_decay == pytest.approx(1, rel=1e-15)
 
 
 def test_muon_keeps_the_spectral_norm_of_the_update_and_touches_matrices_only() -> None:
     parametrization = Parametrization()
-    square = parametrization.muon_setting("hidden", WIDER_DEEPER)
+    square = parametrization.muon_factors("hidden", WIDER_DEEPER)
     assert (square.lr, square.weight_decay, square.eps) == (1, 1, 1 / 2)
-    narrow_out = parametrization.muon_setting("hidden", Ratios(width=4, fan_in=4, fan_out=1))
+    narrow_out = parametrization.muon_factors("hidden", Ratios(width=4, fan_in=4, fan_out=1))
     assert (narrow_out.lr, narrow_out.weight_decay) == (1 / 2, 2)
     for role in ("embedding", "readout", "norm", "final_norm", "bias"):
-        assert parametrization.muon_setting(role, WIDER) == parametrization.setting(role, WIDER)
+        assert parametrization.muon_factors(role, WIDER) == parametrization.factors(role, WIDER)
 
 
 def test_adam_symmetry_of_absorb() -> None:
-    """c * w trained with the absorbed setting follows w inside a forward pass that multiplies by c, at every step."""
+    """c * w trained with the absorbed factors follows w inside a forward pass that multiplies by c, at every step."""
     factor, lr, decay, eps = 0.3, 0.02, 0.1, 1e-3
     data, target = torch.randn(32, 8, dtype=torch.float64), torch.randn(32, 4, dtype=torch.float64)
     start = torch.randn(8, 4, dtype=torch.float64)
-    absorbed = Setting().absorb(factor)
+    absorbed = OptimizerFactors().absorb(factor)
     outside = torch.nn.Parameter(start.clone())
     inside = torch.nn.Parameter(start * absorbed.init)
     one = torch.optim.AdamW([outside], lr=lr, weight_decay=decay, eps=eps)
@@ -120,7 +120,7 @@ def test_adam_symmetry_of_absorb() -> None:
 
 def test_symmetry_turns_table_8_into_table_3() -> None:
     """arXiv:2203.03466: the readout with a forward 1/m_N equals one with init 1/m_N and an Adam rate of 1/m_N."""
-    readout = setting("readout").absorb(Parametrization().multiplier("readout", WIDER))
+    readout = factors("readout").absorb(Parametrization().multiplier("readout", WIDER))
     assert close(readout, (1 / 4, 1 / 4, 4, 1))
 
 

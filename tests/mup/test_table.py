@@ -1,4 +1,4 @@
-"""The printed table: one row for each setting, formulas whose values are those of the groups, one reason a row."""
+"""The printed table: one row per set of factors and a reason each; the formulas' values are those of the groups."""
 
 import pytest
 from transformers import GPT2Config, OPTConfig

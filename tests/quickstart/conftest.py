@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "hf_warmscale", "quickstart", "--tokens", str(M
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted inside a save, started again, interrupted in its second stage and started again."""
     output = tmp_path_factory.mktemp("quickstart") / "run"
-    interrupt(output, when="runs/base/.partial/checkpoint-*/*")
+    interrupt(output, when="runs/base/_partial/checkpoint-*/*")
     complete = {"stage.json", "model.safetensors", "optimizer.pt", "trainer_state.json"}
     for checkpoint in output.glob("runs/base/checkpoint-*"):
         assert complete <= {path.name for path in checkpoint.iterdir()}, checkpoint

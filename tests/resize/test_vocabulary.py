@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary, learn_merges
-from hf_warmscale.training.stage_run import bits_per_byte
+from hf_warmscale.training.domains import bits_per_byte
 from tests.conftest import perturb
 from tests.training.tiny import TEXT, train_tokenizer
 

@@ -1,8 +1,10 @@
 """A shrunk model gets better on real text, on that text alone or towards the model it was cut from."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from pydoc_data.topics import topics
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from hf_warmscale import ContinualTrainer, HealingTrainer, Stage, shrink_from_pretrained
 from hf_warmscale.training.distillation import divergence
 from tests.training.tiny import arguments, losses
+
+pytestmark = pytest.mark.xdist_group("distillation")  # the large model is trained once, on one worker
 
 LENGTH = 64
 Rows = list[dict[str, list[int]]]
@@ -33,16 +37,22 @@ def large(text: Rows, tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausa
         vocab_size=256, hidden_size=32, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4
     )
     model = LlamaForCausalLM(config)
-    train(ContinualTrainer, model, text[:1000], tmp_path_factory.mktemp("large"), steps=300)
+    train(ContinualTrainer, model, text[:1000], tmp_path_factory.mktemp("large"), steps=150)
     model.eval()
     return model
 
 
 def train(
-    kind: Callable[..., ContinualTrainer], model: nn.Module, rows: Rows, folder: Path, steps: int, **more: Any
+    kind: Callable[..., ContinualTrainer],
+    model: nn.Module,
+    rows: Rows,
+    folder: Path,
+    steps: int,
+    seed: int = 0,
+    **more: Any,
 ) -> None:
     stage = Stage("text", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)
-    settings = arguments(folder, per_device_train_batch_size=8, learning_rate=1e-2, save_strategy="no")
+    settings = arguments(folder, per_device_train_batch_size=8, learning_rate=1e-2, save_strategy="no", seed=seed)
     kind(model, settings, train_dataset=rows, stage=stage, **more).train()
 
 
@@ -55,18 +65,21 @@ def loss(model: PreTrainedModel, rows: Rows) -> float:
 
 @pytest.mark.parametrize("distilled", [True, False])
 def test_a_shrunk_model_heals(large: LlamaForCausalLM, text: Rows, distilled: bool, tmp_path: Path) -> None:
+    """Over orders of the text, the held-out loss falls by many times what the order changes."""
     held_out = text[1000:]
     calibration = torch.tensor([row["input_ids"] for row in text[:16]])
     small = shrink_from_pretrained(large, num_hidden_layers=2, intermediate_size=64, calibration=calibration)
-    before, best = loss(small, held_out), loss(large, held_out)
-    if distilled:
-        train(HealingTrainer, small, text[:1000], tmp_path, steps=60, teacher=large)
-    else:
-        train(ContinualTrainer, small, text[:1000], tmp_path, steps=60)
-    after = loss(small, held_out)
-    print(f"large {best:.3f}, shrunk {before:.3f}, healed {after:.3f} nats a byte")
-    assert before > best + 0.1
-    assert after - best < 0.5 * (before - best)
+    before, gains = loss(small, held_out), []
+    for seed in range(3):
+        healed, folder = deepcopy(small), tmp_path / str(seed)
+        if distilled:
+            train(HealingTrainer, healed, text[:1000], folder, steps=40, seed=seed, teacher=large)
+        else:
+            train(ContinualTrainer, healed, text[:1000], folder, steps=40, seed=seed)
+        gains.append(before - loss(healed, held_out))
+    print(f"shrunk {before:.3f} nats a byte, gains {gains}")
+    assert before > loss(large, held_out)
+    assert mean(gains) > 4 * stdev(gains)
 
 
 def test_a_copy_has_nothing_to_learn(large: LlamaForCausalLM, text: Rows, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def run(arguments: Namespace) -> None:
         title=f"How the change of an activation scales with {axis_of(arguments)}: slopes within "
         f"{results[0].tolerance:g} of 0 pass",
         written=[output / "coordinates.json", output / "coordinates.png"],
-        then=f"warmscale mup transfer {arguments.model} --data {arguments.data} --help",
+        then=["warmscale", "mup", "transfer", arguments.model, "--data", arguments.data, "--help"],
     )
 
 

@@ -30,12 +30,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the table, each row with its reason."""
-    from hf_warmscale.cli.pretrained import load_config
-    from hf_warmscale.mup import Parametrization, mup_table
-    from hf_warmscale.mup.realization import has_mup_entry
+    from hf_warmscale.checkpoints import load_config
+    from hf_warmscale.mup import Parametrization, is_mup, mup_table
 
     config = load_config(arguments.model)
-    own_base = has_mup_entry(config)
+    own_base = is_mup(config)
     if own_base == (arguments.base is not None):
         raise ValueError(
             f"{arguments.model} brings its own base and rule along; leave --base out."

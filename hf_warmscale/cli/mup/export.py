@@ -29,7 +29,8 @@ def run(arguments: Namespace) -> None:
     )
     for limit in receipt.limits:
         print(limit)
-    show([], written=[arguments.output], then=f"warmscale push {arguments.output} REPO_ID --private")
+    following = ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
+    show([], written=[arguments.output], then=following)
 
 
 EXPORT = Verb(

@@ -1,7 +1,6 @@
 """What `mup check` and `mup transfer` share: a model, tokens, sizes, a folder."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_warmscale.cli.parser import Parser, positive_int
@@ -10,9 +9,6 @@ from hf_warmscale.options import RULES
 if TYPE_CHECKING:
     from hf_warmscale.mup import MupConfig
     from hf_warmscale.tuning import ProxyTask
-
-VALIDATION = 0.05
-"""Share of the packed rows, the last ones, that no run trains on."""
 
 
 def add_study(parser: Parser, *, steps: int, rules: tuple[str, ...]) -> None:
@@ -44,39 +40,31 @@ def load_mup_config(name: str) -> "MupConfig":
         FileNotFoundError: if there is no such model.
         ValueError: if it has no base shape.
     """
-    from hf_warmscale.cli.pretrained import load_config
-    from hf_warmscale.mup import MupConfig
+    from hf_warmscale.checkpoints import load_config
+    from hf_warmscale.mup import MupConfig, is_mup
 
-    content: dict[str, Any] = load_config(name).to_dict()
-    if content.get("mup") is None:
+    config = load_config(name)
+    if not is_mup(config):
         raise ValueError(f"{name} has no mup entry with its base shape; make the model with MupConfig.")
-    return MupConfig.from_dict(content)
+    return MupConfig.from_dict(config.to_dict())
 
 
 def make_task(arguments: Namespace, config: "MupConfig", **settings: Any) -> "ProxyTask":
-    """Lay the packed rows out as two streams of tokens below the output, and return the task on them.
+    """Return the task on the packed rows; the last of them are held out.
 
     Raises:
         FileNotFoundError: if there are no packed data.
         ValueError: if they hold tokens that the model does not know, or the model cannot have one of the sizes.
     """
-    import numpy as np
-
     from hf_warmscale.training.data.packing import load_packed
     from hf_warmscale.tuning import ProxyTask, ladder
 
     ladder(config, axis_of(arguments), arguments.widths or arguments.depths)  # refuses sizes that do not fit
-    rows = load_packed(arguments.data).with_format("numpy")
-    tokens = np.concatenate(rows["input_ids"][:])
-    if tokens.max() >= config.vocab_size:
+    rows = load_packed(arguments.data).select_columns(["input_ids"]).with_format("numpy")
+    largest = max(max(ids.max() for ids in batch["input_ids"]) for batch in rows.iter(batch_size=1_000))
+    if largest >= config.vocab_size:
         raise ValueError(
-            f"{arguments.data} holds the token {tokens.max()}, and the model knows {config.vocab_size}; pack the text "
+            f"{arguments.data} holds the token {largest}, and the model knows {config.vocab_size}; pack the text "
             "with the model's tokenizer."
         )
-    folder = Path(arguments.output) / "tokens"
-    folder.mkdir(parents=True, exist_ok=True)
-    cut = int(len(tokens) * (1 - VALIDATION))
-    np.save(folder / "train.npy", tokens[:cut])
-    np.save(folder / "validation.npy", tokens[cut:])
-    length = len(rows[0]["input_ids"])
-    return ProxyTask(str(folder), batch_size=arguments.batch_size, sequence_length=length, **settings)
+    return ProxyTask(arguments.data, batch_size=arguments.batch_size, **settings)

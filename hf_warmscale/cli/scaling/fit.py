@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> None:
         law.backtest.table(),
         title="Rollout: fit the smaller sizes, predict the next; mean relative errors",
         written=written,
-        then=f"warmscale scaling plan --law {output / LAW_FILE} --help",
+        then=["warmscale", "scaling", "plan", "--law", output / LAW_FILE, "--help"],
     )
 
 

@@ -58,7 +58,7 @@ def run(arguments: Namespace) -> None:
     for assumption in found.assumptions:
         print(f"Assumed: {assumption}")
     print(f"Advice:  {found.advice}")
-    show([], written=[arguments.output], then="warmscale grow --help")
+    show([], written=[arguments.output], then=["warmscale", "grow", "--help"])
 
 
 PLAN = Verb(

@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> None:
         found.backtest.table(),
         title="Rollout: fit the smaller sizes, predict the next; mean relative errors",
         written=[arguments.output],
-        then="warmscale scaling plan --help",
+        then=["warmscale", "scaling", "plan", "--help"],
     )
 
 

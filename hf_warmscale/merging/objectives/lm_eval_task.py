@@ -21,19 +21,19 @@ def lm_eval_loss(
     include_path: str | os.PathLike[str] | None = None,
     allow_public_benchmarks: bool = False,
 ) -> Loss:
-    """Return a function of the model that gives the loss of each example of an lm-eval task.
+    """Return a function of the model that computes the loss of each example of an lm-eval task.
 
-    The loss is `1 - metric` where more is better, else the metric. Give the halves of a task to `select` and `confirm`
-    by different `examples`.
+    The loss is `1 - metric` if higher is better, else the metric. Split a task between `select` and `confirm` by
+    different `examples`.
 
     Args:
         task (`str`): a task that lm-eval knows or that a YAML file in `include_path` defines.
         tokenizer (`PreTrainedTokenizerBase`): the models'.
-        metric (`str`): a metric of the task with one number for each example.
+        metric (`str`): a metric of the task that has one number per example.
         examples (`Sequence[int]`, *optional*): indices of the examples; all by default.
-        num_fewshot (`int`, *optional*): examples in the prompt; by default what the task says.
+        num_fewshot (`int`, *optional*): examples in the prompt; by default the task's own number.
         batch_size (`int`): requests in a batch.
-        include_path (`str` or `PathLike`, *optional*): a folder of task files; only these are known then.
+        include_path (`str` or `PathLike`, *optional*): a folder of task files; then only these tasks are known.
         allow_public_benchmarks (`bool`): accept a public benchmark.
 
     Raises:
@@ -82,7 +82,7 @@ def _losses_of(results: dict[str, Any], task: str, metric: str) -> list[float]:
     if not values or not all(isinstance(value, int | float) for value in values):
         known = sorted(results["higher_is_better"][task])
         raise ValueError(
-            f"The task {task!r} gives no number {metric!r} for each example; its metrics are {', '.join(known)}."
+            f"The task {task!r} has no number {metric!r} per example; its metrics are {', '.join(known)}."
         )
     more_is_better = results["higher_is_better"][task].get(metric, True)
     return [1.0 - float(value) if more_is_better else float(value) for value in values]

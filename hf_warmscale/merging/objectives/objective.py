@@ -1,4 +1,4 @@
-"""What a merge is judged by: held-out documents, or a function of the model."""
+"""The objective of a search: the likelihood of held-out documents, or a function of the model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, paired_bootstrap
+from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
 from hf_warmscale.merging.objectives.public_benchmarks import refuse_public_benchmark
 
 Loss = Callable[[PreTrainedModel], float | Sequence[float]]
@@ -20,22 +20,22 @@ Domains = Domain | Mapping[str, Domain]
 
 ONLY_DOMAIN = "held-out"
 SMALLEST_PART = 8
-"""Documents: fewer say nothing about the rest."""
+"""Documents: fewer are not representative of the rest."""
 STOP_CONFIDENCE = 0.98
-"""Of the interval that ends a trial early: at each look, a trial that is as good is stopped with probability 1 %."""
+"""Of the interval that ends a trial early: at each look, an equally good trial is stopped with probability 1 %."""
 
 
-class Yardstick(Protocol):
-    """Something that scores a model, all at once or in parts."""
+class Objective(Protocol):
+    """A loss that can be computed on all examples, or on one part of them after another."""
 
     @property
     def sha256(self) -> str:
-        """Identifies what the model is scored on."""
+        """Identify the examples."""
         ...
 
     @property
     def digests(self) -> frozenset[str]:
-        """The documents, each by its hash; empty for a function."""
+        """The hashes of the documents; empty for a function."""
         ...
 
     @property
@@ -49,12 +49,12 @@ class Yardstick(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class DocumentYardstick:
-    """Token NLL of held-out documents, in parts that double the documents seen.
+class DocumentObjective:
+    """Token NLL of held-out documents, in parts each of which doubles the number of documents seen.
 
     Args:
         parts (`tuple[EvaluationSet, ...]`): prepared once.
-        distributed (`bool`): the processes of the default group share each part.
+        distributed (`bool`): share each part among the processes of the default group.
     """
 
     parts: tuple[EvaluationSet, ...]
@@ -62,12 +62,12 @@ class DocumentYardstick:
 
     @property
     def sha256(self) -> str:
-        """The hash of all documents, in their order."""
+        """The hash of all documents and of their order."""
         return sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     @property
     def digests(self) -> frozenset[str]:
-        """The documents, each by its hash."""
+        """The hashes of the documents."""
         return frozenset(digest for part in self.parts for digest in part.digests)
 
     @property
@@ -81,12 +81,12 @@ class DocumentYardstick:
 
 
 @dataclass(frozen=True, eq=False)
-class LossYardstick:
-    """A function of the model; every process of a distributed search calls it.
+class LossObjective:
+    """A function of the model, called by every process of a distributed search.
 
     Args:
         name (`str`): of the domain.
-        loss (`Loss`): what is minimised.
+        loss (`Loss`): the function.
     """
 
     name: str
@@ -99,7 +99,7 @@ class LossYardstick:
 
     @property
     def digests(self) -> frozenset[str]:
-        """None: what the function reads is its own affair."""
+        """Empty: we cannot know which documents the function reads."""
         return frozenset()
 
     @property
@@ -111,11 +111,17 @@ class LossYardstick:
         """Call the function.
 
         Raises:
-            ValueError: if it returns NaN, infinity or nothing.
+            NonFiniteLossError: if it returns NaN or infinity.
+            ValueError: if it returns no number, or something other than numbers.
         """
         losses = np.atleast_1d(np.asarray(self.loss(model), dtype=np.float64))
-        if losses.ndim != 1 or not len(losses) or not np.isfinite(losses).all():
-            raise ValueError(f"The objective {self.name!r} returned {losses.tolist()}; it must return finite losses.")
+        if losses.ndim != 1 or not len(losses):
+            raise ValueError(
+                f"The objective {self.name!r} returned {losses.tolist()}; it must return a list of losses."
+            )
+        if not np.isfinite(losses).all():
+            worst = losses[~np.isfinite(losses)][0]
+            raise NonFiniteLossError(f"The objective {self.name!r} returned {worst}; it must return finite losses.")
         ones = np.ones(len(losses), dtype=np.int64)
         return DocumentNLL(losses, ones, ones, tuple(f"{self.name} {index}" for index in range(len(losses))))
 
@@ -129,61 +135,61 @@ def prepare_domains(
     seed: int = 0,
     distributed: bool = False,
     allow_public_benchmarks: bool = False,
-) -> dict[str, Yardstick]:
-    """Prepare documents or functions for scoring, by domain.
+) -> dict[str, Objective]:
+    """Prepare the objectives of several domains.
 
     Args:
         domains (`Domains`): documents, a function, or a mapping of names to either.
         tokenizer (`PreTrainedTokenizerBase`): the models'.
         max_length (`int`): predictions in a window.
         batch_tokens (`int`): positions in a batch, padding included.
-        seed (`int`): of the order in which documents are seen.
+        seed (`int`): of the order of the documents.
         distributed (`bool`): share the batches among the processes of the default group.
         allow_public_benchmarks (`bool`): accept a public benchmark as a domain.
 
     Raises:
-        ValueError: if there is none, a document is empty, or a name is that of a public benchmark.
+        ValueError: if there is no domain, if a document is empty, or if a name is that of a public benchmark.
     """
     named: Mapping[str, Domain] = domains if isinstance(domains, Mapping) else {ONLY_DOMAIN: domains}
     if not named:
         raise ValueError("There is no domain to evaluate on; pass documents.")
-    prepared: dict[str, Yardstick] = {}
+    prepared: dict[str, Objective] = {}
     for name, domain in named.items():
         refuse_public_benchmark(name, allow=allow_public_benchmarks)
         if callable(domain):
-            prepared[name] = LossYardstick(name, domain)
+            prepared[name] = LossObjective(name, domain)
             continue
         whole = EvaluationSet.from_documents(domain, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
-        prepared[name] = DocumentYardstick(_doubling_parts(whole, seed), distributed)
+        prepared[name] = DocumentObjective(_doubling_parts(whole, seed), distributed)
     return prepared
 
 
-def score(model: PreTrainedModel, yardstick: Yardstick) -> DocumentNLL:
+def score(model: PreTrainedModel, objective: Objective) -> DocumentNLL:
     """Score a model on all parts."""
-    return DocumentNLL.concatenate([yardstick.score_part(model, part) for part in range(yardstick.num_parts)])
+    return DocumentNLL.concatenate([objective.score_part(model, part) for part in range(objective.num_parts)])
 
 
 def score_against(
-    model: PreTrainedModel, yardstick: Yardstick, incumbent: DocumentNLL
+    model: PreTrainedModel, objective: Objective, incumbent: DocumentNLL
 ) -> tuple[float, DocumentNLL, bool]:
     """Score a model part by part, until it is clearly worse than the incumbent on the same documents.
 
-    A trial that is stopped still returns a value, so that the search learns from it: the incumbent's mean on all
-    documents plus the paired difference on those that were seen.
+    A stopped trial still gets a value, so that the search learns from it: the incumbent's mean on all documents plus
+    the paired difference on the documents seen. (Optuna's pruned trials are invisible to a Gaussian process.)
 
     Args:
         model (`PreTrainedModel`): the trial.
-        yardstick (`Yardstick`): what both are scored on.
+        objective (`Objective`): what both are scored on.
         incumbent (`DocumentNLL`): the best so far, on all parts.
 
     Returns:
         `tuple[float, DocumentNLL, bool]`: the value in nats per token, the scores, and whether it was stopped.
     """
     parts: list[DocumentNLL] = []
-    for part in range(yardstick.num_parts):
-        parts.append(yardstick.score_part(model, part))
+    for part in range(objective.num_parts):
+        parts.append(objective.score_part(model, part))
         seen = DocumentNLL.concatenate(parts)
-        if part + 1 == yardstick.num_parts:
+        if part + 1 == objective.num_parts:
             break
         same = incumbent.first(len(seen))
         difference = paired_bootstrap(seen, same, confidence=STOP_CONFIDENCE, resamples=1000)

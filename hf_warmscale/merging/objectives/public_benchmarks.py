@@ -1,4 +1,4 @@
-"""Test sets that others report: merge weights tuned on them make the numbers worthless."""
+"""Public test sets: a score on a test set on which merge weights were tuned is worthless."""
 
 import re
 
@@ -48,7 +48,7 @@ def refuse_public_benchmark(name: str, *, allow: bool = False) -> None:
 
     Args:
         name (`str`): of a task, a domain, a dataset or a file.
-        allow (`bool`): that this is meant.
+        allow (`bool`): accept it.
 
     Raises:
         ValueError: if the name, or a part of it, is that of a public benchmark.
@@ -59,5 +59,5 @@ def refuse_public_benchmark(name: str, *, allow: bool = False) -> None:
     if found and not allow:
         raise ValueError(
             f"{name!r} is the public benchmark {found[-1]}: weights tuned on its test set make its score worthless. "
-            "Tune on other held-out data, or say allow_public_benchmarks if this is meant."
+            "Tune on other held-out data, or pass allow_public_benchmarks."
         )

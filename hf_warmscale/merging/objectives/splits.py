@@ -1,24 +1,24 @@
-"""Do the split that a search sees and the split that judges it belong together?"""
+"""The split that a search minimises on and the split that judges its winner."""
 
 from collections.abc import Mapping, Sequence
 
 from hf_warmscale.evaluation.bootstrap import MIN_DOCUMENTS
-from hf_warmscale.merging.objectives.objective import Yardstick
+from hf_warmscale.merging.objectives.objective import Objective
 
 
 def split_documents(texts: Sequence[object], name: str) -> tuple[list[str], list[str]]:
-    """Deal documents into two splits, each text once: one in both would let the search see what judges it.
+    """Deal documents into two splits, each text once: a text in both would let the search see what judges it.
 
     Args:
         texts (`Sequence`): the documents.
-        name (`str`): what an error calls them.
+        name (`str`): their name in an error.
 
     Raises:
-        ValueError: if one is no text, or there are too few for two splits.
+        ValueError: if one is not a string, or there are too few for two splits.
     """
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"Document {number} of the evaluation data is {text!r}; give texts.")
+            raise ValueError(f"Document {number} of the evaluation data is {text!r}; give strings.")
     different = [text for text in dict.fromkeys(map(str, texts)) if text.strip()]
     if len(different) < 2 * MIN_DOCUMENTS:
         raise ValueError(
@@ -29,14 +29,14 @@ def split_documents(texts: Sequence[object], name: str) -> tuple[list[str], list
 
 
 def check_splits(
-    select: Mapping[str, Yardstick], confirm: Mapping[str, Yardstick], limits: Mapping[str, float]
+    select: Mapping[str, Objective], confirm: Mapping[str, Objective], limits: Mapping[str, float]
 ) -> None:
     """Check the domains of both splits, and their limits, before any work is done.
 
     Args:
-        select (`Mapping[str, Yardstick]`): what the search sees, by domain.
-        confirm (`Mapping[str, Yardstick]`): what judges the winner, by domain.
-        limits (`Mapping[str, float]`): domains that are no objective, nats per token.
+        select (`Mapping[str, Objective]`): what the search sees, by domain.
+        confirm (`Mapping[str, Objective]`): what judges the winner, by domain.
+        limits (`Mapping[str, float]`): nats per token, of domains that are not minimised.
 
     Raises:
         ValueError: if the splits have other domains or share a document, if confirm has too few for an interval, or
@@ -46,7 +46,7 @@ def check_splits(
         raise ValueError(f"select has the domains {list(select)} and confirm {list(confirm)}; give both the same.")
     for domain, limit in limits.items():
         if domain not in select:
-            raise ValueError(f"There is a limit for {domain!r}, which is none of the domains {list(select)}.")
+            raise ValueError(f"There is a limit for {domain!r}, which is not one of the domains {list(select)}.")
         if not 0 <= limit < float("inf"):
             raise ValueError(f"The limit of {domain!r} is {limit}; it must be a number of nats, 0 or more.")
     if len(limits) == len(select):
@@ -65,5 +65,5 @@ def check_splits(
         )
 
 
-def _documents(split: Mapping[str, Yardstick]) -> frozenset[str]:
-    return frozenset(digest for yardstick in split.values() for digest in yardstick.digests)
+def _documents(split: Mapping[str, Objective]) -> frozenset[str]:
+    return frozenset(digest for objective in split.values() for digest in objective.digests)

@@ -1,17 +1,39 @@
-"""Is the best merge of a search really better? Chosen on one split, judged once on another."""
+"""Is the best merge of a search really better? Selected on one split, judged once on another."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_warmscale.evaluation import PairedDifference, paired_bootstrap
+from optuna.trial import FrozenTrial
+
+from hf_warmscale.evaluation import NonFiniteLossError, PairedDifference, paired_bootstrap
 from hf_warmscale.merging.combine import CheckpointWeights
-from hf_warmscale.merging.search.evaluator import Evaluator, Scores, overall
-from hf_warmscale.merging.weights import uniform_weights, vertex
+from hf_warmscale.merging.search.evaluator import VIOLATIONS, Evaluator, Scores, overall, weighed
+from hf_warmscale.merging.search.spaces import Point
+from hf_warmscale.merging.search.trials import Trials, is_complete, is_feasible
+from hf_warmscale.merging.weights import one_hot_weights, uniform_weights
 
 SAME = 1e-9
 TOP = 3
-"""Trials among which the posterior mean decides: the best value observed is partly luck."""
+"""The number of best trials among which the posterior mean decides: the best observed value is partly luck."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The answer of the select split, fixed before the confirm split is used.
+
+    Args:
+        winner (`Point`): the winning point of the space.
+        single (`int`): the index of the best checkpoint alone.
+        front (`list[dict]`): with several objectives, the trials that no other trial beats in all of them.
+        num_trials (`int`): the number of finished trials.
+    """
+
+    winner: Point
+    single: int
+    front: list[dict[str, Any]]
+    num_trials: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,25 +41,26 @@ class Contender:
     """A merge, or a checkpoint alone, that is judged on the confirm split.
 
     Args:
-        name (`str`): for tables.
-        weights (`CheckpointWeights`): how it is made.
-        scores (`Scores`): on the confirm split, by domain.
+        name (`str`): for the verdict.
+        weights (`CheckpointWeights`): of the merge.
+        scores (`Scores` or `None`): on the confirm split, by domain; `None` if its loss is not finite.
     """
 
     name: str
     weights: CheckpointWeights
-    scores: Scores
+    scores: Scores | None
 
 
 @dataclass(frozen=True, eq=False)
 class Confirmation:
-    """What the confirm split says of the winner of a search.
+    """The judgement of the confirm split on the winner of a search.
 
     Args:
-        accepted (`bool`): the winner is better than the best single checkpoint, beyond chance.
+        accepted (`bool`): whether the winner is better than the best single checkpoint, beyond chance.
         weights (`CheckpointWeights`): the winner's if it is accepted, else those of the best single checkpoint.
         interval (`PairedDifference`): winner minus best single checkpoint, nats per token.
-        interval_uniform (`PairedDifference`): winner minus uniform average, nats per token.
+        interval_uniform (`PairedDifference`): winner minus uniform average, nats per token; minus infinity if the
+            uniform average has no finite loss.
         verdict (`str`): the answer in words.
         domains (`list[dict]`): a row for each domain.
     """
@@ -48,6 +71,38 @@ class Confirmation:
     interval_uniform: PairedDifference
     verdict: str
     domains: list[dict[str, Any]]
+
+
+def select_winner(trials: Trials, singles: Mapping[int, Mapping[str, Any] | None], minimised: list[str]) -> Selection:
+    """Select the winner by posterior mean among the best trials, and the best checkpoint by its own value.
+
+    With several objectives the winner is the trial of the Pareto front with the lowest loss over all documents.
+
+    Args:
+        trials (`Trials`): the finished search.
+        singles (`Mapping[int, Mapping | None]`): the outcome of each checkpoint alone, `None` if it failed.
+        minimised (`list[str]`): the domains that are minimised.
+
+    Raises:
+        ValueError: if no trial keeps the limits.
+    """
+    candidates = [trial for trial in trials.finished() if is_feasible(trial) and is_complete(trial)]
+    if not candidates:
+        raise ValueError("No trial keeps the limits; raise them, or n_trials.")
+    several = len(minimised) > 1
+    front = [trial for trial in candidates if several and not any(_dominates(other, trial) for other in candidates)]
+    candidates = front or candidates
+    losses = [weighed(trial.user_attrs, minimised) for trial in candidates]
+    means = losses if several else trials.posterior_means(candidates)
+    return Selection(
+        winner=candidates[pick(losses, means)].params,
+        single=_best_single({index: record for index, record in singles.items() if record is not None}, minimised),
+        front=[
+            {"number": t.number, "params": t.params, "values": dict(zip(minimised, t.values, strict=True))}
+            for t in front
+        ],
+        num_trials=len(trials.finished()),
+    )
 
 
 def pick(values: Sequence[float], posterior_means: Sequence[float]) -> int:
@@ -64,20 +119,21 @@ def confirm_winner(
     *,
     tolerance: float,
     confidence: float,
-    noun: str = "checkpoint",
+    kind: str = "checkpoint",
 ) -> Confirmation:
     """Compare the winner with the best single checkpoint and with the uniform average.
 
     Args:
         evaluator (`Evaluator`): of the confirm split.
-        winner (`CheckpointWeights`): frozen before the confirm split was seen.
+        winner (`CheckpointWeights`): fixed before the confirm split was used.
         single (`int`): the best single checkpoint of the select split.
-        count (`int`): number of checkpoints.
-        tolerance (`float`): nats per token; a smaller gain is none.
+        count (`int`): the number of checkpoints.
+        tolerance (`float`): nats per token; a smaller gain counts as none.
         confidence (`float`): of the intervals.
-        noun (`str`): what is merged, for the verdict.
+        kind (`str`): the noun of the merged models, for the verdict.
 
     Raises:
+        NonFiniteLossError: if the best single checkpoint has no finite loss.
         ValueError: if the confirm split gives a single number, which has no interval.
     """
     scored: dict[str, Contender] = {}
@@ -85,29 +141,50 @@ def confirm_winner(
     def contender(name: str, weights: CheckpointWeights) -> Contender:
         key = repr(weights)
         if key not in scored:
-            scored[key] = Contender(name, weights, evaluator.scores(weights))
+            try:
+                scores = evaluator.scores(weights)
+            except NonFiniteLossError:  # a reference that diverged is shown as such; the others are still judged
+                scores = None
+            scored[key] = Contender(name, weights, scores)
         return scored[key]
 
-    alone = contender(f"{noun} {single + 1} of {count}", vertex(count, single))
-    last = contender(f"the last {noun}", vertex(count, count - 1))
+    alone = contender(f"{kind} {single + 1} of {count}", one_hot_weights(count, single))
+    last = contender(f"the last {kind}", one_hot_weights(count, count - 1))
     uniform = contender("the uniform average", uniform_weights(count))
     best = alone if _same(winner, alone.weights) else contender("the winner", winner)
-    objectives = evaluator.objectives
-    interval = _difference(best, alone, objectives, confidence)
-    interval_uniform = _difference(best, uniform, objectives, confidence)
-    broken = [domain for domain, violation in evaluator.violations(best.scores).items() if violation > 0]
+    if alone.scores is None:
+        raise NonFiniteLossError(f"On the confirm split {alone.name} has no finite loss; check its weights.")
+    failed = best.scores is None
+    best = alone if failed else best
+    interval = _difference(best, alone, evaluator.minimised, confidence)
+    interval_uniform = _difference(best, uniform, evaluator.minimised, confidence)
+    broken = [domain for domain, excess in evaluator.violations(_finite(best)).items() if excess > 0]
     accepted = best is not alone and interval.high < -tolerance and not broken
     return Confirmation(
         accepted=accepted,
         weights=winner if accepted else alone.weights,
         interval=interval,
         interval_uniform=interval_uniform,
-        verdict=_sentence(best, alone, interval, interval_uniform, broken, accepted),
+        verdict=(
+            "No merge: on the confirm split the winner has no finite loss."
+            if failed
+            else _sentence(best, alone, interval, interval_uniform, broken, accepted)
+        ),
         domains=[
             _row(domain, {"winner": best, "single": alone, "uniform": uniform, "last": last}, confidence)
-            for domain in evaluator.yardsticks
+            for domain in evaluator.domains
         ],
     )
+
+
+def _dominates(a: FrozenTrial, b: FrozenTrial) -> bool:
+    return a.values != b.values and all(x <= y for x, y in zip(a.values, b.values, strict=True))
+
+
+def _best_single(singles: Mapping[int, Mapping[str, Any]], minimised: list[str]) -> int:
+    """Return the best checkpoint alone; those that keep the limits come first, and of equal ones the latest."""
+    feasible = {index for index, record in singles.items() if all(v <= 0 for v in record[VIOLATIONS].values())}
+    return min(feasible or singles, key=lambda index: (weighed(singles[index], minimised), -index))
 
 
 def _same(a: CheckpointWeights, b: CheckpointWeights) -> bool:
@@ -117,8 +194,15 @@ def _same(a: CheckpointWeights, b: CheckpointWeights) -> bool:
     return max(abs(x - y) for x, y in zip(a, b, strict=True)) < SAME
 
 
-def _difference(a: Contender, b: Contender, objectives: list[str], confidence: float) -> PairedDifference:
-    one, two = overall(a.scores, objectives), overall(b.scores, objectives)
+def _finite(contender: Contender) -> Scores:
+    assert contender.scores is not None
+    return contender.scores
+
+
+def _difference(a: Contender, b: Contender, minimised: list[str], confidence: float) -> PairedDifference:
+    if b.scores is None:
+        return PairedDifference(-math.inf, -math.inf, -math.inf, confidence)
+    one, two = overall(_finite(a), minimised), overall(b.scores, minimised)
     if len(one) == 1:
         raise ValueError("confirm gives one number, which has no interval; return the loss of each example.")
     return paired_bootstrap(one, two, confidence=confidence)
@@ -139,6 +223,8 @@ def _sentence(
         return f"No merge: on the confirm split the winner exceeds the limit of {', '.join(broken)}."
     if not accepted:
         return f"No merge: the winner is not better than {single.name} beyond chance ({measured})."
+    if math.isinf(interval_uniform.estimate):
+        return f"Merge: better than {single.name} ({measured}); the uniform average has no finite loss."
     against = "better than" if interval_uniform.high < 0 else "no better than"
     return (
         f"Merge: better than {single.name} ({measured}), and {against} the uniform average "
@@ -151,8 +237,8 @@ def _ends(interval: PairedDifference) -> str:
 
 
 def _row(domain: str, contenders: Mapping[str, Contender], confidence: float) -> dict[str, Any]:
-    """Before is the best single checkpoint, after the winner, nats per token."""
-    means = {name: each.scores[domain].mean for name, each in contenders.items()}
+    """Return a row of nats per token: before is the best single checkpoint, after the winner."""
+    means = {name: each.scores[domain].mean if each.scores else None for name, each in contenders.items()}
     interval = _difference(contenders["winner"], contenders["single"], [domain], confidence)
     return {
         "domain": domain,

@@ -6,9 +6,10 @@ from hf_warmscale.merging.search.spaces import Point, Space
 from hf_warmscale.merging.weights import LAWA_WINDOW, greedy_soup, subset_weights
 
 Members = frozenset[int]
+"""The checkpoints of a uniform average, by index."""
 
 
-def start_label(members: Members) -> str:
+def label_of(members: Members) -> str:
     """Return the label of an average: the indices of its checkpoints (`"0+2"`)."""
     return "+".join(str(index) for index in sorted(members))
 
@@ -18,15 +19,15 @@ def members_of(label: str) -> Members:
     return frozenset(int(index) for index in label.split("+"))
 
 
-def fixed_starts(count: int) -> list[Members]:
-    """Return the last checkpoint, the uniform average, the other checkpoints from the latest on, and LAWA."""
+def fixed_initial_points(count: int) -> list[Members]:
+    """Return the last checkpoint, the uniform average, the other checkpoints (latest first), and LAWA."""
     everything = frozenset(range(count))
     earlier = [frozenset([index]) for index in range(count - 2, -1, -1)]
     lawa = frozenset(range(max(0, count - LAWA_WINDOW), count))
     return list(dict.fromkeys([frozenset([count - 1]), everything, *earlier, lawa]))
 
 
-def next_start(
+def next_initial_point(
     space: Space,
     count: int,
     *,
@@ -34,16 +35,17 @@ def next_start(
     known: Mapping[Members, float],
     running: Collection[Members] = (),
 ) -> tuple[Members, Point] | None:
-    """Return the next point to begin with, or `None` when all are known, running, or not in the space.
+    """Return the next initial point, or `None` when all are known, running, or outside the space.
 
     Args:
-        space (`Space`): what is searched.
-        count (`int`): number of checkpoints.
-        singles (`Mapping[int, float]`): known losses of checkpoints alone, in the space or not.
-        known (`Mapping[Members, float]`): losses of the averages that are finished.
-        running (`Collection[Members]`): averages that some process is busy with.
+        space (`Space`): the space that is searched.
+        count (`int`): the number of checkpoints.
+        singles (`Mapping[int, float]`): known losses of checkpoints alone, in the space or not; infinite for one whose
+            trial failed.
+        known (`Mapping[Members, float]`): losses of the averages that are finished; infinite for one that failed.
+        running (`Collection[Members]`): averages that some process is scoring.
     """
-    for members in fixed_starts(count):
+    for members in fixed_initial_points(count):
         point = space.point(subset_weights(count, members))
         if members not in known and members not in running and point is not None:
             return members, point

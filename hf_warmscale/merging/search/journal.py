@@ -1,4 +1,4 @@
-"""Where the trials of a search are kept: a journal file that survives a kill, or any storage of Optuna."""
+"""The storage of a search: a journal file that survives a kill, or any storage of Optuna."""
 
 import os
 import time
@@ -10,17 +10,17 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 LOCK_SECONDS = 10
-"""A lock this old was left by a killed process: one entry takes milliseconds."""
+"""A lock of this age was left by a killed process: writing an entry takes milliseconds."""
 PAUSES = (1.0, 2.0, 4.0)
-"""Seconds before each new try to open a database: of workers that start at once, one makes its tables."""
+"""Seconds before each retry to open a database: of several workers that start together, one creates its tables."""
 
 
 def open_storage(storage: str | os.PathLike[str] | BaseStorage | None) -> BaseStorage:
     """Open the storage of a study.
 
     Args:
-        storage (`str`, `PathLike`, `BaseStorage` or `None`): the path of a journal file, which is made if it is not
-            there; a URL (`sqlite:///...`, `postgresql://...`); a storage; `None` keeps the trials in memory.
+        storage (`str`, `PathLike`, `BaseStorage` or `None`): the path of a journal file, which is created if it does
+            not exist; a URL (`sqlite:///...`, `postgresql://...`); a storage; `None` keeps the trials in memory.
 
     Raises:
         FileNotFoundError: if the folder of the journal does not exist.
@@ -36,10 +36,10 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage | None) -> BaseSt
 
 
 def open_database(url: str) -> BaseStorage:
-    """Open the database of a URL, and make its tables if it has none.
+    """Open the database of a URL, and create its tables if it has none.
 
     Raises:
-        ValueError: if it cannot be opened; the URL, which may hold a password, is not repeated.
+        ValueError: if it cannot be opened; the message does not repeat the URL, which may hold a password.
     """
     pauses = iter(PAUSES)
     while True:
@@ -54,7 +54,7 @@ def open_database(url: str) -> BaseStorage:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Open a journal file, without the entry that a killed process did not finish.
+    """Open a journal file, and remove the last entry if a killed process did not finish it.
 
     Raises:
         FileNotFoundError: if its folder does not exist.
@@ -72,7 +72,7 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def _drop_torn_entry(path: Path) -> None:
-    """Entries are lines; the next one would be glued to a line that has no end, and nothing could be read again."""
+    """Entries are lines: the next one would be appended to an unfinished line, and the file would be unreadable."""
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     if end != len(content):

@@ -9,23 +9,23 @@ from threading import Event, Thread
 import psutil
 
 BEAT_SECONDS = 30.0
-"""How often a worker shows that it is still busy."""
+"""How often a worker shows that it is still scoring its trial."""
 SILENT_SECONDS = 300.0
-"""A worker of another machine that shows nothing for so long is given up."""
+"""A worker on another machine that has been silent for this long is given up."""
 
 
 def this_worker() -> str:
-    """Identify this process: machine, process id, and start time, since ids are used again."""
+    """Identify this process: machine, process id, and start time, since ids are reused."""
     process = psutil.Process()
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"
 
 
 @contextmanager
 def beating(beat: Callable[[], None], *, every: float) -> Iterator[None]:
-    """Call `beat` from a thread, again and again, for the length of the block.
+    """Call `beat` from a thread, repeatedly, until the block ends.
 
     Args:
-        beat (`Callable`): what the other workers see.
+        beat (`Callable`): shows the other workers that this one is alive.
         every (`float`): seconds between two calls, and before the first.
     """
     done = Event()
@@ -44,9 +44,9 @@ def beating(beat: Callable[[], None], *, every: float) -> Iterator[None]:
 
 
 class Watch:
-    """Tells which workers are gone: of this machine by their process, of others by how long they have been silent.
+    """Tell which workers are gone: those of this machine by their process, others by how long they have been silent.
 
-    Silence is measured from here, since the clocks of machines differ.
+    Silence is measured with the clock of this machine, since clocks differ.
 
     Args:
         clock (`Callable`): the time in seconds.
@@ -60,9 +60,9 @@ class Watch:
         """Tell whether a worker will not finish its trial.
 
         Args:
-            worker (`str`): what `this_worker` returned there.
+            worker (`str`): the result of `this_worker` there.
             trial (`int`): the number of the trial.
-            beats (`int`): how often the worker has shown that it is busy with it.
+            beats (`int`): how often the worker has shown that it is still scoring it.
         """
         host, process, created = worker.rsplit("/", 2)
         if host == socket.gethostname():

@@ -1,36 +1,39 @@
-"""The loop of a search: ask, combine, score, tell, until enough is known."""
+"""The loop of a search: ask, combine, score, tell, until nothing more is to be gained."""
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
-from hf_warmscale.evaluation import DocumentNLL
-from hf_warmscale.merging.search.evaluator import Evaluator, weighed
-from hf_warmscale.merging.search.initial_points import Members, members_of, next_start, start_label
+from hf_warmscale.evaluation import DocumentNLL, NonFiniteLossError
+from hf_warmscale.merging.search.evaluator import Evaluator, Outcome, weighed
+from hf_warmscale.merging.search.initial_points import Members, label_of, members_of, next_initial_point
 from hf_warmscale.merging.search.ranks import Ranks
 from hf_warmscale.merging.search.spaces import Point, Space
-from hf_warmscale.merging.search.trials import START, Trials, is_complete, is_feasible
-from hf_warmscale.merging.weights import vertex
+from hf_warmscale.merging.search.trials import FAILED, INITIAL, Trials, is_complete, is_feasible
+from hf_warmscale.merging.weights import one_hot_weights
 
 PATIENCE = 3
-"""Proposals in a row that promise nothing, after which the search ends."""
+"""Consecutive proposals with nothing to gain after which the search ends; and failed trials after which it gives up if
+none has finished."""
 POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The next trial, as the main process tells it to the others.
+    """The next trial, as the main process announces it to the others.
 
     Args:
         number (`int`): of the trial.
-        point (`Point`): to be scored.
+        point (`Point`): the point to score.
         incumbent (`tuple[int, Point]` or `None`): number and point of the best trial so far, if this one may be
             stopped early.
     """
@@ -41,14 +44,14 @@ class Plan:
 
 
 class SearchLoop:
-    """Every process of a search runs it; the main one keeps the trials.
+    """The loop that every process of a search runs; the main one owns the trials.
 
     Args:
         ranks (`Ranks`): the processes.
-        trials (`Trials` or `None`): on the main process.
-        space (`Space`): what is searched.
+        trials (`Trials` or `None`): `None` on all processes but the main one.
+        space (`Space`): the space that is searched.
         evaluator (`Evaluator`): scores a merge.
-        count (`int`): number of checkpoints.
+        count (`int`): the number of checkpoints.
     """
 
     def __init__(self, ranks: Ranks, trials: Trials | None, space: Space, evaluator: Evaluator, count: int) -> None:
@@ -67,34 +70,42 @@ class SearchLoop:
         return self._trials
 
     def run(self, n_trials: int, tolerance: float) -> None:
-        """Run trials until `n_trials` are finished, by all workers together, or nothing more is to be gained.
+        """Run trials until all workers together have ended `n_trials`, or nothing more is to be gained.
+
+        A merge without a finite loss fails its trial, and the search goes on.
 
         Raises:
-            ValueError: if the model or an objective gives NaN.
+            NonFiniteLossError: if no merge has a finite loss.
         """
         self._score_outsiders()
         with tqdm(total=n_trials, desc="searching", unit="trial", disable=not self._ranks.is_main) as bar:
             while (plan := self._ranks.from_main(lambda: self._next(n_trials, tolerance, bar))) is not None:
                 self._run(plan)
 
-    def singles(self) -> dict[int, dict[str, Any]]:
-        """Return what is known of each checkpoint alone, in the space or not (on the main process)."""
-        known = {next(iter(members)): record for members, record in self._starts() if len(members) == 1}
-        outside = {index: self._noted(index) for index in self._outsiders()}
-        return known | {index: record for index, record in outside.items() if record is not None}
+    def singles(self) -> dict[int, dict[str, Any] | None]:
+        """Return the outcome of each checkpoint alone that was scored, in the space or not; `None` if it failed."""
+        known = {next(iter(members)): record for members, record in self._initial() if len(members) == 1}
+        for index in self._outsiders():
+            record = self._noted(index)
+            if record is not None:
+                known[index] = None if FAILED in record else record
+        return known
 
     def _next(self, n_trials: int, tolerance: float, bar: "tqdm[Any]") -> Plan | None:
         """Ask for a trial; when there is none left, wait for those of other workers."""
         while True:
             self.trials.sweep()
-            finished, running = self.trials.finished(), self.trials.running()
-            bar.update(len(finished) - bar.n)
-            enough = len(finished) >= n_trials or self.trials.converged(tolerance, PATIENCE)
-            if not enough and len(finished) + len(running) < n_trials:
+            finished, running, failed = self.trials.finished(), self.trials.running(), self.trials.failed()
+            ended = len(finished) + len(failed)
+            bar.update(ended - bar.n)
+            if not finished and len(failed) >= min(PATIENCE, n_trials):
+                raise NonFiniteLossError(f"No merge has a finite loss: {failed[0].user_attrs[FAILED]}")
+            enough = ended >= n_trials or self.trials.converged(tolerance, PATIENCE)
+            if not enough and ended + len(running) < n_trials:
                 if (plan := self._ask(finished, running, n_trials)) is not None:
                     bar.set_postfix_str("", refresh=False)
                     return plan
-                time.sleep(POLL_SECONDS)  # a rival has that point; asking at once would fill the study with failures
+                time.sleep(POLL_SECONDS)  # a rival has that point; asking again at once would flood the study
             elif not running:
                 return None
             else:
@@ -102,60 +113,91 @@ class SearchLoop:
                 time.sleep(POLL_SECONDS)
 
     def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial], limit: int) -> Plan | None:
-        objectives = self._evaluator.objectives
-        start = next_start(
+        minimised = self._evaluator.minimised
+
+        def loss(record: dict[str, Any] | None) -> float:
+            return inf if record is None else weighed(record, minimised)
+
+        initial = next_initial_point(
             self._space,
             self._count,
-            singles={index: weighed(record, objectives) for index, record in self.singles().items()},
-            known={members: weighed(record, objectives) for members, record in self._starts()},
-            running=[members_of(trial.user_attrs[START]) for trial in running if START in trial.user_attrs],
+            singles={index: loss(record) for index, record in self.singles().items()},
+            known={members: loss(record) for members, record in self._initial()},
+            running=[members_of(trial.user_attrs[INITIAL]) for trial in running if INITIAL in trial.user_attrs],
         )
-        self._trial = self.trials.ask(None if start is None else (start_label(start[0]), start[1]), limit=limit)
+        self._trial = self.trials.ask(None if initial is None else (label_of(initial[0]), initial[1]), limit=limit)
         if self._trial is None:
             return None
-        incumbent = None if START in self._trial.user_attrs else self._incumbent(finished)
+        incumbent = None if INITIAL in self._trial.user_attrs else self._incumbent(finished)
         return Plan(self._trial.number, self._trial.params, incumbent)
 
     def _incumbent(self, finished: list[FrozenTrial]) -> tuple[int, Point] | None:
         candidates = [trial for trial in finished if is_feasible(trial) and is_complete(trial)]
-        if len(self._evaluator.objectives) > 1 or not candidates:
+        if len(self._evaluator.minimised) > 1 or not candidates:
             return None
         best = min(candidates, key=lambda trial: (trial.values[0], trial.number))
         return best.number, best.params
 
     def _run(self, plan: Plan) -> None:
+        weights = self._space.weights(plan.point)
+        outcome: Outcome | None = None
         with self.trials.busy(self._trial) if self._trial is not None else nullcontext():
             incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
-            outcome = self._evaluator.trial(self._space.weights(plan.point), incumbent)
-        if len(self._evaluator.objectives) == 1 and not outcome.stopped:
-            self._incumbents[plan.number] = outcome.scores[self._evaluator.objectives[0]]
+            try:
+                outcome = self._evaluator.trial(weights, incumbent)
+            except NonFiniteLossError as error:
+                reason = str(error)
+        if outcome is None:
+            self._fail(plan, reason)
+            return
+        if len(self._evaluator.minimised) == 1 and not outcome.stopped:
+            self._incumbents[plan.number] = outcome.scores[self._evaluator.minimised[0]]
         if self._trial is not None:
             self.trials.tell(self._trial, outcome)
 
+    def _fail(self, plan: Plan, reason: str) -> None:
+        if self._trial is None:
+            return
+        self.trials.fail(self._trial, reason)
+        weights = self._space.weights(plan.point)
+        # Weights that differ between parameters are too many for a sentence; the point stands for them.
+        shown = plan.point.items() if isinstance(weights, Mapping) else enumerate(weights, start=1)
+        listed = ", ".join(f"{name}: {value:.4g}" for name, value in shown)
+        warnings.warn(f"Trial {plan.number} (weights {listed}) failed; the search goes on. {reason}", stacklevel=4)
+
     def _scores_of(self, incumbent: tuple[int, Point]) -> DocumentNLL:
-        """The incumbent's scores; made again if it was another process, or this one before a kill, that had them."""
+        """Return the incumbent's scores, computed again if another process, or this one before a kill, had them."""
         number, point = incumbent
         if number not in self._incumbents:
-            (domain,) = self._evaluator.objectives
+            (domain,) = self._evaluator.minimised
             self._incumbents[number] = self._evaluator.scores(self._space.weights(point), [domain])[domain]
         return self._incumbents[number]
 
-    def _starts(self) -> Iterator[tuple[Members, dict[str, Any]]]:
+    def _initial(self) -> Iterator[tuple[Members, dict[str, Any] | None]]:
+        """Yield the averages whose trial has ended, each with its outcome, or with `None` if it failed."""
         for trial in self.trials.finished():
-            if START in trial.user_attrs:
-                yield members_of(trial.user_attrs[START]), trial.user_attrs
+            if INITIAL in trial.user_attrs:
+                yield members_of(trial.user_attrs[INITIAL]), trial.user_attrs
+        for trial in self.trials.failed():
+            if INITIAL in trial.user_attrs:
+                yield members_of(trial.user_attrs[INITIAL]), None
 
     def _outsiders(self) -> list[int]:
-        """The checkpoints that alone are no point of the space."""
-        return [index for index in range(self._count) if self._space.point(vertex(self._count, index)) is None]
+        """Return the checkpoints that alone are not a point of the space."""
+        return [
+            index for index in range(self._count) if self._space.point(one_hot_weights(self._count, index)) is None
+        ]
 
     def _score_outsiders(self) -> None:
         for index in self._outsiders():
             if self._ranks.from_main(partial(self._noted, index)) is not None:
                 continue
-            outcome = self._evaluator.trial(vertex(self._count, index), None)
+            try:
+                record = self._evaluator.trial(one_hot_weights(self._count, index), None).to_dict()
+            except NonFiniteLossError as error:
+                record = {FAILED: str(error)}
             if self._trials is not None:
-                self.trials.note(_outsider(index), outcome.to_dict())
+                self.trials.note(_outsider(index), record)
 
     def _noted(self, index: int) -> dict[str, Any] | None:
         return self.trials.noted(_outsider(index))

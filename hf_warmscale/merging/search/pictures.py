@@ -1,4 +1,8 @@
-"""Pictures of a search: its history, a slice for each parameter, the landscape along a line, the Pareto front."""
+"""Pictures of a search: its history, a slice for each parameter, the landscape along a line, the Pareto front.
+
+History and slices are not those of `optuna.visualization.matplotlib`: these draw through pyplot, whose backend and
+style belong to the user, and do not tell initial points, stopped trials and exceeded limits apart.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +15,8 @@ from hf_warmscale.evaluation.scores import FloatArray
 from hf_warmscale.merging.search.posterior import Posterior
 from hf_warmscale.merging.search.result import MergeResult
 from hf_warmscale.merging.search.spaces import Point, Space
-from hf_warmscale.merging.search.trials import START, Trials, is_complete, is_feasible
-from hf_warmscale.merging.weights import vertex
+from hf_warmscale.merging.search.trials import INITIAL, Trials, is_complete, is_feasible
+from hf_warmscale.merging.weights import one_hot_weights
 from hf_warmscale.report import figure
 
 if TYPE_CHECKING:
@@ -29,13 +33,13 @@ SLICES = 6
 
 
 def draw_all(folder: Path, trials: Trials, space: Space, result: MergeResult) -> None:
-    """Draw every picture that this search has into an existing folder.
+    """Draw the pictures of a search into an existing folder.
 
     Args:
         folder (`Path`): the result folder.
         trials (`Trials`): the finished search.
-        space (`Space`): what was searched.
-        result (`MergeResult`): its answer.
+        space (`Space`): the space that was searched.
+        result (`MergeResult`): its result.
     """
     finished = trials.finished()
     if result.front:
@@ -44,7 +48,7 @@ def draw_all(folder: Path, trials: Trials, space: Space, result: MergeResult) ->
         return
     draw_history(folder / "history.png", finished)
     draw_slices(folder / "slices.png", finished, space)
-    last = space.point(vertex(len(result.inputs), len(result.inputs) - 1))
+    last = space.point(one_hot_weights(len(result.inputs), len(result.inputs) - 1))
     if last is not None and len(finished) > 1:
         draw_landscape(
             folder / "landscape.png", finished, trials.posterior(finished), space, last=last, winner=result.winner
@@ -64,7 +68,7 @@ def draw_history(path: Path, trials: Sequence[FrozenTrial]) -> None:
 
 
 def draw_slices(path: Path, trials: Sequence[FrozenTrial], space: Space) -> None:
-    """Draw the value of every trial against each parameter, the first few of many."""
+    """Draw the value of every trial against each parameter, or against the first `SLICES` of them."""
     names = list(space.ranges)[:SLICES]
     with figure(path, size=(3.2 * len(names) + 1.0, 3.6)) as drawing:
         panels = drawing.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -83,7 +87,7 @@ def draw_slices(path: Path, trials: Sequence[FrozenTrial], space: Space) -> None
 def draw_landscape(
     path: Path, trials: Sequence[FrozenTrial], posterior: Posterior, space: Space, last: Point, winner: Point
 ) -> None:
-    """Draw what the trials tell along a line: the whole box in one dimension, else from the last checkpoint on."""
+    """Draw the Gaussian process along a line: all of a box with one side, else through the last and the winner."""
     names = list(space.ranges)
     one = len(names) == 1
     side = space.ranges[names[0]]
@@ -111,7 +115,7 @@ def draw_landscape(
 
 
 def draw_front(path: Path, trials: Sequence[FrozenTrial], front: Sequence[int], objectives: Sequence[str]) -> None:
-    """Draw the trials by their first two objectives, and the front of those that no other beats in both."""
+    """Draw the first two objectives of the trials, and the front of those that no other beats in both."""
     with figure(path) as drawing:
         axes = drawing.add_subplot()
         for kind, chosen in _by_kind(trials).items():
@@ -143,7 +147,7 @@ def _kind(trial: FrozenTrial) -> str:
         return "exceeds a limit"
     if not is_complete(trial):
         return "stopped early"
-    return "single checkpoint or average" if START in trial.user_attrs else "proposed by the search"
+    return "single checkpoint or average" if INITIAL in trial.user_attrs else "proposed by the search"
 
 
 def _unit(space: Space, point: Point) -> FloatArray:

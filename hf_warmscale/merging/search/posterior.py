@@ -1,7 +1,7 @@
-"""What is known of a loss from the points where it was measured: a small exact Gaussian process.
+"""A small exact Gaussian process, fitted to the losses that were measured.
 
-The sampler has a process of its own, private to it. This one answers two questions about a finished search: how
-much better could the next point be, and which of the measured points is best once the noise is averaged out.
+Optuna's sampler has its own, which is private. This one answers two questions: how much better can the next point be,
+and which of the measured points is best once the noise is averaged out?
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from hf_warmscale.evaluation.scores import FloatArray
 
 JITTER = 1e-9
 START = np.log([1.0, 1.0, 1e-4])
-"""Length scale (in sides of the cube), signal variance and noise variance (of the standardised losses): the search
-for hyperparameters starts here, and log-normal priors of width `SPREAD` are centred here. A loss along merge weights
-is smooth, and almost free of noise."""
+"""Length scale (in sides of the cube), signal variance and noise variance (of the standardised losses): the optimiser
+of the hyperparameters starts here, and log-normal priors of width `SPREAD` are centred here. The loss is smooth in the
+merge weights, and almost free of noise."""
 SPREAD = np.array([1.0, 2.0, 3.0])
 
 
@@ -28,7 +28,7 @@ SPREAD = np.array([1.0, 2.0, 3.0])
 class Posterior:
     """A Gaussian process with a Matern-5/2 kernel, one length scale for each dimension, and a constant mean.
 
-    Hyperparameters are those of the largest posterior density (Rasmussen and Williams 2006, equations 5.8 and 2.25).
+    The hyperparameters maximise the posterior density (Rasmussen and Williams 2006, equations 5.8 and 2.25).
     Build it with [`Posterior.fit`].
 
     Args:
@@ -56,6 +56,8 @@ class Posterior:
         start, spread = (_per_dimension(values, x.shape[1]) for values in (START, SPREAD))
 
         def objective(parameters: FloatArray) -> float:
+            # Minus the log posterior, up to a constant: the prior is normal in the logs, the evidence the likelihood.
+            # A handful of trials does not determine the length scales; without the prior they run to the bounds.
             _, _, evidence = _factorise(x, y, parameters)
             return float(0.5 * np.sum(((parameters - start) / spread) ** 2) - evidence)
 
@@ -70,6 +72,7 @@ class Posterior:
         cross = _kernel(x, self.points, self.parameters)
         mean = cross @ self.solved
         half = solve_triangular(self.factor, cross.T, lower=True)
+        # The variance of the noise is left out: the loss itself is asked for, not a new measurement of it.
         variance = np.exp(self.parameters[-2]) - np.sum(half**2, axis=0)
         return self.offset + self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 0.0))
 
@@ -79,6 +82,7 @@ class Posterior:
         with np.errstate(divide="ignore", invalid="ignore"):
             z = (incumbent - mean) / deviation
         density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        # At a point that was measured without noise the deviation is 0 and z is not defined.
         certain = np.maximum(incumbent - mean, 0.0)
         return np.where(deviation > 0, (incumbent - mean) * ndtr(z) + deviation * density, certain)
 
@@ -98,6 +102,7 @@ def _kernel(a: FloatArray, b: FloatArray, parameters: FloatArray) -> FloatArray:
 def _factorise(x: FloatArray, y: FloatArray, parameters: FloatArray) -> tuple[FloatArray, FloatArray, float]:
     """Return the Cholesky factor, the solved losses and the log evidence without its constant."""
     covariance = _kernel(x, x, parameters)
+    # The jitter keeps the matrix positive definite where two points nearly coincide.
     covariance[np.diag_indices_from(covariance)] += np.exp(parameters[-1]) + JITTER * np.exp(parameters[-2])
     factor: FloatArray = cholesky(covariance, lower=True)
     solved: FloatArray = cho_solve((factor, True), y)

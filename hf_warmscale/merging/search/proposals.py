@@ -1,18 +1,18 @@
 """The next point of a search, as a pure function of the trials so far."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hf_warmscale.merging.search.quiet import quiet_optuna
 from hf_warmscale.merging.search.spaces import Point, Range
 
 RESOLUTION = 1e-4
-"""Points nearer than this part of every side of the box are one point: a trial is better spent elsewhere."""
+"""Points closer than this fraction of every side of the box count as one: a trial is better spent elsewhere."""
 NUM_CANDIDATES = 1024
 """Random points of which the farthest from all tried ones is taken."""
 
@@ -24,31 +24,46 @@ def propose(
     directions: Sequence[StudyDirection],
     *,
     seed: int,
+    failed: Sequence[FrozenTrial] = (),
 ) -> Point:
     """Return the point that Optuna's `GPSampler` proposes, seeded by `seed` and the number of trials.
 
-    The sampler sees copies in a study of its own, so that what a killed process left in the real one decides nothing.
-    It may propose a point that has been tried: at an edge of the box, or the best one, where another process is busy
-    with all that promises more. A merge's loss has no noise, so the proposal is then the point that is farthest from
-    all others (maximin distance; Johnson, Moore and Ylvisaker 1990).
+    The sampler sees copies of the trials in a temporary study, so nothing that a killed process left in the real one
+    can influence it. It may propose a point that was already tried: one at an edge of the box, or the best one while
+    other processes are running all that promises more. A merge's loss has no noise, so such a proposal is replaced by
+    the point that is farthest from all others (maximin distance; Johnson, Moore and Ylvisaker 1990).
 
     Args:
         finished (`Sequence[FrozenTrial]`): by number.
-        running (`Sequence[FrozenTrial]`): points that other processes are busy with; the proposal keeps clear of them.
+        running (`Sequence[FrozenTrial]`): trials of other processes; the proposal keeps its distance from them.
         ranges (`Mapping[str, Range]`): the sides of the box.
         directions (`Sequence[StudyDirection]`): of each objective.
         seed (`int`): of the search.
+        failed (`Sequence[FrozenTrial]`): trials without a finite loss; the sampler takes each for as bad as the worst
+            finished trial, so that it leaves their neighbourhood.
     """
-    state = np.random.SeedSequence([seed, len(finished), len(running)]).generate_state(1)
+    counts = [len(finished), len(running), *([len(failed)] if failed else [])]
+    state = np.random.SeedSequence([seed, *counts]).generate_state(1)
     sampler = optuna.samplers.GPSampler(seed=int(state[0]), n_startup_trials=1, warn_independent_sampling=False)
-    with quiet_optuna():
+    with quiet():
         study = optuna.create_study(directions=directions, sampler=sampler)
-        study.add_trials([*finished, *running])
+        study.add_trials([*finished, *running, *_as_bad_as_the_worst(failed, finished)])
         proposal: Point = study.ask(fixed_distributions=distributions(ranges)).params
-    tried = [trial.params for trial in (*finished, *running)]
+    tried = [trial.params for trial in (*finished, *running, *failed)]
     if any(is_same(proposal, point, ranges) for point in tried):
         return _farthest(tried, ranges, np.random.default_rng(state))
     return proposal
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let Optuna log warnings only: it logs a line for every study and trial."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
@@ -57,12 +72,23 @@ def distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
 
 
 def is_same(first: Point, second: Point, ranges: Mapping[str, Range]) -> bool:
-    """Tell whether two points of the box are too near to each other for two trials."""
+    """Tell whether two points of the box are too close for two trials."""
     return all(abs(side.unit(first[name]) - side.unit(second[name])) < RESOLUTION for name, side in ranges.items())
 
 
+def _as_bad_as_the_worst(failed: Sequence[FrozenTrial], finished: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Optuna's samplers ignore failed trials, and would propose their neighbours again and again."""
+    if not finished:
+        return []
+    worst = [max(values) for values in zip(*(trial.values for trial in finished), strict=True)]
+    return [
+        create_trial(state=TrialState.COMPLETE, params=trial.params, distributions=trial.distributions, values=worst)
+        for trial in failed
+    ]
+
+
 def _farthest(tried: Sequence[Point], ranges: Mapping[str, Range], random: np.random.Generator) -> Point:
-    """Return the one of some random points whose nearest tried point is farthest, by distance in the unit box."""
+    """Return, of some random points, the one farthest from its nearest tried point, measured in the unit box."""
     known = np.array([[side.unit(point[name]) for name, side in ranges.items()] for point in tried])
     candidates = random.random((NUM_CANDIDATES, len(ranges)))
     nearest = np.linalg.norm(candidates[:, None] - known, axis=2).min(axis=1)

@@ -1,4 +1,4 @@
-"""Processes that share the evaluation of one trial; one of them keeps the study."""
+"""Processes that share the evaluation of one trial; one of them owns the study."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class _Failure:
 class Ranks:
     """The processes of one `accelerate launch`, or the only one.
 
-    All run the same search; what touches the study, or a file, is done by the main process, which tells the others.
+    All run the same search. Only the main process uses the study or writes files; it broadcasts the results.
     """
 
     def __init__(self) -> None:
-        # Without `cpu` accelerate ignores the launcher on a machine that has no accelerator: every process is alone.
+        # Without `cpu`, accelerate ignores the launcher on a machine without an accelerator: each process is alone.
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
         self._state = PartialState(cpu=cpu)
 
@@ -34,29 +34,29 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that keeps the study."""
+        """Whether this is the process that owns the study."""
         return bool(self._state.is_main_process)
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return torch.device(self._state.device)
 
     def on_main(self, function: Callable[[], T]) -> T | None:
-        """Call `function` on the main process, the only one to have its result; an error is raised on all.
+        """Call `function` on the main process, which alone gets its result; an error is raised on all processes.
 
         Raises:
-            ValueError: on all processes, if the main one raises it; the other errors of users (`OSError`) likewise.
+            ValueError, OSError: on all processes, if the main one raises it.
         """
         results: list[T] = []
         self.from_main(lambda: results.append(function()))
         return results[0] if results else None
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """Call `function` on the main process and return its result, which must pickle, on all of them.
+        """Call `function` on the main process and return its result, which is pickled, on all of them.
 
         Raises:
-            ValueError: on all processes, if the main one raises it; the other errors of users (`OSError`) likewise.
+            ValueError, OSError: on all processes, if the main one raises it.
         """
         if not self.distributed:
             return function()

@@ -1,14 +1,16 @@
-"""What a search returns, and what it leaves in the result folder."""
+"""The result of a search, as it is returned and as it is stored in the result folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import optuna
 
+from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version
 from hf_warmscale.evaluation import PairedDifference
 from hf_warmscale.merging.combine import CheckpointWeights
 from hf_warmscale.merging.inputs import MergeInput
+from hf_warmscale.merging.merge import RESULT, RESULT_VERSION, TAG, TITLE
 from hf_warmscale.merging.search.mergeability import Mergeability
 
 STUDY = "merge_study.jsonl"
@@ -20,23 +22,29 @@ class MergeResult:
     """The answer of a search.
 
     Args:
-        weights (`CheckpointWeights`): of the model that is recommended, and written: the winner's if it was accepted,
-            those of the best single checkpoint otherwise. One number a checkpoint, or that for every parameter.
-        accepted (`bool`): the winner is better than the best single checkpoint on the confirm split, beyond chance.
+        weights (`CheckpointWeights`): of the model that is recommended and written: the winner's if it was accepted,
+            those of the best single checkpoint otherwise. One number per checkpoint, or that for every parameter.
+        accepted (`bool`): whether the winner is better than the best single checkpoint on the confirm split, beyond
+            chance.
         interval (`PairedDifference`): winner minus best single checkpoint on the confirm split, nats per token.
         interval_uniform (`PairedDifference`): winner minus uniform average on the confirm split, nats per token.
         verdict (`str`): the answer in words.
         winner (`Mapping[str, float]`): the winning point of the space.
         best_single (`int`): index of the best single checkpoint, chosen on the select split.
         domains (`list[dict]`): a row for each domain of the confirm split, before and after.
-        front (`list[dict]`): with several objectives, the trials that no other beats in all of them.
-        mergeability (`Mergeability` or `None`): what lies between the first and the last checkpoint.
+        front (`list[dict]`): with several objectives, the trials that no other trial beats in all of them.
+        mergeability (`Mergeability` or `None`): the loss from the first to the last checkpoint; `None` for adapters.
         inputs (`tuple[MergeInput, ...]`): the checkpoints or adapters.
         base (`MergeInput` or `None`): the base of the adapters.
-        num_trials (`int`): finished trials.
-        study (`optuna.Study` or `None`): on the main process; the others have none.
-        settings (`Mapping[str, Any]`): of the search, with the hashes of what was searched and on what.
+        num_trials (`int`): the number of finished trials.
+        study (`optuna.Study` or `None`): on the main process only; `None` in a result that was read from its file.
+        settings (`Mapping[str, Any]`): of the search, with the hashes of checkpoints and documents.
     """
+
+    file_name: ClassVar[str] = RESULT
+    title: ClassVar[str] = TITLE
+    tag: ClassVar[str] = TAG
+    format_version: ClassVar[int] = RESULT_VERSION
 
     weights: CheckpointWeights
     accepted: bool
@@ -57,6 +65,7 @@ class MergeResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the study, ready for JSON: the content of `merge_result.json`."""
         return {
+            FORMAT_VERSION: self.format_version,
             "method": "linear",
             "verdict": self.verdict,
             "accepted": self.accepted,
@@ -73,3 +82,38 @@ class MergeResult:
             "mergeability": self.mergeability.to_dict() if self.mergeability else None,
             "settings": dict(self.settings),
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` of this version or of 0.1.0 wrote; the study stays in its storage.
+
+        Raises:
+            ValueError: if a newer version wrote it, or a field is missing.
+        """
+        check_format_version(content, cls.format_version, RESULT)
+        try:
+            weights, look, base = content["weights"], content["mergeability"], content["base"]
+            names = ("accepted", "verdict", "winner", "best_single", "domains", "front", "num_trials", "settings")
+            return cls(
+                weights={name: tuple(each) for name, each in weights.items()}
+                if isinstance(weights, Mapping)
+                else tuple(weights),
+                interval=PairedDifference.from_dict(content["interval"]),
+                interval_uniform=PairedDifference.from_dict(content["interval_uniform"]),
+                mergeability=Mergeability.from_dict(look) if look else None,
+                inputs=tuple(MergeInput(**each) for each in content["inputs"]),
+                base=MergeInput(**base) if base else None,
+                study=None,
+                **{name: content[name] for name in names},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"The {RESULT} is damaged ({error}); search again.") from error
+
+    def summary(self) -> str:
+        """Return one sentence for the card."""
+        return self.verdict
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the models that are in the result: all inputs, or the best one alone, and the base."""
+        used = self.inputs if self.accepted else self.inputs[self.best_single : self.best_single + 1]
+        return tuple(each.source for each in (*used, *([self.base] if self.base else [])))

@@ -7,31 +7,36 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage
 from transformers import PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json, write_text
-from hf_warmscale.evaluation import DEFAULT_BATCH_TOKENS, default_max_length
+from hf_warmscale.checkpoints import (
+    refuse_existing,
+    require_one_language,
+    staged_directory,
+    write_json,
+    write_text,
+)
+from hf_warmscale.evaluation import DEFAULT_BATCH_TOKENS, NonFiniteLossError, default_max_length
 from hf_warmscale.merging.merge import RESULT
-from hf_warmscale.merging.objectives.objective import Domains, Yardstick, prepare_domains
+from hf_warmscale.merging.objectives.objective import Domains, Objective, prepare_domains
 from hf_warmscale.merging.objectives.splits import check_splits
-from hf_warmscale.merging.search.confirmation import confirm_winner
+from hf_warmscale.merging.search.confirmation import confirm_winner, select_winner
 from hf_warmscale.merging.search.evaluator import Evaluator
 from hf_warmscale.merging.search.journal import open_storage
 from hf_warmscale.merging.search.loop import SearchLoop
 from hf_warmscale.merging.search.mergeability import NOTICEABLE, Mergeability, look_along
-from hf_warmscale.merging.search.named_spaces import make_space, open_source
 from hf_warmscale.merging.search.pictures import draw_all
 from hf_warmscale.merging.search.ranks import Ranks
 from hf_warmscale.merging.search.result import JOURNAL, STUDY, MergeResult
-from hf_warmscale.merging.search.selection import choose
-from hf_warmscale.merging.search.spaces import AdapterSpace, Space
+from hf_warmscale.merging.search.spaces import AdapterSpace, Space, make_space, open_source
 from hf_warmscale.merging.search.trials import Trials
 from hf_warmscale.merging.sources import MergeSource
-from hf_warmscale.merging.weights import pair_weights, vertex
+from hf_warmscale.merging.weights import one_hot_weights, pair_weights
 from hf_warmscale.options import SpaceName
 
 
@@ -57,37 +62,39 @@ def search_merge(
 ) -> MergeResult:
     """Search the weights of a merge by Bayesian optimisation on one split, and judge the winner on another.
 
-    Every checkpoint alone, the uniform average, LAWA and the greedy soup come first, then proposals of Optuna's
-    `GPSampler`. A trial overwrites one live model in memory and writes no file; one that is clearly worse than the
-    best so far is stopped early. The search ends after `n_trials`, or, with one objective, when three proposals in a
-    row promise less than `tolerance`. The winner, picked by posterior mean, is compared with the best single
-    checkpoint and with the uniform average on `confirm`, which the search never saw. "No merge" is an answer.
+    The initial points are every checkpoint alone, the uniform average, LAWA and the greedy soup; then Optuna's
+    `GPSampler` proposes. A trial overwrites one live model in memory and writes no file. It is stopped early if it is
+    clearly worse than the best so far; if its merge has no finite loss it fails, with a warning, and the search goes
+    on. The search ends after `n_trials`, or, with one objective, when the expected improvement of three consecutive
+    proposals is below `tolerance`. The winner, selected by posterior mean, is compared with the best single checkpoint
+    and with the uniform average on `confirm`, which the search never saw. "No merge" is an answer.
 
-    A killed search goes on where it was when it is called again with the same arguments. Other processes help when
-    they call it with the same `storage`, and no `output` or one of their own; the processes of one `accelerate launch`
-    share the documents of each trial.
+    A killed search continues when it is called again with the same arguments. Other processes can help: they call it
+    with the same `storage`, and with no `output` or their own. The processes of one `accelerate launch` share the
+    documents of each trial.
 
     Args:
-        checkpoints (`Sequence[str | PathLike]`): folders or Hub ids, the oldest first; with `space="lora"` adapters.
-        select (`Domains`): what the search sees: held-out documents; or a function of the model that returns the loss
-            of each of its examples (or one number); or a mapping of domain names to either. Several domains that are
-            not in `limits` are several objectives, and the search looks for their Pareto front.
+        checkpoints (`Sequence[str | PathLike]`): folders or Hub ids, the oldest first; adapters with `space="lora"`.
+        select (`Domains`): what the search minimises: the NLL of held-out documents; or a function of the model that
+            returns the loss of each of its examples (or one number); or a mapping of domain names to either. Several
+            domains that are not in `limits` are several objectives, and the search finds their Pareto front.
         confirm (`Domains`): other documents of the same domains; a function must return the loss of each example.
         space (`str` or `Space`): `"pair"` (two checkpoints, the later one's weight in [0.5, 1]), `"trajectory"`
             (window and exponent of the power family), `"simplex"`, `"groups"` (weights by component and depth),
-            `"lora"` (adapters of one base), or an instance of a class of `merging.spaces`.
-        n_trials (`int`): trials to finish at most, by all processes together, the starting points included.
+            `"lora"` (adapters of one base), or an instance of a class of `merging.search.spaces`.
+        n_trials (`int`): the most trials, of all processes together and including the initial points.
         seed (`int`): of the proposals and of the order of the documents.
         storage (`str`, `PathLike` or `BaseStorage`, *optional*): a journal file, or any storage URL of Optuna; by
-            default a journal beside `output`, or memory.
+            default a journal beside `output`, or memory without one.
         study_name (`str`): of the study in the storage.
         output (`str` or `PathLike`, *optional*): a new or empty folder for the model and the record of the search.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): by default that of the last checkpoint.
-        limits (`Mapping[str, float]`, *optional*): domains that are no objective: by how many nats per token a merge
+        limits (`Mapping[str, float]`, *optional*): domains that are not minimised: by how many nats per token a merge
             may be worse there than the last checkpoint.
-        tolerance (`float`): nats per token; smaller improvements are none.
+        tolerance (`float`): nats per token; a smaller improvement counts as none.
         confidence (`float`): of the intervals.
-        max_length (`int`, *optional*): predictions in a window; by default 1024, or as many as the model takes.
+        max_length (`int`, *optional*): predictions in a window; by default 1024, or fewer if the model has fewer
+            positions.
         batch_tokens (`int`): positions in a batch, padding included.
         allow_public_benchmarks (`bool`): accept a domain with the name of a public benchmark.
         max_shard_size (`int` or `str`): of the model that is written.
@@ -96,9 +103,10 @@ def search_merge(
         `MergeResult`: weights, verdict, intervals and study.
 
     Raises:
+        NonFiniteLossError: if no merge has a finite loss.
         ValueError: if the checkpoints do not belong together or hold NaN, if `select` and `confirm` share a document,
-            a document is empty, an objective gives NaN, or the storage holds a study of another configuration.
-        FileNotFoundError: if a checkpoint is not there.
+            a document is empty, or the storage holds a study of another configuration.
+        FileNotFoundError: if a checkpoint does not exist.
         OSError: if the disk is full; nothing is left at `output`.
 
     Example:
@@ -110,62 +118,116 @@ def search_merge(
     ```
     """
     ranks = Ranks()
-    _check_settings(n_trials, tolerance, confidence)
     if output is not None:
         ranks.from_main(lambda: refuse_existing(output))
     source = open_source(checkpoints, space, ranks.device)
-    box = make_space(space, source)
+    return search_source(
+        source,
+        make_space(space, source),
+        ranks=ranks,
+        select=select,
+        confirm=confirm,
+        n_trials=n_trials,
+        seed=seed,
+        storage=storage,
+        study_name=study_name,
+        output=output,
+        tokenizer=tokenizer,
+        limits=limits,
+        tolerance=tolerance,
+        confidence=confidence,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        allow_public_benchmarks=allow_public_benchmarks,
+        max_shard_size=max_shard_size,
+    )
+
+
+def search_source(
+    source: MergeSource,
+    space: Space,
+    *,
+    select: Domains,
+    confirm: Domains,
+    n_trials: int = 20,
+    seed: int = 0,
+    storage: str | os.PathLike[str] | BaseStorage | None = None,
+    study_name: str = "merge",
+    output: str | os.PathLike[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    limits: Mapping[str, float] | None = None,
+    tolerance: float = 1e-4,
+    confidence: float = 0.95,
+    max_length: int | None = None,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    allow_public_benchmarks: bool = False,
+    max_shard_size: int | str = "5GB",
+    ranks: Ranks | None = None,
+) -> MergeResult:
+    """Search the weights with which several models behind one live model are combined; see [`search_merge`].
+
+    Args:
+        source (`MergeSource`): the models and the way to combine them: any object with these methods.
+        space (`Space`): maps points to the weights of the models of `source`.
+        ranks (`Ranks`, *optional*): the processes that share each trial.
+
+    The other arguments and the errors are those of `search_merge`.
+    """
+    ranks = ranks or Ranks()
+    _check_settings(n_trials, tolerance, confidence)
+    if output is not None:
+        ranks.from_main(lambda: refuse_existing(output))
     max_length = default_max_length(source.model) if max_length is None else max_length
     prepare = partial(
         prepare_domains,
-        tokenizer=tokenizer or source.tokenizer(),
+        tokenizer=_tokenizer(source, tokenizer),
         max_length=max_length,
         batch_tokens=batch_tokens,
         seed=seed,
         distributed=ranks.distributed,
         allow_public_benchmarks=allow_public_benchmarks,
     )
-    yardsticks, judges, limits = prepare(select), prepare(confirm), dict(limits or {})
-    check_splits(yardsticks, judges, limits)
+    selected, judges, limits = prepare(select), prepare(confirm), dict(limits or {})
+    check_splits(selected, judges, limits)
     inputs, base = ranks.from_main(source.check), ranks.from_main(source.base)
     configuration = {
-        "space": repr(box),
+        "space": repr(space),
         "seed": str(seed),
         "checkpoints": " ".join(each.sha256[:12] for each in (*inputs, *([base] if base else []))),
-        "select": _fingerprint(yardsticks),
+        "select": _fingerprint(selected),
         "max_length": str(max_length),
         "limits": repr(sorted(limits.items())),
     }
-    last = vertex(len(source), len(source) - 1)
-    evaluator = Evaluator(source, yardsticks, limits, last)
+    last = one_hot_weights(len(source), len(source) - 1)
+    evaluator = Evaluator(source, selected, limits, last)
     journal = _journal_file(output, storage)
     trials = ranks.on_main(
         lambda: Trials(
             open_storage(journal or storage),
             study_name,
-            box,
-            num_objectives=len(yardsticks) - len(limits),
+            space,
+            num_objectives=len(selected) - len(limits),
             seed=seed,
             configuration=configuration,
         )
     )
-    loop = SearchLoop(ranks, trials, box, evaluator, len(source))
+    loop = SearchLoop(ranks, trials, space, evaluator, len(source))
     try:
-        mergeability = _look(ranks, trials, source, box, evaluator)
+        mergeability = _look(ranks, trials, source, space, evaluator)
         loop.run(n_trials, tolerance)
     except ValueError:
         if trials is not None and journal is not None and storage is None and not trials.finished():
-            journal.unlink()  # nothing to go on from
+            journal.unlink()  # nothing to continue from
         raise
-    selection = ranks.from_main(lambda: choose(loop.trials, loop.singles(), evaluator.objectives))
+    selection = ranks.from_main(lambda: select_winner(loop.trials, loop.singles(), evaluator.minimised))
     confirmation = confirm_winner(
         Evaluator(source, judges, limits, last),
-        box.weights(selection.winner),
+        space.weights(selection.winner),
         selection.single,
         len(source),
         tolerance=tolerance,
         confidence=confidence,
-        noun=source.noun,
+        kind=source.kind,
     )
     result = MergeResult(
         weights=confirmation.weights,
@@ -191,12 +253,25 @@ def search_merge(
         },
     )
     if output is not None:
-        ranks.from_main(lambda: _write(result, loop, source, box, Path(output), journal, max_shard_size))
+        ranks.from_main(lambda: _write(result, loop, source, space, Path(output), journal, max_shard_size))
         if trials is not None and storage is None and journal is not None:
             journal.unlink()
             moved = open_storage(Path(output) / JOURNAL)
             return replace(result, study=optuna.load_study(study_name=study_name, storage=moved))
     return result
+
+
+def _tokenizer(source: MergeSource, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """Return the given tokenizer, or that of the source; both must agree if there are two."""
+    if given is None:
+        return source.tokenizer()
+    try:
+        own = source.tokenizer()
+    except (OSError, ValueError):
+        return given
+    for remark in require_one_language({"the tokenizer that was passed": given, "that of the last model": own}):
+        warnings.warn(remark, stacklevel=4)
+    return given
 
 
 def _check_settings(n_trials: int, tolerance: float, confidence: float) -> None:
@@ -208,14 +283,14 @@ def _check_settings(n_trials: int, tolerance: float, confidence: float) -> None:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
 
 
-def _fingerprint(yardsticks: Mapping[str, Yardstick]) -> str:
-    return " ".join(f"{domain}:{yardstick.sha256[:12]}" for domain, yardstick in yardsticks.items())
+def _fingerprint(domains: Mapping[str, Objective]) -> str:
+    return " ".join(f"{domain}:{objective.sha256[:12]}" for domain, objective in domains.items())
 
 
 def _journal_file(
     output: str | os.PathLike[str] | None, storage: str | os.PathLike[str] | BaseStorage | None
 ) -> Path | None:
-    """The journal: where the caller wants it, or beside the output until that is complete."""
+    """Return the journal: where the caller wants it, or beside the output until the output is complete."""
     if storage is None:
         return None if output is None else Path(output).absolute().with_name(f"{Path(output).name}.journal.log")
     if isinstance(storage, BaseStorage) or "://" in os.fspath(storage):
@@ -224,25 +299,28 @@ def _journal_file(
 
 
 def _look(
-    ranks: Ranks, trials: Trials | None, source: MergeSource, box: Space, evaluator: Evaluator
+    ranks: Ranks, trials: Trials | None, source: MergeSource, space: Space, evaluator: Evaluator
 ) -> Mergeability | None:
-    """Look once along the line from the first to the last checkpoint; adapters add up, they lie on no such line."""
-    if isinstance(box, AdapterSpace):
+    """Look once along the line from the first to the last checkpoint. Adapters are added, not interpolated."""
+    if isinstance(space, AdapterSpace):
         return None
     known = ranks.from_main(lambda: trials.noted("mergeability") if trials else None)
     if known is not None:
-        return Mergeability(**known)
+        return Mergeability.from_dict(known)
     between = (0.0,) * (len(source) - 2)
 
     def loss(fraction: float) -> float:
         first, later = pair_weights(fraction)
-        return evaluator.glance((first, *between, later))
+        try:
+            return evaluator.quick_score((first, *between, later))
+        except NonFiniteLossError:
+            return inf
 
-    found = look_along(loss, (source.steps[0], source.steps[-1]))
+    found = look_along(loss, source.span)
     if trials is not None:
         trials.note("mergeability", found.to_dict())
         if found.barrier > NOTICEABLE:
-            warnings.warn(found.advice, stacklevel=3)
+            warnings.warn(found.advice, stacklevel=4)
     return found
 
 
@@ -250,7 +328,7 @@ def _write(
     result: MergeResult,
     loop: SearchLoop,
     source: MergeSource,
-    box: Space,
+    space: Space,
     output: Path,
     journal: Path | None,
     max_shard_size: int | str,
@@ -261,4 +339,4 @@ def _write(
         write_text(folder / STUDY, "".join(json.dumps(row, allow_nan=False) + "\n" for row in loop.trials.records()))
         if journal is not None:
             shutil.copyfile(journal, folder / JOURNAL)
-        draw_all(folder, loop.trials, box, result)
+        draw_all(folder, loop.trials, space, result)

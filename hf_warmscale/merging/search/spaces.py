@@ -1,14 +1,20 @@
-"""Which merges are searched: boxes of a few numbers, and the weights that a point of the box stands for."""
+"""The spaces of merges: boxes of a few numbers, and the weights that each point of a box stands for."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, inf, log
 from typing import Protocol
 
-from hf_warmscale.architecture import Axis, Component, ModelMap, ParameterMap
+import torch
+
+from hf_warmscale.architecture import Axis, Component, ModelMap, ParameterMap, describe
 from hf_warmscale.merging.combine import CheckpointWeights
+from hf_warmscale.merging.inputs import check_order
+from hf_warmscale.merging.sources import CheckpointSource, MergeSource
 from hf_warmscale.merging.weights import Weights, pair_weights, simplex_point, trajectory_weights, unit_point
+from hf_warmscale.options import SPACES, SpaceName
 
 Point = Mapping[str, float]
 
@@ -18,7 +24,7 @@ class Range:
     """One side of the box: from `low` to `high`, on a logarithmic scale if `log`.
 
     Raises:
-        ValueError: if it has no length.
+        ValueError: if it is empty.
     """
 
     low: float
@@ -27,23 +33,25 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high < inf:
-            raise ValueError(f"A side of the space goes from {self.low} to {self.high}; it must go upwards.")
+            raise ValueError(
+                f"A side of the space goes from {self.low} to {self.high}; the second must be the larger one."
+            )
 
     def unit(self, value: float) -> float:
-        """Return where `value` lies between `low` (0) and `high` (1)."""
+        """Map `low` ... `high` to 0 ... 1."""
         if self.log:
             return log(value / self.low) / log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def value(self, unit: float) -> float:
-        """Return what lies at `unit` between `low` (0) and `high` (1)."""
+        """Map 0 ... 1 to `low` ... `high`."""
         if self.log:
             return self.low * exp(unit * log(self.high / self.low))
         return self.low + unit * (self.high - self.low)
 
 
 class Space(Protocol):
-    """A box of merges."""
+    """A box whose points stand for merges; see `Combiner` for how their weights are applied."""
 
     @property
     def ranges(self) -> Mapping[str, Range]:
@@ -55,7 +63,7 @@ class Space(Protocol):
         ...
 
     def point(self, weights: Weights) -> Point | None:
-        """Return the point that gives these weights, or `None` if the box holds none."""
+        """Return the point with these weights, or `None` if it is outside the box."""
         ...
 
 
@@ -65,7 +73,7 @@ class PairSpace:
 
     Args:
         alpha (`float`): smallest weight of the later checkpoint.
-        beyond (`float`): largest; above 1 the search may extrapolate.
+        beyond (`float`): its largest weight; above 1 the search may extrapolate.
     """
 
     alpha: float = 0.5
@@ -81,13 +89,13 @@ class PairSpace:
         return pair_weights(point["lambda"])
 
     def point(self, weights: Weights) -> Point | None:
-        """Return the point that gives these weights, or `None` if the box holds none."""
+        """Return the point with these weights, or `None` if it is outside the box."""
         return {"lambda": weights[1]} if self.alpha <= weights[1] <= self.beyond else None
 
 
 @dataclass(frozen=True)
 class TrajectorySpace:
-    """Any number of checkpoints in two numbers: the window and the exponent of the power family (arXiv 2507.17634).
+    """Any number of checkpoints by two numbers: the window and the exponent of the power family (arXiv 2507.17634).
 
     Args:
         count (`int`): number of checkpoints, the oldest first.
@@ -105,7 +113,7 @@ class TrajectorySpace:
         return trajectory_weights(self.count, point["window"], point["exponent"])
 
     def point(self, weights: Weights) -> Point | None:
-        """Return the point that gives these weights, or `None`: only averages of the latest have one here."""
+        """Return the point with these weights, or `None`: only averages of the latest checkpoints have one."""
         used = [weight for weight in weights if weight]
         if tuple(weights[-len(used) :]) == tuple(used) and max(used) - min(used) < 1e-9:
             return {"window": float(len(used)), "exponent": 1.0}
@@ -114,7 +122,7 @@ class TrajectorySpace:
 
 @dataclass(frozen=True)
 class SimplexSpace:
-    """All convex merges of a few checkpoints: stick breaking, uniform on the simplex.
+    """All convex merges of a few checkpoints, by stick breaking that is uniform on the simplex.
 
     Args:
         count (`int`): number of checkpoints.
@@ -132,7 +140,7 @@ class SimplexSpace:
         return simplex_point([point[name] for name in self.ranges])
 
     def point(self, weights: Weights) -> Point | None:
-        """Return the point that gives these weights."""
+        """Return the point with these weights."""
         return dict(zip(self.ranges, unit_point(weights), strict=True))
 
 
@@ -140,14 +148,14 @@ class SimplexSpace:
 class GroupSpace:
     """Convex merges that differ between parts of the network and along its depth.
 
-    Every component (embedding, attention, mlp, norm, readout) has stick-breaking weights of its own. What lies in the
-    blocks has them at `knots` depths, spread evenly from the first block to the last, and linearly between; the rest
-    takes those of its end of the model.
+    Every component (embedding, attention, mlp, norm, readout) has its own stick-breaking weights. Parameters in blocks
+    have them at `knots` depths, spread evenly from the first block to the last, with linear interpolation in between;
+    the others have those of their end of the model.
 
     Args:
-        model_map (`ModelMap`): says the component and the layer of every parameter.
+        model_map (`ModelMap`): gives the component and the layer of every parameter.
         count (`int`): number of checkpoints.
-        knots (`int`): depths with weights of their own, at least 1.
+        knots (`int`): the number of depths with their own weights, at least 1.
 
     Raises:
         ValueError: if there are no knots.
@@ -195,7 +203,7 @@ class GroupSpace:
 
     @cached_property
     def _knots(self) -> Mapping[Component, int]:
-        """How many sets of weights each component has: one where none of its parameters lies in a block."""
+        """The number of knots of each component: one if none of its parameters is in a block."""
         parameters = self.model_map.parameters.values()
         deep = {parameter.component for parameter in parameters if parameter.layer is not None}
         return {each.component: self.knots if each.component in deep else 1 for each in parameters}
@@ -208,11 +216,11 @@ class GroupSpace:
 
 @dataclass(frozen=True)
 class AdapterSpace:
-    """Low-rank adapters of one base, each with a weight of its own; the base is at the origin.
+    """Low-rank adapters of one base, each with its own weight; the base is at the origin.
 
     Args:
         count (`int`): number of adapters.
-        most (`float`): largest weight of an adapter.
+        most (`float`): the largest weight of an adapter.
     """
 
     count: int
@@ -228,7 +236,7 @@ class AdapterSpace:
         return tuple(point[name] for name in self.ranges)
 
     def point(self, weights: Weights) -> Point | None:
-        """Return the point that gives these weights, or `None` if the box holds none."""
+        """Return the point with these weights, or `None` if it is outside the box."""
         return dict(zip(self.ranges, weights, strict=True)) if max(weights) <= self.most else None
 
 
@@ -238,3 +246,55 @@ def _interpolate(knots: list[Weights], depth: float) -> Weights:
     above = min(below + 1, len(knots) - 1)
     share = position - below
     return tuple((1 - share) * a + share * b for a, b in zip(knots[below], knots[above], strict=True))
+
+
+def open_source(
+    checkpoints: Sequence[str | os.PathLike[str]], space: SpaceName | Space, device: torch.device
+) -> MergeSource:
+    """Open the checkpoints, or adapters, that a space combines.
+
+    Args:
+        checkpoints (`Sequence[str | PathLike]`): checkpoints, or adapters.
+        space (`str` or `Space`): the space or its name.
+        device (`torch.device`): of the live model.
+
+    Raises:
+        ValueError: if they do not belong together, or are not in the order or of the number that the space needs.
+        FileNotFoundError: if one does not exist.
+    """
+    if isinstance(space, str) and space not in SPACES:
+        raise ValueError(f"The space {space!r} is unknown; choose one of {', '.join(SPACES)}.")
+    if space == "lora" or isinstance(space, AdapterSpace):
+        from hf_warmscale.merging.lora import AdapterSource  # peft takes seconds to import
+
+        return AdapterSource(checkpoints, device)
+    source = CheckpointSource(checkpoints, device)
+    if space in ("pair", "trajectory") or isinstance(space, PairSpace | TrajectorySpace):
+        check_order(source.checkpoints)
+    if (space == "pair" or isinstance(space, PairSpace)) and len(source) != 2:
+        raise ValueError(f"The space 'pair' merges two checkpoints, not {len(source)}; use 'trajectory' or 'simplex'.")
+    return source
+
+
+def make_space(space: SpaceName | Space, source: MergeSource) -> Space:
+    """Return the space of a name, for the models of a source; a space is returned as it is.
+
+    Raises:
+        ValueError: if a space was made for another number of models.
+    """
+    count = len(source)
+    if not isinstance(space, str):
+        weights = space.weights({name: side.low for name, side in space.ranges.items()})
+        made_for = len(next(iter(weights.values())) if isinstance(weights, Mapping) else weights)
+        if made_for != count:
+            raise ValueError(f"{space!r} gives {made_for} weights for {count} checkpoints; make it for {count}.")
+        return space
+    if space == "pair":
+        return PairSpace()
+    if space == "trajectory":
+        return TrajectorySpace(count)
+    if space == "simplex":
+        return SimplexSpace(count)
+    if space == "groups":
+        return GroupSpace(describe(source.model.config), count)
+    return AdapterSpace(count)

@@ -1,47 +1,61 @@
-"""The trials of one search in an Optuna study: asked for, told, swept after a crash, the same after every resume."""
+"""The trials of one search in an Optuna study: begun, finished, cleaned up after a crash, equal after every resume."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from uuid import uuid4
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
+from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version
+from hf_warmscale.compat.optuna import begin_trial, live_trial
 from hf_warmscale.merging.search.evaluator import STOPPED, VIOLATIONS, Outcome
 from hf_warmscale.merging.search.liveness import BEAT_SECONDS, Watch, beating, this_worker
 from hf_warmscale.merging.search.posterior import Posterior
-from hf_warmscale.merging.search.proposals import distributions, is_same, propose
-from hf_warmscale.merging.search.quiet import quiet_optuna
+from hf_warmscale.merging.search.proposals import distributions, is_same, propose, quiet
 from hf_warmscale.merging.search.spaces import Point, Space
 
+STUDY_VERSION = 1
+"""Of the attributes below. Version 0.1.0 of this package wrote the same ones without the version."""
 CONFIGURATION = "configuration"
 WORKER = "worker"
+TOKEN = "token"
 BEATS = "beats"
-START = "start"
+INITIAL = "start"
 IMPROVEMENT = "expected_improvement"
 LOST = "lost"
+FAILED = "failed"
+
+_BEGUN: set[str] = set()
+"""Tokens of the trials that this process has begun and not yet ended. A trial of this process whose token is not here
+was left behind by an earlier search, for example because its storage could not be written."""
 
 
 class Trials:
-    """A study and what this package keeps in it.
+    """A study, and what this package stores in it.
 
-    A proposal depends on the seed and on the finished and the running trials, and on nothing in the process. A trial
-    begins as one entry of the storage, with its point and its worker, so that a kill leaves it whole or not at all:
-    after it, one worker asks for the same points as if it had not been killed.
+    A proposal depends on the seed and on the trials so far, and on nothing in the process. A trial begins with one
+    entry in the storage, which holds its point and its worker, so a kill leaves all of it or nothing: afterwards a
+    worker asks for the same points as if there had been no kill.
+
+    A trial ends in one of four ways. It is *finished* with its losses; *failed*, if its merge has no finite loss, and
+    then not tried again; *lost* with its worker, and then its point is tried again; or given up at once because
+    another worker was faster.
 
     Args:
-        storage (`BaseStorage`): where the trials are kept.
-        name (`str`): of the study in the storage; it is made if it is not there.
-        space (`Space`): what is searched.
+        storage (`BaseStorage`): the storage of the trials.
+        name (`str`): of the study in the storage; it is created if it does not exist.
+        space (`Space`): the space that is searched.
         num_objectives (`int`): all are minimised.
         seed (`int`): of the proposals.
-        configuration (`Mapping[str, str]`): what a resumed study must agree with.
+        configuration (`Mapping[str, str]`): must be the same when a study is resumed.
 
     Raises:
-        ValueError: if the storage holds a study of that name with another configuration.
+        ValueError: if the storage holds a study of that name with another configuration, or of a newer version.
     """
 
     def __init__(
@@ -54,8 +68,8 @@ class Trials:
         seed: int,
         configuration: Mapping[str, str],
     ) -> None:
-        with quiet_optuna():
-            if name in {study.study_name for study in storage.get_all_studies()}:  # writes nothing
+        with quiet():
+            if name in {study.study_name for study in storage.get_all_studies()}:  # a lookup that writes nothing
                 self.study = optuna.load_study(storage=storage, study_name=name)
             else:
                 directions = [StudyDirection.MINIMIZE] * num_objectives
@@ -73,24 +87,30 @@ class Trials:
         return self._in(TrialState.COMPLETE)
 
     def running(self) -> list[FrozenTrial]:
-        """Return the trials that some process is busy with."""
+        """Return the trials that some process is scoring."""
         return self._in(TrialState.RUNNING)
 
+    def failed(self) -> list[FrozenTrial]:
+        """Return the trials whose merge has no finite loss, by number."""
+        return [trial for trial in self._in(TrialState.FAIL) if FAILED in trial.user_attrs]
+
     def sweep(self) -> None:
-        """Fail the trials whose worker is gone; their points are tried again."""
+        """End the trials whose worker is gone; their points are tried again."""
         for trial in self.running():
-            if self._watch.is_gone(trial.user_attrs[WORKER], trial.number, trial.user_attrs.get(BEATS, 0)):
-                self._lose(self._live(trial))
+            worker = trial.user_attrs[WORKER]
+            left_behind = worker == this_worker() and trial.user_attrs.get(TOKEN) not in _BEGUN
+            if left_behind or self._watch.is_gone(worker, trial.number, trial.user_attrs.get(BEATS, 0)):
+                self._lose(live_trial(self.study, self._storage, trial))
 
     @contextmanager
     def busy(self, trial: optuna.Trial, *, every: float = BEAT_SECONDS) -> Iterator[None]:
-        """Show the other workers every so many seconds, until the block ends, that this one is busy with a trial.
+        """Show the other workers every so many seconds, until the block ends, that this one is scoring a trial.
 
-        A trial whose block ends in an error or in Ctrl-C is tried again.
+        The point of a trial whose block ends in an error or in Ctrl-C is tried again.
         """
 
         def beat() -> None:
-            with suppress(UpdateFinishedTrialError):  # given up by another worker all the same
+            with suppress(UpdateFinishedTrialError):  # another worker gave it up all the same
                 trial.set_user_attr(BEATS, trial.user_attrs.get(BEATS, 0) + 1)
 
         with ExitStack() as unless_done:
@@ -99,61 +119,66 @@ class Trials:
                 yield
             unless_done.pop_all()
 
-    def ask(self, start: tuple[str, Point] | None, *, limit: int) -> optuna.Trial | None:
-        """Begin a trial at `start`, else at a point that was lost with its process, else where the sampler proposes.
+    def ask(self, initial: tuple[str, Point] | None, *, limit: int) -> optuna.Trial | None:
+        """Begin a trial at `initial`, else at a point that was lost with its worker, else where the sampler proposes.
 
         Args:
-            start (`tuple[str, Point]`, *optional*): a label and the point to try next.
-            limit (`int`): how many trials all workers together may finish.
+            initial (`tuple[str, Point]`, *optional*): a label and the point to try next.
+            limit (`int`): the number of trials that all workers together may end.
 
         Returns:
-            `Trial` or `None`: nothing if in the same moment another worker began a trial at this point, or the last
-            one of the limit; ask again.
+            `Trial` or `None`: `None` if at the same moment another worker began a trial at this point, or the last
+            trial within the limit; then ask again.
         """
+        failed = self.failed()
         seen = self._in(TrialState.COMPLETE, TrialState.RUNNING)
         finished, running = (
             [t for t in seen if t.state == state] for state in (TrialState.COMPLETE, TrialState.RUNNING)
         )
-        attributes: dict[str, Any] = {WORKER: this_worker()}
-        if start is not None:
-            attributes[START], point = start
+        attributes: dict[str, Any] = {WORKER: this_worker(), TOKEN: uuid4().hex}
+        if initial is not None:
+            attributes[INITIAL], point = initial
         else:
             point = self._lost() or propose(
-                finished, running, self._space.ranges, self.study.directions, seed=self._seed
+                finished, running, self._space.ranges, self.study.directions, seed=self._seed, failed=failed
             )
             if len(self.study.directions) == 1 and len(finished) > 1:
                 attributes[IMPROVEMENT] = self._expected_improvement(point, finished)
         trial = self._begin(point, attributes)
-        # Read at once: a rival that finishes between two reads, one for each state, would be in neither.
+        # One read for both states: a rival that finishes between two reads would be in neither.
         others = self._in(TrialState.COMPLETE, TrialState.RUNNING)
         earlier = [other for other in others if other.number < trial.number]
         known = {other.number for other in finished}
         rivals = [other for other in earlier if other.number not in known]
-        if len(earlier) >= limit or any(is_same(other.params, trial.params, self._space.ranges) for other in rivals):
-            self.fail(trial)
+        if len(earlier) + len(failed) >= limit or any(
+            is_same(other.params, trial.params, self._space.ranges) for other in rivals
+        ):
+            self._end(trial)
             return None
         return trial
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        """Finish a trial with what it gave; nothing happens if another worker has given it up meanwhile."""
-        with suppress(UpdateFinishedTrialError):
+        """Finish a trial with its outcome; nothing happens if another worker has given it up in the meantime."""
+        with self._ending(trial), suppress(UpdateFinishedTrialError):
             for domain, violation in outcome.violations.items():
                 trial.set_constraint(domain, violation)
             for key, value in outcome.to_dict().items():
                 trial.set_user_attr(key, value)
             self.study.tell(trial, list(outcome.values), skip_if_finished=True)
 
-    def fail(self, trial: optuna.Trial) -> None:
-        """Give a trial up."""
-        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    def fail(self, trial: optuna.Trial, reason: str) -> None:
+        """End a trial whose merge has no finite loss; its point is not tried again."""
+        with self._ending(trial), suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(FAILED, reason)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def converged(self, tolerance: float, patience: int) -> bool:
-        """Tell whether the last `patience` proposals in a row promised less than `tolerance` nats each."""
-        promised = [trial.user_attrs.get(IMPROVEMENT) for trial in self.finished()][-patience:]
-        return len(promised) == patience and all(each is not None and each < tolerance for each in promised)
+        """Tell whether each of the last `patience` proposals had an expected improvement below `tolerance` nats."""
+        expected = [trial.user_attrs.get(IMPROVEMENT) for trial in self.finished()][-patience:]
+        return len(expected) == patience and all(each is not None and each < tolerance for each in expected)
 
     def posterior(self, trials: Sequence[FrozenTrial]) -> Posterior:
-        """Return what finished trials tell about the first objective."""
+        """Fit a Gaussian process to the first objective of finished trials."""
         return Posterior.fit([self._unit(trial.params) for trial in trials], [trial.values[0] for trial in trials])
 
     def posterior_means(self, trials: Sequence[FrozenTrial]) -> list[float]:
@@ -164,11 +189,11 @@ class Trials:
         return [float(value) for value in mean]
 
     def note(self, key: str, value: Mapping[str, Any]) -> None:
-        """Keep something with the study."""
+        """Store something with the study."""
         self.study.set_user_attr(key, dict(value))
 
     def noted(self, key: str) -> dict[str, Any] | None:
-        """Return what was kept with the study, or `None`."""
+        """Return what was stored with the study, or `None`."""
         value: dict[str, Any] | None = self.study.user_attrs.get(key)
         return value
 
@@ -180,7 +205,7 @@ class Trials:
                 "state": trial.state.name,
                 "params": trial.params,
                 "values": trial.values,
-                **{key: value for key, value in trial.user_attrs.items() if key not in (WORKER, BEATS)},
+                **{key: value for key, value in trial.user_attrs.items() if key not in (WORKER, TOKEN, BEATS)},
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
             }
 
@@ -188,31 +213,44 @@ class Trials:
         return self.study.get_trials(deepcopy=False, states=states)
 
     def _begin(self, point: Point, attributes: dict[str, Any]) -> optuna.Trial:
-        template = create_trial(
-            state=TrialState.RUNNING,
-            params=dict(point),
-            distributions=distributions(self._space.ranges),
-            user_attrs=attributes,
-        )
-        study = self._storage.get_study_id_from_name(self.study.study_name)
-        return optuna.Trial(self.study, self._storage.create_new_trial(study, template_trial=template))
+        _BEGUN.add(attributes[TOKEN])  # first, so that no other thread of this process takes the trial for an orphan
+        try:
+            return begin_trial(
+                self.study,
+                self._storage,
+                params=point,
+                distributions=distributions(self._space.ranges),
+                user_attrs=attributes,
+            )
+        except BaseException:
+            _BEGUN.discard(attributes[TOKEN])
+            raise
 
-    def _live(self, trial: FrozenTrial) -> optuna.Trial:
-        study = self._storage.get_study_id_from_name(self.study.study_name)
-        number = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
-        return optuna.Trial(self.study, number)
+    @contextmanager
+    def _ending(self, trial: optuna.Trial) -> Iterator[None]:
+        """Disown a trial even if the storage cannot be written: then a later search of this process takes it up."""
+        token = trial.user_attrs.get(TOKEN)
+        try:
+            yield
+        finally:
+            _BEGUN.discard(str(token))
+
+    def _end(self, trial: optuna.Trial) -> None:
+        """End a trial for which another worker was faster."""
+        with self._ending(trial):
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lose(self, trial: optuna.Trial) -> None:
-        """Fail a trial whose point is to be tried again."""
-        with suppress(UpdateFinishedTrialError):  # another worker was faster
+        """End a trial whose point is to be tried again."""
+        with self._ending(trial), suppress(UpdateFinishedTrialError):  # another worker was faster
             trial.set_user_attr(LOST, True)
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self) -> Point | None:
-        """The first proposal that was lost with its process and that no later trial has tried."""
+        """Return the first proposal that was lost with its worker and that no later trial has tried."""
         trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
-            is_proposal = LOST in trial.user_attrs and START not in trial.user_attrs
+            is_proposal = LOST in trial.user_attrs and INITIAL not in trial.user_attrs
             if is_proposal and all(later.params != trial.params for later in trials[trial.number + 1 :]):
                 return trial.params
         return None
@@ -226,9 +264,11 @@ class Trials:
         return float(self.posterior(finished).expected_improvement([self._unit(params)], incumbent)[0])
 
     def _agree(self, configuration: Mapping[str, str]) -> None:
+        check_format_version(self.study.user_attrs, STUDY_VERSION, f"study {self.study.study_name!r}")
         known = self.noted(CONFIGURATION)
         if known is None:
             self.note(CONFIGURATION, configuration)
+            self.study.set_user_attr(FORMAT_VERSION, STUDY_VERSION)
             return
         for key in sorted(known.keys() | configuration.keys()):
             if known.get(key) != configuration.get(key):

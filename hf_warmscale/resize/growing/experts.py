@@ -1,24 +1,21 @@
 """Turn a dense model into a mixture of experts, every expert a copy of its MLP (sparse upcycling, arXiv:2212.05055).
 
-The weights of the chosen experts sum to 1, so that equal experts give what the one MLP gave. The router is random:
-experts come apart as they see other tokens.
+The routing weights of the chosen experts sum to 1, so equal experts compute what the one MLP computed. The router is
+random: experts become different because they see different tokens.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, MixtralConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import MixtralConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
-from hf_warmscale.architecture import ModelMap, describe, random_model
-from hf_warmscale.resize.growing.proof import TOLERANCE, logit_change
+from hf_warmscale.architecture import ModelMap, describe
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.resize.planning.init_std import DEFAULT_RANGE
-from hf_warmscale.resize.planning.request import Growth, Read
-from hf_warmscale.resize.planning.transfer import generator
+from hf_warmscale.resize.planning.plan import Read, WeightPlan
 
 TARGETS: Mapping[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (MixtralConfig, {"sliding_window": None}),
@@ -26,25 +23,24 @@ TARGETS: Mapping[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "qwen2": (Qwen2MoeConfig, {"norm_topk_prob": True, "qkv_bias": True}),
     "qwen3": (Qwen3MoeConfig, {"norm_topk_prob": True}),
 }
-"""For each dense family the mixture whose blocks differ in the MLP alone, and what makes it exact."""
+"""For each dense family, the mixture whose blocks differ in the MLP alone, and the settings that make it exact."""
 
 OF_THE_FAMILY = ("model_type", "architectures", "auto_map", "transformers_version")
-"""Entries of a config that do not go over."""
-
+"""Entries of a config that belong to the family and are not taken over."""
 
 NUM_EXPERTS_PER_TOKEN = 2
-"""As Mixtral has it."""
+"""As in Mixtral."""
 
 
 @dataclass(frozen=True)
 class Upcycling:
-    """A dense Llama or Mistral becomes a Mixtral, a Qwen2 or Qwen3 a Qwen-MoE, perhaps after it grew.
+    """A dense model as a mixture of experts: Llama and Mistral become Mixtral, Qwen2 and Qwen3 their MoE families.
 
     Args:
-        dense (`ModelMap`): what every block's MLP is copied from: the source, or what it grows to first.
+        dense (`ModelMap`): the model whose MLPs are copied: the source, or the model that it grows to first.
         target (`ModelMap`): the mixture.
         config (`PreTrainedConfig`): of the mixture.
-        growth (`Growth` or `None`): how the dense model follows from the source, if it is another.
+        growth (`WeightPlan` or `None`): how the dense model follows from the source, if it grows first.
         seed (`int`): of the router.
         std (`float`): of the router.
         dtype (`torch.dtype` or `None`): of the weights; `None` keeps the source's.
@@ -53,18 +49,18 @@ class Upcycling:
     dense: ModelMap
     target: ModelMap
     config: PreTrainedConfig
-    growth: Growth | None
+    growth: WeightPlan | None
     seed: int
     std: float
     dtype: torch.dtype | None
 
     @property
     def source(self) -> ModelMap:
-        """The source."""
+        """Return the source."""
         return self.dense if self.growth is None else self.growth.source
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Return the tensors of the source that a tensor of the mixture is made of; of a router its MLP's first."""
+        """Return the source tensors that a tensor of the mixture is made of; for a router, the first of its MLP."""
         parts = (name,) if name in self.dense.parameters else _mlp_parts(name)
         return parts if self.growth is None else tuple(self.growth.parts(part)[0] for part in parts)
 
@@ -73,7 +69,7 @@ class Upcycling:
 
         Args:
             name (`str`): its name.
-            read (`Callable[[str], Tensor]`): gives a tensor of the source.
+            read (`Callable[[str], Tensor]`): returns a tensor of the source.
         """
         if name in self.dense.parameters:
             return self._dense(name, read)
@@ -81,9 +77,9 @@ class Upcycling:
         if ".mlp.experts." in name:
             return torch.cat([self._dense(part, read) for part in _mlp_parts(name)]).expand(shape).clone()
         dtype = self.dtype or read(self.parts(name)[0]).dtype
-        if name.endswith("shared_expert.down_proj.weight"):  # an expert for all tokens that says nothing at first
+        if name.endswith("shared_expert.down_proj.weight"):  # the shared expert; its down projection starts at zero
             return torch.zeros(shape, dtype=dtype)
-        return (self.std * torch.randn(shape, generator=generator(f"{self.seed}:{name}"))).to(dtype)
+        return (self.std * torch.randn(shape, generator=keyed_generator(f"{self.seed}:{name}"))).to(dtype)
 
     def _dense(self, name: str, read: Read) -> Tensor:
         if self.growth is not None:
@@ -93,26 +89,29 @@ class Upcycling:
 
 
 def _mlp_parts(name: str) -> tuple[str, ...]:
-    """Return the dense weights that a weight of experts is made of."""
+    """Return the dense weights that a weight of the experts is made of."""
     block, _, part = name.rpartition(".mlp.")
     kinds = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}.get(part, ("gate",))
     return tuple(f"{block}.mlp.{kind}_proj.weight" for kind in kinds)
 
 
 def plan_upcycling(
-    config: PreTrainedConfig, mixture: PreTrainedConfig, growth: Growth | None, seed: int, dtype: torch.dtype | None
+    config: PreTrainedConfig,
+    mixture: PreTrainedConfig,
+    growth: WeightPlan | None,
+    seed: int,
+    dtype: torch.dtype | None,
 ) -> Upcycling:
     """Return how a dense model, perhaps grown first, becomes a mixture.
 
     Raises:
-        ValueError: if the dense model has a weight that the mixture has not.
+        ValueError: if the dense model has a weight that the mixture lacks.
     """
     dense, target = describe(config), describe(mixture)
     lost = [name for name in dense.parameters if name not in target.parameters and not is_expert(name)]
     if lost:
         raise ValueError(
-            f"A {mixture.model_type} model has no {min(lost)}, which the {config.model_type} model has, so it cannot "
-            "become one."
+            f"This {config.model_type} model cannot become a {mixture.model_type} model, which has no {min(lost)}."
         )
     std = float(config.to_dict().get("initializer_range") or DEFAULT_RANGE)
     return Upcycling(dense, target, mixture, growth, seed, std, dtype)
@@ -127,7 +126,7 @@ def experts_config(config: PreTrainedConfig, num_experts: int, num_experts_per_t
     """Return the config of the mixture.
 
     Raises:
-        ValueError: if the family has no mixture of its form, or there are fewer experts than a token goes to.
+        ValueError: if no mixture of the family's form exists, or there are fewer experts than a token goes to.
     """
     if config.model_type not in TARGETS:
         raise ValueError(
@@ -136,7 +135,9 @@ def experts_config(config: PreTrainedConfig, num_experts: int, num_experts_per_t
     if not isinstance(num_experts, int) or isinstance(num_experts, bool):
         raise ValueError(f"num_experts is {num_experts!r}; it must be a positive whole number.")
     if not 1 <= num_experts_per_tok <= num_experts:
-        raise ValueError(f"A token cannot go to {num_experts_per_tok} of {num_experts} experts; take more experts.")
+        raise ValueError(
+            f"num_experts is {num_experts}, but each token goes to {num_experts_per_tok}; choose more experts."
+        )
     family, own = TARGETS[config.model_type]
     values = {name: value for name, value in config.to_dict().items() if name not in OF_THE_FAMILY}
     inner = values["intermediate_size"]
@@ -152,20 +153,3 @@ def experts_config(config: PreTrainedConfig, num_experts: int, num_experts_per_t
     }
     known = family().to_dict()
     return family.from_dict({**values, **{name: size for name, size in sizes.items() if name in known}, **own})
-
-
-def experts_obstacle(growth: Upcycling) -> str | None:
-    """Return why a mixture does not compute what its dense source does; `None` if a tiny one proves that it does."""
-    error = _error_of_experts(json.dumps(growth.dense.proved_on.to_dict(), default=str))
-    if error <= TOLERANCE:
-        return None
-    return f"a tiny {growth.dense.model_type} model made a mixture moves a logit by {error:.1g} of the largest"
-
-
-@lru_cache(maxsize=16)
-def _error_of_experts(config: str) -> float:
-    """Return max |change of a logit| / max |logit| of a small dense model that becomes a mixture, in float64."""
-    values = json.loads(config)
-    tiny = CONFIG_MAPPING[values["model_type"]].from_dict({**values, "dtype": "float64"})
-    mixture = experts_config(tiny, 2 * NUM_EXPERTS_PER_TOKEN, NUM_EXPERTS_PER_TOKEN)
-    return logit_change(random_model(tiny), mixture, plan_upcycling(tiny, mixture, None, 0, None).tensor)

@@ -1,29 +1,20 @@
-"""What a growth did, in plain values: for the folder, the card and the config."""
+"""The receipt of a growth in plain values: for the folder, the card and the config."""
 
-import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 
-from hf_warmscale.architecture import Axis
-from hf_warmscale.resize.growing.duplicates import duplicate_fraction
-from hf_warmscale.resize.growing.experts import Upcycling, experts_obstacle, is_expert
-from hf_warmscale.resize.growing.proof import obstacle
-from hf_warmscale.resize.planning.exactness import means_exact
-from hf_warmscale.resize.planning.request import Growth
-
-RECEIPT_FILE = "growth_receipt.json"
-RECEIPT_ATTRIBUTE = "growth_receipt"
-"""What a grown model carries until it is saved."""
+from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version, public_name
 
 CONFIG_ENTRY = "growth"
-"""The entry of a grown model's config, which survives where the file does not."""
+"""The entry of a grown model's config; it survives where the file is lost."""
 
 EARLIER = "earlier"
-"""In the entry of a model that was grown before: the entry it had then, so that each growth can be undone in turn."""
+"""Within the entry of a model that was grown twice: the entry of the growth before, so that each can be undone."""
 
 LARGE_GROWTH = 4.0
 """Beyond this factor of parameters growth is not known to pay (arXiv:2605.13405: break-even at 3 to 5)."""
@@ -31,17 +22,20 @@ LARGE_GROWTH = 4.0
 TOKENS_PER_PARAMETER = 20.0
 """Beyond this training length a model from scratch catches up (arXiv:2605.13405)."""
 
+BEFORE_0_2 = {"obstacle": "inexact_because"}
+"""Fields of format version 1 that were renamed."""
+
 
 @dataclass(frozen=True)
 class Verification:
-    """The source and the grown model on the same tokens.
+    """A comparison of source and target on the same tokens.
 
     Args:
         tokens (`int`): the number of positions compared.
-        max_abs_logit_difference (`float`): over the source's vocabulary.
-        rounding (`float`): the difference that the arithmetic alone may make, at this dtype and size of logits.
-        kl_divergence (`float`): KL(source || grown), mean over positions, in nats.
-        activation_rms (`dict`): the RMS of the residual stream after each block, `"source"` and `"target"`.
+        max_abs_logit_difference (`float`): over the vocabulary of the smaller model.
+        rounding (`float`): the difference that rounding alone can cause, at these dtypes and this size of logits.
+        kl_divergence (`float`): KL(source || target), mean over positions, in nats.
+        activation_rms (`dict`): the RMS of the residual stream after each block, of `"source"` and `"target"`.
     """
 
     tokens: int
@@ -53,31 +47,38 @@ class Verification:
 
 @dataclass
 class GrowthReceipt:
-    """What a growth did.
+    """The record of a growth. See [`Receipt`].
 
     Args:
-        source (`str`): what was grown.
+        source (`str`): the name of the source: a Hub id, or `./` and the name of a folder.
         source_hash (`str`): SHA-256 over its names, shapes, dtypes and data.
-        width (`str`): the width operator; `"experts"` if nothing grew but the number of experts.
+        width (`str`): the width operator; `"experts"` if only the number of experts grew.
         depth (`str`): the depth operator.
-        snr_db (`float` or `None`): of the paired noise of `clone`.
+        snr_db (`float` or `None`): the signal-to-noise ratio of the paired noise of `clone`, in dB.
         shrink (`float` or `None`): lambda of `szp`.
-        seed (`int`): of all noise and draws.
+        seed (`int`): of all random numbers.
         source_sizes (`dict[str, int]`): by axis.
         sizes (`dict[str, int]`): by axis.
-        layers (`list[int]`): for each block the source block it copies.
-        new_layers (`list[int]`): inserted blocks that write nothing at first.
+        layers (`list[int]`): for each block the source block that it copies.
+        new_layers (`list[int]`): zero-initialised blocks.
         source_parameters (`int`): scalars of the source.
         parameters (`int`): scalars of the grown model.
         growth_factor (`float`): their ratio.
         duplicate_fraction (`float`): the share of the grown model's scalars that repeat another one exactly, up to the
             factors of the operator.
-        exact (`bool`): the operators leave the logits as they are, up to rounding: proved on a tiny such model.
-        verification (`Verification` or `None`): what was measured.
-        obstacle (`str` or `None`): why operators that are meant to be exact are not, on this family.
-        experts (`int` or `None`): the experts that each MLP of a dense source became.
-        warnings (`list[str]`): what speaks against this growth.
+        exact (`bool`): the logits stay the same up to rounding, proved on a tiny model of the family.
+        verification (`Verification` or `None`): the measured difference.
+        inexact_because (`str` or `None`): why operators that are meant to be exact are not exact on this family.
+        experts (`int` or `None`): the number of experts that each MLP of a dense source became.
+        warnings (`list[str]`): reasons against this growth.
     """
+
+    file_name: ClassVar[str] = "growth_receipt.json"
+    title: ClassVar[str] = "Growth"
+    tag: ClassVar[str] = "model-growth"
+    format_version: ClassVar[int] = 2
+    attribute: ClassVar[str] = "growth_receipt"
+    """The attribute of a grown live model that holds the receipt as a dict."""
 
     source: str
     source_hash: str
@@ -96,145 +97,143 @@ class GrowthReceipt:
     duplicate_fraction: float
     exact: bool
     verification: Verification | None = None
-    obstacle: str | None = None
+    inexact_because: str | None = None
     experts: int | None = None
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
+        """Return plain values, ready for JSON."""
+        return {FORMAT_VERSION: self.format_version, **asdict(self)}
 
     def config_entry(self) -> dict[str, Any]:
-        """Return what the config keeps: enough to make the maps again, and no measurement."""
-        kept = {name: value for name, value in self.to_dict().items() if name not in ("verification", "warnings")}
-        return {name: value for name, value in kept.items() if value is not None}
+        """Return the part for the config: enough to make the maps again, but no measurements."""
+        content = {name: value for name, value in self.to_dict().items() if name not in ("verification", "warnings")}
+        return {name: value for name, value in content.items() if value is not None}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "GrowthReceipt":
-        """Read what `to_dict` or `config_entry` wrote."""
-        values = {"snr_db": None, "shrink": None, **content}
-        values.pop(EARLIER, None)
-        if values.get("verification") is not None:
-            values["verification"] = Verification(**values["verification"])
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read the output of `to_dict` or `config_entry`, of this or an earlier version.
+
+        Raises:
+            ValueError: if a newer version wrote it, or a field is missing.
+        """
+        check_format_version(content, cls.format_version, "growth receipt")
+        renamed = {BEFORE_0_2.get(name, name): value for name, value in content.items()}
+        values = fields_of(cls, {"snr_db": None, "shrink": None, **renamed}, "growth receipt")
         return cls(**values)
 
+    def summary(self) -> str:
+        """Return one sentence for the card."""
+        return (
+            f"Grown from `{self.source}`, {self.source_parameters:,} to {self.parameters:,} parameters, with the"
+            f" width operator `{self.width}` and the depth operator `{self.depth}`."
+        )
 
-def receipt_of(growth: Growth | Upcycling, source: str, source_hash: str) -> GrowthReceipt:
-    """Return the receipt of a growth, with experts or without, before anything is measured."""
-    if isinstance(growth, Growth):
-        return make_receipt(growth, source, source_hash)
-    dense, target, experts = growth.dense, growth.target, growth.target.sizes[Axis.EXPERTS]
-    copied = [parameter for name, parameter in dense.parameters.items() if is_expert(name)]
-    repeated = sum(math.prod(parameter.shape(dense.sizes)) for parameter in copied) * (experts - 1)
-    before = _unchanged(growth, source, source_hash)
-    if growth.growth is not None:
-        before = make_receipt(growth.growth, source, source_hash)
-    reason = before.obstacle or experts_obstacle(growth)
-    return replace(
-        before,
-        sizes={str(axis): size for axis, size in target.sizes.items()},
-        parameters=target.num_parameters(),
-        growth_factor=target.num_parameters() / before.source_parameters,
-        duplicate_fraction=(before.duplicate_fraction * dense.num_parameters() + repeated) / target.num_parameters(),
-        exact=before.exact and reason is None,
-        obstacle=reason,
-        experts=experts,
-    )
+    def sources(self) -> list[str]:
+        """Return the name of the source."""
+        return [self.source]
 
 
-def _unchanged(growth: Upcycling, source: str, source_hash: str) -> GrowthReceipt:
-    sizes = {str(axis): size for axis, size in growth.dense.sizes.items()}
-    return GrowthReceipt(
-        source=source,
-        source_hash=source_hash,
-        width="experts",
-        depth="stack",
-        snr_db=None,
-        shrink=None,
-        seed=growth.seed,
-        source_sizes=sizes,
-        sizes=sizes,
-        layers=list(range(growth.dense.sizes[Axis.LAYERS])),
-        new_layers=[],
-        source_parameters=growth.dense.num_parameters(),
-        parameters=growth.dense.num_parameters(),
-        growth_factor=1.0,
-        duplicate_fraction=0.0,
-        exact=True,
-    )
+def fields_of(kind: type[Any], content: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the fields of a receipt from its JSON; unknown keys are left out, and no local path stays.
+
+    Args:
+        kind (`type`): the dataclass of the receipt.
+        content (`Mapping[str, Any]`): what was read.
+        what (`str`): names the receipt for the error.
+
+    Raises:
+        ValueError: if a field is missing.
+    """
+    values = {each.name: content[each.name] for each in fields(kind) if each.name in content}
+    for each in fields(kind):
+        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"The {what} lacks the field {each.name!r}; resize the model again.")
+    if isinstance(seen := values.get("verification"), Mapping):
+        values["verification"] = Verification(**seen)
+    if is_absolute(values["source"]):  # as version 0.1.0 wrote it
+        values["source"] = public_name(values["source"])
+    return values
+
+
+def is_absolute(path: str) -> bool:
+    """Tell whether a text is an absolute path of any system."""
+    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+
+
+def read_receipt(config: PreTrainedConfig, name: str) -> GrowthReceipt:
+    """Return the receipt in the config of a grown model.
+
+    Args:
+        config (`PreTrainedConfig`): of the grown model.
+        name (`str`): the user's name for the model.
+
+    Raises:
+        ValueError: if the config has none.
+    """
+    entry = config.to_dict().get(CONFIG_ENTRY)
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"The config of {name} has no entry {CONFIG_ENTRY!r}, so the model was not grown by this package; grow it "
+            "anew."
+        )
+    return GrowthReceipt.from_dict(entry)
+
+
+def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedConfig:
+    """Return the config with the receipt's entry, and within it the entries of earlier growths."""
+    content = config.to_dict()
+    earlier = _published(content[CONFIG_ENTRY]) if CONFIG_ENTRY in content else None
+    entry = receipt.config_entry() if earlier is None else {**receipt.config_entry(), EARLIER: earlier}
+    return type(config).from_dict({**content, CONFIG_ENTRY: entry})
+
+
+def _published(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an earlier entry in today's layout, which holds no local path."""
+    earlier = entry.get(EARLIER)
+    own = GrowthReceipt.from_dict(entry).config_entry()
+    return own if earlier is None else {**own, EARLIER: _published(earlier)}
 
 
 def growth_warnings(receipt: GrowthReceipt, target_tokens: int | None) -> list[str]:
-    """Return what is known to speak against a growth like this."""
+    """Return the known reasons against a growth like this."""
     warnings = []
-    if receipt.obstacle is not None:
+    if receipt.inexact_because is not None:
         warnings.append(
-            f"This growth should leave the logits as they are, but cannot here: {receipt.obstacle}; look at the loss "
-            "before you train, or take other operators."
+            f"This growth is meant to keep the logits, but cannot here: {receipt.inexact_because}; check the loss "
+            "before you train, or use other operators."
         )
     seen = receipt.verification
     if receipt.exact and seen is not None and not seen.max_abs_logit_difference <= seen.rounding:
         warnings.append(
-            f"This growth should leave the logits as they are, but one moved by {seen.max_abs_logit_difference:.2g}, "
-            f"more than rounding explains ({seen.rounding:.2g}); do not rely on it, and report the architecture."
+            f"This growth is meant to keep the logits, but one moved by {seen.max_abs_logit_difference:.2g}, more "
+            f"than rounding explains ({seen.rounding:.2g}); do not rely on it, and report the architecture."
         )
     if receipt.growth_factor > LARGE_GROWTH:
         warnings.append(
-            f"The model grows {receipt.growth_factor:.1f}-fold; beyond {LARGE_GROWTH:g}-fold training from scratch is "
-            "often as good (arXiv:2605.13405)."
+            f"The model grows {receipt.growth_factor:.1f}-fold; beyond {LARGE_GROWTH:g}-fold, training from scratch "
+            "is often as good (arXiv:2605.13405)."
         )
-    # A duplicate is a copy beyond the first, so without noise the new capacity is what is duplicated.
+    # Copies are exact duplicates only where there is no noise. The stack of blocks and the vocabulary do not count:
+    # repeated blocks sit at other depths, so they get other gradients.
     copying = receipt.source_sizes.keys() - {"num_hidden_layers", "vocab_size"}
     widened = any(receipt.sizes.get(axis) != receipt.source_sizes[axis] for axis in copying)
     copied = receipt.duplicate_fraction * receipt.parameters > 0.25 * (receipt.parameters - receipt.source_parameters)
     if widened and copied and receipt.width in ("clone", "net2net") and receipt.snr_db is None:
         warnings.append(
-            "Copies without noise get equal gradients and stay copies, so the new capacity is never used; set snr_db, "
+            "Copies without noise get equal gradients and never differ, so the new capacity stays unused; set snr_db, "
             "or train with dropout."
         )
     if target_tokens is not None and target_tokens > TOKENS_PER_PARAMETER * receipt.parameters:
         warnings.append(
-            f"{target_tokens:,} tokens are {target_tokens / receipt.parameters:.0f} for each parameter; beyond "
-            f"{TOKENS_PER_PARAMETER:g} growth is not known to beat training from scratch (arXiv:2605.13405)."
+            f"{target_tokens:,} tokens are {target_tokens / receipt.parameters:.0f} per parameter; beyond "
+            f"{TOKENS_PER_PARAMETER:g}, growth is not known to beat training from scratch (arXiv:2605.13405)."
         )
     return warnings
 
 
-def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedConfig:
-    """Return the config with the receipt's entry; the one of an earlier growth lies within it."""
-    content = config.to_dict()
-    earlier = {EARLIER: content[CONFIG_ENTRY]} if CONFIG_ENTRY in content else {}
-    return type(config).from_dict({**content, CONFIG_ENTRY: receipt.config_entry() | earlier})
-
-
-def make_receipt(growth: Growth, source: str, source_hash: str) -> GrowthReceipt:
-    """Return the receipt of a growth, before anything is measured."""
-    request, plan = growth.request, growth.plan
-    reason = obstacle(growth)
-    parameters = plan.source.num_parameters(), plan.target.num_parameters()
-    return GrowthReceipt(
-        source=source,
-        source_hash=source_hash,
-        width=request.width,
-        depth=request.depth,
-        snr_db=request.snr_db if request.width == "clone" else None,
-        shrink=request.shrink if request.width == "szp" else None,
-        seed=request.seed,
-        source_sizes={str(axis): size for axis, size in plan.source.sizes.items()},
-        sizes={str(axis): size for axis, size in plan.target.sizes.items()},
-        layers=list(plan.layers.source),
-        new_layers=sorted(plan.layers.silent),
-        source_parameters=parameters[0],
-        parameters=parameters[1],
-        growth_factor=parameters[1] / parameters[0],
-        duplicate_fraction=duplicate_fraction(growth.transfers),
-        exact=means_exact(plan) and reason is None,
-        obstacle=reason,
-    )
-
-
 def finish_receipt(receipt: GrowthReceipt, target_tokens: int | None) -> None:
-    """Add what speaks against the growth, and say it."""
+    """Add the reasons against the growth to its receipt, and warn of them."""
     receipt.warnings = growth_warnings(receipt, target_tokens)
     for message in receipt.warnings:
         warnings.warn(message, stacklevel=4)

@@ -10,45 +10,29 @@ from transformers import AutoConfig, PreTrainedConfig
 from hf_warmscale.architecture import describe
 from hf_warmscale.checkpoints import ModelWeights, content_hash, open_checkpoint
 from hf_warmscale.options import DepthOperator, WidthName
-from hf_warmscale.resize.growing.receipt import CONFIG_ENTRY, GrowthReceipt
+from hf_warmscale.resize.growing.receipt import GrowthReceipt, read_receipt
 from hf_warmscale.resize.planning.request import Growth, GrowthRequest, plan_growth
 
 
-def read_receipt(config: PreTrainedConfig, name: str) -> GrowthReceipt:
-    """Return the receipt that the config of a grown model keeps.
-
-    Args:
-        config (`PreTrainedConfig`): of the grown model.
-        name (`str`): what the user calls the model.
-
-    Raises:
-        ValueError: if the config has none.
-    """
-    entry = config.to_dict().get(CONFIG_ENTRY)
-    if not isinstance(entry, dict):
-        raise ValueError(f"The config of {name} has no entry {CONFIG_ENTRY!r}, so it is no grown model; grow it anew.")
-    return GrowthReceipt.from_dict(entry)
-
-
 def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
-    """Return the growth that a receipt tells of.
+    """Return the growth that a receipt records.
 
     Args:
         source (`PreTrainedConfig`): of the model that was grown.
-        receipt (`GrowthReceipt`): what was done to it.
+        receipt (`GrowthReceipt`): of its growth.
 
     Raises:
         ValueError: if the source has other sizes than the receipt says.
     """
     if receipt.experts is not None:
         raise ValueError(
-            f"The growth made {receipt.experts} experts of each MLP, and what was trained on the dense model has no "
-            "counterpart in them; begin it anew."
+            f"The growth made {receipt.experts} experts of each MLP, so state that was trained on the dense model "
+            "cannot follow; start it anew."
         )
     model = describe(source)
     sizes = {str(axis): size for axis, size in model.sizes.items()}
     if sizes != receipt.source_sizes:
-        raise ValueError(f"The growth began at other sizes: {_differences(receipt.source_sizes, sizes)}.")
+        raise ValueError(f"The receipt is of a growth from other sizes: {_differences(receipt.source_sizes, sizes)}.")
     settable = {str(axis) for axis in model.fields if axis not in model.derived}
     changed = {axis: size for axis, size in receipt.sizes.items() if size != sizes[axis] and axis in settable}
     places = [receipt.layers[layer] for layer in receipt.new_layers]
@@ -66,11 +50,11 @@ def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
 
 
 def replay_stored(source: str | os.PathLike[str], grown: str | os.PathLike[str]) -> Growth:
-    """Return the growth that made the model in the folder `grown` of the checkpoint `source`.
+    """Return the growth that made the model in the folder `grown` from the checkpoint `source`.
 
     Raises:
         FileNotFoundError: if a folder is not there.
-        ValueError: if `grown` was made of other weights.
+        ValueError: if `grown` was made from other weights.
     """
     checkpoint = open_checkpoint(source)
     if not (Path(grown) / "config.json").is_file():

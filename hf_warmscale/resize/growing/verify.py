@@ -1,4 +1,4 @@
-"""Measure a growth: the source and the grown model on the same tokens."""
+"""Measure a resize: both models on the same tokens."""
 
 import math
 import warnings
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from hf_warmscale.checkpoints import find_tokenizer
 from hf_warmscale.resize.growing.receipt import Verification
 
 PROBE_TEXT = (
@@ -19,24 +20,24 @@ PROBE_TEXT = (
 )
 
 PROBE_SHAPE = (2, 64)
-"""Sequences and tokens of the probe where there is no tokenizer."""
+"""Sequences and tokens of the probe for a model without tokenizer."""
 
-FEWEST_TOKENS = 8
-"""Different tokens in the probe text; where a tokenizer's files are missing transformers makes one that knows none."""
+FLASH = "flash"
+"""In the name of every implementation of attention that does not run everywhere."""
 
 LONGEST_PROBE = 1024
-"""Tokens, for a model that does not say how many positions it has."""
+"""Tokens, for a model whose config does not limit the positions."""
 
 
 def probe_tokens(model: PreTrainedModel, vocab_size: int) -> Tensor:
-    """Return token ids `[batch, tokens]` to compare models on: a short text, or without a tokenizer random tokens.
+    """Return token ids `[batch, tokens]` on which to compare models: a short text, or random without a tokenizer.
 
     Args:
-        model (`PreTrainedModel`): whose tokenizer is taken, if one lies where it was loaded from.
-        vocab_size (`int`): of the smallest model that is compared.
+        model (`PreTrainedModel`): the tokenizer is looked for where this model was loaded from.
+        vocab_size (`int`): of the smaller model.
     """
     longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
-    if (tokenizer := find_tokenizer(model)) is not None:
+    if (tokenizer := find_tokenizer(model.config.name_or_path)) is not None:
         tokens = torch.tensor([tokenizer(PROBE_TEXT, verbose=False)["input_ids"][:longest]])
         if int(tokens.max()) < vocab_size:
             return tokens
@@ -44,21 +45,8 @@ def probe_tokens(model: PreTrainedModel, vocab_size: int) -> Tensor:
     return torch.randint(vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
 
 
-def find_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that lies where a model was loaded from, a folder or the Hub, if one works."""
-    name = model.config.name_or_path
-    if not name:
-        return None
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        known = len(set(tokenizer(PROBE_TEXT, verbose=False)["input_ids"]))
-    except Exception:  # a tokenizer raises what it likes, the Rust library Exception itself
-        return None
-    return tokenizer if known >= FEWEST_TOKENS else None
-
-
-def verify_growth(
-    source: PreTrainedModel, grown: PreTrainedModel, layer_path: str, tokens: Tensor
+def compare_models(
+    source: PreTrainedModel, target: PreTrainedModel, layer_path: str, tokens: Tensor
 ) -> Verification | None:
     """Compare two models on the same tokens, over the vocabulary of the smaller one.
 
@@ -66,12 +54,12 @@ def verify_growth(
 
     Args:
         source (`PreTrainedModel`): the source.
-        grown (`PreTrainedModel`): what was made of it.
+        target (`PreTrainedModel`): the model that was made from it.
         layer_path (`str`): the path of the list of blocks.
         tokens (`Tensor`): token ids `[batch, tokens]`.
     """
     before, rms_before = _run(source, layer_path, tokens)
-    after, rms_after = _run(grown, layer_path, tokens)
+    after, rms_after = _run(target, layer_path, tokens)
     known = min(before.shape[-1], after.shape[-1])
     before, after = before[..., :known], after[..., :known]
     divergence = nn.functional.kl_div(
@@ -80,24 +68,27 @@ def verify_growth(
     largest = float((before.double() - after.double()).abs().max())
     if not all(math.isfinite(value) for value in (largest, *rms_before, *rms_after)):
         warnings.warn(
-            f"In {grown.dtype} a logit or an activation is not finite on the probe, so the models were not compared; "
-            "look at them in bfloat16 or float32.",
+            f"In {target.dtype} a logit or an activation is not finite on the probe, so the models were not compared; "
+            "load them in bfloat16 or float32.",
             stacklevel=4,
         )
         return None
     return Verification(
         tokens=tokens.numel(),
         max_abs_logit_difference=largest,
-        rounding=rounding(before),
+        rounding=rounding(before, after),
         kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
         activation_rms={"source": rms_before, "target": rms_after},
     )
 
 
-def rounding(logits: Tensor) -> float:
-    """Return the difference that arithmetic alone may make: norms go through float32 whatever the dtype."""
-    epsilon = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
-    return float(epsilon**0.5 * logits.abs().max())
+def rounding(before: Tensor, after: Tensor) -> float:
+    """Return the difference of logits that rounding alone can cause, in the coarser of the two dtypes.
+
+    Norms compute in float32 whatever the dtype of the model.
+    """
+    epsilon = max(torch.finfo(dtype).eps for dtype in (before.dtype, after.dtype, torch.float32))
+    return float(epsilon**0.5 * before.abs().max())
 
 
 @torch.no_grad()
@@ -106,14 +97,17 @@ def _run(model: PreTrainedModel, layer_path: str, tokens: Tensor) -> tuple[Tenso
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Sequence[Tensor]) -> None:
         stream = output if isinstance(output, Tensor) else output[0]
-        rms.append(float(stream.double().square().mean().sqrt()))
+        rms.append(float(stream.cpu().double().square().mean().sqrt()))
 
     handles = [block.register_forward_hook(record) for block in model.get_submodule(layer_path).children()]
-    was_training = model.training
+    was_training, attention = model.training, model.config._attn_implementation
     model.eval()
     try:
+        if FLASH in attention:  # knows only half precision on a GPU
+            model.set_attn_implementation("eager")
         logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
     finally:
+        model.set_attn_implementation(attention)
         model.train(was_training)
         for handle in handles:
             handle.remove()

@@ -13,11 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 from hf_warmscale.architecture import ModelMap
 from hf_warmscale.checkpoints import skeleton
-from hf_warmscale.mup import Parametrization, Setting, TrainingFactors, mup_param_groups
-from hf_warmscale.mup.folded_form import folded_placements
-from hf_warmscale.resize.optimizer.moments import POWERS, OptimizerKind, growth_setting, muon_shape_factor
+from hf_warmscale.mup import OptimizerFactors, Parametrization, TrainingFactors, is_mup, mup_param_groups
+from hf_warmscale.mup.folded_form import folded_scalings
+from hf_warmscale.resize.optimizer.moments import POWERS, OptimizerKind, growth_factors, muon_shape_factor
 from hf_warmscale.resize.planning.plan import Plan
-from hf_warmscale.resize.planning.target import is_mup
 
 Group = Mapping[str, Any]
 """A parameter group of `optimizer.state_dict()`, or one that an optimizer is made with."""
@@ -28,15 +27,15 @@ OWN_KEYS = ("params", "param_names", "lr", "initial_lr", "weight_decay", "eps", 
 
 @dataclass(frozen=True)
 class NamedGroup:
-    """A group with its parameters' names, and its settings in units of what the user chose.
+    """A group with its parameters' names, and its factors in units of what the user chose.
 
     Args:
         names (`tuple[str, ...]`): in the order of the group.
-        setting (`Setting`): learning rate, weight decay and eps.
+        factors (`OptimizerFactors`): learning rate, weight decay and eps.
     """
 
     names: tuple[str, ...]
-    setting: Setting = field(default_factory=Setting)
+    factors: OptimizerFactors = field(default_factory=OptimizerFactors)
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,12 @@ class SavedOptimizer:
         """The optimizer, by the options of its groups."""
         return "muon" if "ns_steps" in self.state["param_groups"][0] else "adam"
 
-    def chosen(self, setting: str) -> float:
+    def chosen(self, name: str) -> float:
         """Return what the user chose for `lr`, `weight_decay` or `eps`, before the groups' own factors."""
         for saved, named in zip(self.state["param_groups"], self.groups, strict=True):
-            value = _peak(saved) if setting == "lr" else saved.get(setting, 0.0)
-            if value and getattr(named.setting, setting):
-                return float(value / getattr(named.setting, setting))
+            value = _peak(saved) if name == "lr" else saved.get(name, 0.0)
+            if value and getattr(named.factors, name):
+                return float(value / getattr(named.factors, name))
         return 0.0
 
     def members(self) -> Iterator[tuple[str, int, int]]:
@@ -122,7 +121,9 @@ def _mup_groups(
         model, lr=rate, weight_decay=float(decayed), eps=1.0, base_config=base_config, factors=factors
     )
     return [
-        NamedGroup(names, Setting(lr=group["lr"] / rate, weight_decay=group["weight_decay"], eps=group["eps"]))
+        NamedGroup(
+            names, OptimizerFactors(lr=group["lr"] / rate, weight_decay=group["weight_decay"], eps=group["eps"])
+        )
         for names, group in zip(group_names(groups, model), groups, strict=True)
     ]
 
@@ -133,7 +134,7 @@ def _own_names(saved: Sequence[Group]) -> list[NamedGroup]:
     return [
         NamedGroup(
             tuple(group["param_names"]),
-            Setting(
+            OptimizerFactors(
                 lr=_peak(group) / _peak(saved[0]),
                 weight_decay=group.get("weight_decay", 0.0) / decay,
                 eps=group.get("eps", 1.0) / saved[0].get("eps", 1.0),
@@ -149,7 +150,7 @@ def _trainer_groups(model: PreTrainedModel) -> Iterator[list[NamedGroup]]:
     decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]  # it uses no self
     yield [
         NamedGroup(tuple(name for name in names if name in decayed)),
-        NamedGroup(tuple(name for name in names if name not in decayed), Setting(weight_decay=0.0)),
+        NamedGroup(tuple(name for name in names if name not in decayed), OptimizerFactors(weight_decay=0.0)),
     ]
     yield [NamedGroup(names)]
 
@@ -161,9 +162,9 @@ def _peak(group: Group) -> float:
 
 def _refuse_kind(state: dict[str, Any]) -> None:
     """Refuse an optimizer whose state or rates do not follow a growth as those of Adam or Muon do."""
-    kept = {key for entry in state["state"].values() for key, value in entry.items() if isinstance(value, Tensor)}
+    names = {key for entry in state["state"].values() for key, value in entry.items() if isinstance(value, Tensor)}
     muon = "ns_steps" in state["param_groups"][0]
-    if strange := kept - POWERS.keys() - {"step"} | ({"momentum_buffer"} & kept if not muon else set()):
+    if strange := names - POWERS.keys() - {"step"} | ({"momentum_buffer"} & names if not muon else set()):
         raise ValueError(
             f"The optimizer keeps {min(strange)!r}, which growth cannot follow; it knows Adam, AdamW and Muon."
         )
@@ -195,21 +196,21 @@ def grown_factors(plan: Plan, saved: SavedOptimizer) -> TrainingFactors:
     """Return what each parameter of a grown model needs to go on as the source did: growth's own scaling.
 
     Args:
-        plan (`Plan`): the growth. The target of `szp` is no copy: its settings are those of muP.
+        plan (`Plan`): the growth. The target of `szp` is no copy: its factors are those of muP.
         saved (`SavedOptimizer`): of the source.
     """
-    source = {name: saved.groups[place].setting for name, _, place in saved.members()}
-    settings = {}
+    source = {name: saved.groups[place].factors for name, _, place in saved.members()}
+    factors = {}
     for name, parameter in plan.target.parameters.items():
         copied = plan.copy(name).source
         if copied in source:
-            settings[name] = parameter.role, _product(source[copied], _change(plan, name, saved))
-    return TrainingFactors(settings)
+            factors[name] = parameter.role, _product(source[copied], _change(plan, name, saved))
+    return TrainingFactors(factors)
 
 
-def _change(plan: Plan, name: str, saved: SavedOptimizer) -> Setting:
+def _change(plan: Plan, name: str, saved: SavedOptimizer) -> OptimizerFactors:
     copy = plan.copy(name)
-    change = growth_setting(copy, saved.kind) if plan.operator.keeps_logits else _mup_setting(plan, name, saved.kind)
+    change = growth_factors(copy, saved.kind) if plan.operator.keeps_logits else _mup_factors(plan, name, saved.kind)
     if saved.kind == "adam":
         return change
     adjust = saved.state["param_groups"][0].get("adjust_lr_fn")
@@ -218,13 +219,15 @@ def _change(plan: Plan, name: str, saved: SavedOptimizer) -> Setting:
     return replace(change, lr=change.lr / own, weight_decay=change.weight_decay * own)
 
 
-def _mup_setting(plan: Plan, name: str, kind: OptimizerKind) -> Setting:
+def _mup_factors(plan: Plan, name: str, kind: OptimizerKind) -> OptimizerFactors:
     parametrization = Parametrization(rule="mup")
-    placement = folded_placements(plan.target, plan.source, parametrization)[name]
+    scaling = folded_scalings(plan.target, plan.source, parametrization)[name]
     if kind == "adam":
-        return placement.setting(parametrization)
-    return parametrization.muon_setting(placement.role, placement.ratios).absorb(placement.absorbed)
+        return scaling.factors(parametrization)
+    return parametrization.muon_factors(scaling.role, scaling.ratios).absorb(scaling.absorbed)
 
 
-def _product(one: Setting, other: Setting) -> Setting:
-    return Setting(lr=one.lr * other.lr, weight_decay=one.weight_decay * other.weight_decay, eps=one.eps * other.eps)
+def _product(one: OptimizerFactors, other: OptimizerFactors) -> OptimizerFactors:
+    return OptimizerFactors(
+        lr=one.lr * other.lr, weight_decay=one.weight_decay * other.weight_decay, eps=one.eps * other.eps
+    )

@@ -1,8 +1,8 @@
-"""How gradients follow a growth, and with them what an optimizer keeps and which settings it needs.
+"""How gradients follow a growth, and with them what an optimizer keeps and which rates it needs.
 
 Where a target weight is f times a copy of a source weight that has k copies, all alike, its gradient is 1 / (f k) of
 the source's: for a weight that reads n_in and writes n_out copies, f = 1 / n_in and k = n_in n_out, so 1 / n_out. An
-optimizer whose moments and settings follow repeats the small model's steps, until noise parts the copies.
+optimizer whose moments and rates follow repeats the small model's steps, until noise parts the copies.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_warmscale.mup import Setting
+from hf_warmscale.mup import OptimizerFactors
 from hf_warmscale.resize.planning.axis_map import NEW, copies, rank
 from hf_warmscale.resize.planning.transfer import Transfer
 
@@ -24,7 +24,7 @@ POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer":
 
 
 def moment_transfer(
-    transfer: Transfer, power: int, *, first_copies_only: bool = False, silent: bool = False
+    transfer: Transfer, power: int, *, first_copies_only: bool = False, zero: bool = False
 ) -> Transfer:
     """Return how an average of the gradient, or of its square, follows from the source's.
 
@@ -32,7 +32,7 @@ def moment_transfer(
         transfer (`Transfer`): of the weight.
         power (`int`): 1 for the gradient, 2 for its square.
         first_copies_only (`bool`): later copies start at 0, which parts them from the first (arXiv:2602.02472).
-        silent (`bool`): the weight is of a block that is new, so all of it starts at 0.
+        zero (`bool`): the weight belongs to a zero-initialised block, so all of its moments start at 0.
     """
     counted = zip(transfer.index, transfer.weights, strict=True)
     return replace(
@@ -40,14 +40,14 @@ def moment_transfer(
         index=tuple(map(_first_copies, transfer.index)) if first_copies_only else transfer.index,
         fill=tuple("zero" for _ in transfer.index),
         weights=tuple((copies(index) * (1.0 if weights is None else weights)) ** -power for index, weights in counted),
-        scale=0.0 if silent else transfer.scale**-power,
+        scale=0.0 if zero else transfer.scale**-power,
         offset=0.0,
         jitter=0.0,
         noise=None,
     )
 
 
-def growth_setting(transfer: Transfer, kind: OptimizerKind = "adam") -> Setting:
+def growth_factors(transfer: Transfer, kind: OptimizerKind = "adam") -> OptimizerFactors:
     """Return what learning rate, weight decay and eps are multiplied by, so that training goes on as it was.
 
     With f on the weight and c on its gradient: Adam's step does not see c but in eps, so its rate takes f; Muon's step
@@ -64,8 +64,8 @@ def growth_setting(transfer: Transfer, kind: OptimizerKind = "adam") -> Setting:
     gradient = 1 / (factor * shared)
     if kind == "muon":
         spread = sqrt(shared)
-        return Setting(lr=factor * spread, weight_decay=1 / (factor * spread), eps=gradient * spread)
-    return Setting(lr=factor, weight_decay=1 / factor, eps=gradient)
+        return OptimizerFactors(lr=factor * spread, weight_decay=1 / (factor * spread), eps=gradient * spread)
+    return OptimizerFactors(lr=factor, weight_decay=1 / factor, eps=gradient)
 
 
 def muon_shape_factor(shape: tuple[int, ...], adjust_lr_fn: str | None) -> float:

@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_warmscale.checkpoints import explained_full_disk, skeleton
-from hf_warmscale.mup import TrainingFactors, mup_param_groups
+from hf_warmscale.mup import TrainingFactors, is_mup, mup_param_groups
 from hf_warmscale.resize.growing.replay import replay_stored
 from hf_warmscale.resize.optimizer.groups import OWN_KEYS, SavedOptimizer, group_names, grown_factors, read_groups
 from hf_warmscale.resize.optimizer.moments import POWERS, Moments, moment_transfer
 from hf_warmscale.resize.planning.plan import Plan
 from hf_warmscale.resize.planning.request import Growth
-from hf_warmscale.resize.planning.target import is_mup
 from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
+from hf_warmscale.staging import staged_file
 
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
@@ -162,21 +162,21 @@ def _grown_moments(
         transfer = plan.copy(name)
         later = first_only and transfer.source in seen
         seen.add(transfer.source)
-        silent = later or plan.is_new(plan.target.parameters[name])
+        zero = later or plan.is_new(plan.target.parameters[name])
         if not plan.operator.keeps_logits:  # another function: what is copied keeps its moments as they are
             transfer = replace(transfer, scale=1.0, weights=(None,) * len(transfer.index))
         moved[number] = {
-            key: _grown_value(key, value, transfer, first_only=first_only, silent=silent)
+            key: _grown_value(key, value, transfer, first_only=first_only, zero=zero)
             for key, value in sources[transfer.source].items()
         }
     return moved
 
 
-def _grown_value(key: str, value: Any, transfer: Transfer, *, first_only: bool, silent: bool) -> Any:
+def _grown_value(key: str, value: Any, transfer: Transfer, *, first_only: bool, zero: bool) -> Any:
     """Return one entry of the state: a moment, or a count of steps."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    moment = moment_transfer(transfer, POWERS[key], first_copies_only=first_only, silent=silent)
+    moment = moment_transfer(transfer, POWERS[key], first_copies_only=first_only, zero=zero)
     return transfer_tensor(moment, value, key=key, dtype=value.dtype)
 
 
@@ -194,9 +194,5 @@ def _grown_schedule(state: dict[str, Any], groups: Sequence[Mapping[str, Any]]) 
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
-    staging = path.with_name(f".{path.name}.partial")
-    try:
+    with staged_file(path) as staging:
         torch.save(content, staging)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

@@ -117,9 +117,9 @@ def product(outer: Tensor, inner: Tensor, inner_size: int) -> Tensor:
     return torch.where((outer[:, None] >= 0) & (inner[None, :] >= 0), flat, NEW).flatten()
 
 
-def gather(kept: Sequence[int]) -> Tensor:
+def gather(selected: Sequence[int]) -> Tensor:
     """Keep some coordinates, in their own order (shrinking)."""
-    return torch.tensor(sorted(kept), dtype=torch.int64)
+    return torch.tensor(sorted(selected), dtype=torch.int64)
 
 
 def _group_size(heads: int, kv_heads: int) -> int:

@@ -1,12 +1,15 @@
 """The standard deviation of the target's muP init: what `szp` adds to every matrix."""
 
+from collections.abc import Mapping
+
 from transformers import GraniteConfig, PreTrainedConfig
 
-from hf_warmscale.architecture import Axis, ModelMap, ParameterMap
+from hf_warmscale.architecture import Axis, ModelMap, ParameterMap, Role
 from hf_warmscale.mup import Parametrization, Ratios
 from hf_warmscale.mup.granite_form import GraniteForm
-from hf_warmscale.resize.planning.operators import MATRICES
-from hf_warmscale.resize.planning.plan import Compensation
+
+MATRICES: tuple[Role, ...] = ("embedding", "hidden", "readout", "router")
+"""The roles of the parameters that `szp` shrinks and perturbs; vectors keep their values."""
 
 DEFAULT_RANGE = 0.02
 """For the few families whose config has no `initializer_range`."""
@@ -20,15 +23,15 @@ def mup_init_std(config: GraniteConfig, target: ModelMap) -> dict[str, float]:
         target (`ModelMap`): the target.
     """
     form = GraniteForm.from_config(config)
-    placements = form.placements()
+    scalings = form.scalings()
     return {
-        parameter.name: _sigma(config) * placements[parameter.name].setting(form.parametrization).init
+        parameter.name: _sigma(config) * scalings[parameter.name].factors(form.parametrization).init
         for parameter in target.with_role(*MATRICES)
     }
 
 
 def own_base_init_std(
-    config: PreTrainedConfig, source: ModelMap, target: ModelMap, factors: Compensation
+    config: PreTrainedConfig, source: ModelMap, target: ModelMap, carried: Mapping[Role, float]
 ) -> dict[str, float]:
     """Return the init of every matrix of a target whose source has no muP metadata and so is its own base shape.
 
@@ -36,13 +39,12 @@ def own_base_init_std(
         config (`PreTrainedConfig`): of the target; sigma is its `initializer_range`.
         source (`ModelMap`): the base shape.
         target (`ModelMap`): the target.
-        factors (`Compensation`): the forward multipliers that the weights carry instead of the config.
+        carried (`Mapping[str, float]`): by role, the forward multipliers that the weights hold instead of the config.
     """
     std = {}
     for parameter in target.with_role(*MATRICES):
-        setting = Parametrization(rule="mup").setting(parameter.role, _ratios(parameter, source, target))
-        carried = {"embedding": factors.embedding, "readout": factors.logits}.get(parameter.role, 1.0)
-        std[parameter.name] = _sigma(config) * setting.init * carried
+        scaled = Parametrization(rule="mup").factors(parameter.role, _ratios(parameter, source, target))
+        std[parameter.name] = _sigma(config) * scaled.init * carried.get(parameter.role, 1.0)
     return std
 
 

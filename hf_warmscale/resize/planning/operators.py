@@ -1,46 +1,15 @@
-"""The width operators: what each says about an axis and about new coordinates. All else they share (`plan.py`)."""
+"""The width operators: the rules of each for an axis and for new coordinates. What they share is in `plan.py`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-from hf_warmscale.architecture import Axis, ModelMap, NormMap, ParameterMap, Role
+from hf_warmscale.architecture import Axis, ModelMap, NormMap, ParameterMap
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.options import WidthName
 from hf_warmscale.resize.planning.axis_map import Extend, pad, sample, tile
-from hf_warmscale.resize.planning.transfer import Fill, Noise, generator
-
-MATRICES: tuple[Role, ...] = ("embedding", "hidden", "readout", "router")
-"""What `szp` shrinks and perturbs; vectors keep their values."""
-
-
-class WidthOperator(Protocol):
-    """How a width grows.
-
-    Attributes:
-        name (`str`): as the user writes it.
-        keeps_logits (`bool`): it means to leave the logits as they are, so that changed factors are compensated.
-        divides (`bool`): new coordinates are copies, and what sums over them is divided by their number.
-    """
-
-    name: ClassVar[WidthName]
-    keeps_logits: ClassVar[bool]
-    divides: ClassVar[bool]
-
-    def extend(self, axis: Axis) -> Extend:
-        """Return the rule for the map of one axis."""
-        ...
-
-    def scale(self, parameter: ParameterMap) -> float:
-        """Return a factor on what is copied of a parameter of the source."""
-        ...
-
-    def fill(self, parameter: ParameterMap, dim: int) -> Fill:
-        """Return what the new coordinates of a dimension hold, of a parameter of the source."""
-        ...
-
-    def noise(self, parameter: ParameterMap) -> Noise | None:
-        """Return the noise on what is copied to a parameter of the target."""
-        ...
+from hf_warmscale.resize.planning.init_std import MATRICES
+from hf_warmscale.resize.planning.transfer import Fill, Noise
 
 
 @dataclass(frozen=True)
@@ -48,13 +17,15 @@ class Clone:
     """Copy coordinate i to every i + k * d and divide what sums over copies (HyperCloning, arXiv:2409.12903).
 
     Args:
-        snr_db (`float` or `None`): signal-to-noise ratio, in dB, of the noise that parts copies; `None` for none.
+        snr_db (`float` or `None`): the signal-to-noise ratio, in dB, of the noise that makes copies differ; `None` for
+            no noise. Copies without noise get equal gradients and never differ.
     """
 
     snr_db: float | None = 10.0
     name: ClassVar[WidthName] = "clone"
     keeps_logits: ClassVar[bool] = True
     divides: ClassVar[bool] = True
+    rescales_stream: ClassVar[bool] = False
 
     def extend(self, axis: Axis) -> Extend:
         return tile
@@ -75,16 +46,17 @@ class Clone:
 class Net2Net:
     """Copy random coordinates and divide what sums over copies by their number (Net2Net, arXiv:1511.05641).
 
-    Exact on heads and neurons. Not on the hidden size, where a norm counts a coordinate as often as it was drawn.
+    Exact for heads and neurons, but not for the hidden size: a norm counts a coordinate as often as it was drawn.
     """
 
     seed: int = 0
     name: ClassVar[WidthName] = "net2net"
     keeps_logits: ClassVar[bool] = True
     divides: ClassVar[bool] = True
+    rescales_stream: ClassVar[bool] = False
 
     def extend(self, axis: Axis) -> Extend:
-        random = generator(f"{self.seed}:{axis}")
+        random = keyed_generator(f"{self.seed}:{axis}")
         return lambda source, target: sample(source, target, random)
 
     def scale(self, parameter: ParameterMap) -> float:
@@ -99,12 +71,13 @@ class Net2Net:
 
 @dataclass(frozen=True)
 class ZeroPad:
-    """Put new coordinates behind the old ones and keep every logit (arXiv:2308.06103, but with every eps left alone).
+    """Append new coordinates and keep every logit (arXiv:2308.06103, but without changing any eps).
 
-    With r = sqrt(D/d), what writes to the residual stream is multiplied by r and the gains that read it by 1/r: the
-    norms see the mean square that they saw. What is written to a new hidden coordinate is 0, or under LayerNorm the
-    mean over the others, which the norm sends to 0; what reads it is random. A new head or neuron writes at random and
-    is read by 0, so that it learns at once.
+    Let r = sqrt(D / d) for a hidden size that grows from d to D. Weights that write to the residual stream are
+    multiplied by r, and the gains of the norms that read it by 1 / r, so each norm sees the mean square that it saw
+    before. New hidden coordinates are written as 0, or under LayerNorm as the mean of the others, which the norm maps
+    to 0; the weights that read them are random. New heads and neurons have random inputs and zero outputs, so their
+    output weights get a gradient in the first step.
 
     Args:
         source (`ModelMap`): the source.
@@ -116,6 +89,7 @@ class ZeroPad:
     name: ClassVar[WidthName] = "zero_pad"
     keeps_logits: ClassVar[bool] = True
     divides: ClassVar[bool] = False
+    rescales_stream: ClassVar[bool] = True
 
     def extend(self, axis: Axis) -> Extend:
         return pad
@@ -123,6 +97,7 @@ class ZeroPad:
     def scale(self, parameter: ParameterMap) -> float:
         norm = self.source.norms.get(parameter.module)
         if norm is not None:
+            # A norm after a sublayer sees a rescaled projection and must pass the factor on to the stream.
             rescaled = parameter.role != "bias" and norm.position != "post"
             return self._ratio(parameter) ** -0.5 if rescaled else 1.0
         factor = 1.0
@@ -164,7 +139,7 @@ class ZeroPad:
         )
 
     def _inner_norm(self, parameter: ParameterMap) -> NormMap | None:
-        """Return the norm over all heads (OLMo-2's `q_norm`) that follows a projection (`q_proj`), found by name."""
+        """Return the norm over all heads that follows a projection, by name: OLMo-2's `q_norm` after `q_proj`."""
         path, _, name = parameter.module.rpartition(".")
         norm = self.source.norms.get(f"{path}.{name.partition('_')[0]}_norm")
         if norm is None or norm.position != "inner" or parameter.fan_out is None:
@@ -175,9 +150,10 @@ class ZeroPad:
 
 @dataclass(frozen=True)
 class ShrinkZeroPadPerturb:
-    """Shrink what was learnt, pad it with zeros, add the muP init of the target (arXiv:2411.07340, arXiv:2605.13405).
+    """Shrink, zero-pad and perturb (`szp`, arXiv:2411.07340, arXiv:2605.13405).
 
-    `W = shrink * pad(W_source) + M` for matrices. Vectors keep their values; a new gain is 1, a new bias 0.
+    `W = shrink * pad(W_source) + M` for matrices, with M drawn like the muP init of the target. Vectors keep their
+    values; new gains are 1 and new biases 0.
 
     Args:
         source (`ModelMap`): the source.
@@ -191,6 +167,7 @@ class ShrinkZeroPadPerturb:
     name: ClassVar[WidthName] = "szp"
     keeps_logits: ClassVar[bool] = False
     divides: ClassVar[bool] = False
+    rescales_stream: ClassVar[bool] = False
 
     def extend(self, axis: Axis) -> Extend:
         return pad

@@ -1,34 +1,84 @@
-"""A growth as a whole: for every parameter of the target, how it follows from the source."""
+"""A resize as a whole: how every parameter of the target follows from the source."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar, Protocol
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, Dimension, ModelMap, ParameterMap, flat_index
-from hf_warmscale.resize.planning.axis_map import copies
+from hf_warmscale.options import WidthName
+from hf_warmscale.resize.planning.axis_map import Extend, copies, is_uniform
 from hf_warmscale.resize.planning.layer_map import LayerMap
-from hf_warmscale.resize.planning.operators import WidthOperator
-from hf_warmscale.resize.planning.transfer import Fill, Transfer
+from hf_warmscale.resize.planning.target import NOTHING_CHANGES, Compensation
+from hf_warmscale.resize.planning.transfer import Fill, Noise, Transfer
 
 VOCABULARY_JITTER = 0.01
-"""Noise on the rows of new tokens, which start at the mean of the old ones, in units of the matrix' RMS."""
+"""Noise on the rows of new tokens, which start at the mean of the old rows; in units of the matrix's RMS."""
+
+Read = Callable[[str], Tensor]
+"""Return the tensor of a name."""
 
 
-@dataclass(frozen=True)
-class Compensation:
-    """What the config's own factors become, and the weights must make up for.
+class WidthOperator(Protocol):
+    """The rules by which widths change; what all operators share is in [`Plan`].
 
-    Args:
-        embedding (`float`): source / target of the factor on the embedding (Gemma's sqrt(hidden size)).
-        logits (`float`): source / target of the factor on the logits (muP's 1 / `logits_scaling`).
-        residual (`float`): source / target of the factor on each branch (CompleteP's `residual_multiplier`).
+    Attributes:
+        name (`str`): as the user writes it.
+        keeps_logits (`bool`): the operator is meant to keep the logits, so changed config factors are compensated.
+        divides (`bool`): new coordinates are copies, and the weights that sum over copies are divided by their number.
+        rescales_stream (`bool`): the residual stream is multiplied by a factor that the norms take out again.
     """
 
-    embedding: float = 1.0
-    logits: float = 1.0
-    residual: float = 1.0
+    name: ClassVar[WidthName]
+    keeps_logits: ClassVar[bool]
+    divides: ClassVar[bool]
+    rescales_stream: ClassVar[bool]
+
+    def extend(self, axis: Axis) -> Extend:
+        """Return the rule for the map of one axis."""
+        ...
+
+    def scale(self, parameter: ParameterMap) -> float:
+        """Return the factor on the copied values of a parameter of the source."""
+        ...
+
+    def fill(self, parameter: ParameterMap, dim: int) -> Fill:
+        """Return the initial value of new coordinates along a dimension of a parameter of the source."""
+        ...
+
+    def noise(self, parameter: ParameterMap) -> Noise | None:
+        """Return the noise on the copied values of a parameter of the target."""
+        ...
+
+
+class WeightPlan(Protocol):
+    """What both sinks, memory and files, need to know of a growth."""
+
+    @property
+    def source(self) -> ModelMap:
+        """Return the source."""
+        ...
+
+    @property
+    def target(self) -> ModelMap:
+        """Return the target."""
+        ...
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Return the config of the target."""
+        ...
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return the names of the source tensors that a target tensor is made of."""
+        ...
+
+    def tensor(self, name: str, read: Read) -> Tensor:
+        """Return a target tensor; `read` returns source tensors."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +91,9 @@ class Plan:
         axes (`Mapping[Axis, Tensor]`): the map of every axis that changes.
         layers (`LayerMap`): the map of the layer axis.
         operator (`WidthOperator`): the rules for the widths.
-        compensation (`Compensation`): for the config's factors.
-        block_axes (`Mapping[int, Mapping[Axis, Tensor]]`): for a block of the source the maps that are its own; each
-            block of a smaller model keeps other neurons.
+        compensation (`Compensation`): of the factors in the config that change with the sizes.
+        block_axes (`Mapping[int, Mapping[Axis, Tensor]]`): for a block of the source, maps that hold in this block
+            alone: a shrink selects other neurons in each block.
     """
 
     source: ModelMap
@@ -51,25 +101,29 @@ class Plan:
     axes: Mapping[Axis, Tensor]
     layers: LayerMap
     operator: WidthOperator
-    compensation: Compensation = Compensation()
+    compensation: Compensation = NOTHING_CHANGES
     block_axes: Mapping[int, Mapping[Axis, Tensor]] = field(default_factory=dict)
 
     def transfer(self, name: str) -> Transfer:
         """Return how the parameter `name` of the target is made.
 
         Raises:
-            ValueError: if the source has nothing that it could be made of.
+            ValueError: if the source has no parameter that it could be made from.
         """
         target, copy = self.target.parameters[name], self.copy(name)
-        silent = self.is_new(target) and target.writes(Axis.HIDDEN) and target.module not in self.target.norms
-        return replace(copy, scale=0.0, noise=None) if silent else copy
+        writes_stream = target.writes(Axis.HIDDEN) and target.module not in self.target.norms
+        # Only what writes to the stream is zeroed. Zero norms or inputs would leave the block without gradient.
+        return replace(copy, scale=0.0, noise=None) if self.is_new(target) and writes_stream else copy
 
     def is_new(self, target: ParameterMap) -> bool:
-        """Tell whether a parameter of the target is of an inserted block, which writes nothing at first."""
-        return target.layer in self.layers.silent
+        """Tell whether a parameter of the target belongs to an inserted, zero-initialised block."""
+        return target.layer in self.layers.zero_initialised
 
     def copy(self, name: str) -> Transfer:
-        """Return the same, but of an inserted block as if it were to write at once."""
+        """Return the transfer of a parameter, like `transfer`, but without zeroing the outputs of inserted blocks.
+
+        Optimizer moments and adapters follow this map.
+        """
         target = self.target.parameters[name]
         source = self._source_of(target)
         norm = self.source.norms.get(source.module)
@@ -89,10 +143,57 @@ class Plan:
         )
         if transfer.shape != target.shape(self.target.sizes):
             raise ValueError(
-                f"{name} would have the shape {list(transfer.shape)} where the target needs "
-                f"{list(target.shape(self.target.sizes))}; its blocks differ in structure."
+                f"{name} would have the shape {list(transfer.shape)}, but the target needs "
+                f"{list(target.shape(self.target.sizes))}: its blocks differ in structure; leave the depth as it is."
             )
         return transfer
+
+    def means_exact(self) -> bool:
+        """Tell whether the operators keep the logits in theory; `proof.inexact_because` checks it on a tiny model."""
+        return self.operator.keeps_logits and self.widths_inexact_because() is None and self._keeps_blocks()
+
+    def widths_inexact_because(self) -> str | None:
+        """Return why changing these widths moves the logits, with a remedy; `None` if no reason is known."""
+        for axis, reason in self.source.frozen.items():
+            if self.target.sizes[axis] != self.source.sizes[axis]:
+                return f"{axis} changes, but {reason}; leave it as it is"
+        if self.operator.divides:
+            return self._uneven_norm()
+        return self._norm_on_the_stream() if self.operator.rescales_stream else None
+
+    def _uneven_norm(self) -> str | None:
+        """Find a norm that breaks copying: its mean square weighs all coordinates alike, so copies must be even."""
+        for norm in self.source.norms:
+            gain = self.source.parameters.get(f"{norm}.weight")
+            if gain is None:
+                continue
+            for dimension in gain.dimensions:
+                index = flat_index(dimension, self.source.sizes, self.axes)
+                if not is_uniform(index):
+                    size = sum(block.size(self.source.sizes) for block in dimension)
+                    return (
+                        f"{norm} would get {len(index)} uneven copies of {size} coordinates; choose a multiple, or "
+                        "zero_pad"
+                    )
+        return None
+
+    def _norm_on_the_stream(self) -> str | None:
+        """Find a norm that breaks zero padding: one whose output is the stream undoes the factor on the stream."""
+        if Axis.HIDDEN not in self.axes:
+            return None
+        for norm in self.source.norms.values():
+            if norm.position in ("residual", "embedding") or (norm.position == "post" and norm.centered):
+                smaller = self.target.sizes[Axis.HIDDEN] < self.source.sizes[Axis.HIDDEN]
+                remedy = (
+                    "leave the hidden size as it is" if smaller else "use clone with a multiple of the hidden size"
+                )
+                return f"{norm.module} normalises the residual stream itself; {remedy}"
+        return None
+
+    def _keeps_blocks(self) -> bool:
+        """Tell whether every block of the source occurs once and in order, apart from zero-initialised blocks."""
+        copied = [layer for place, layer in enumerate(self.layers.source) if place not in self.layers.zero_initialised]
+        return copied == list(range(self.source.sizes[Axis.LAYERS]))
 
     def _source_of(self, target: ParameterMap) -> ParameterMap:
         if target.layer is None:
@@ -106,8 +207,8 @@ class Plan:
         parameter = self.source.parameters.get(f"{self.source.layer_path}.{copied}.{rest}")
         if parameter is None:
             raise ValueError(
-                f"Block {target.layer} of the target would copy block {copied}, which has no {rest}, for in a "
-                f"{self.source.model_type} model the place of a block decides its kind; try another depth operator "
+                f"Block {target.layer} of the target would copy block {copied}, which has no {rest}: in a "
+                f"{self.source.model_type} model the position of a block decides its kind; try another depth operator "
                 "or, with 'identity', other places (insert_after), or leave the depth as it is."
             )
         return parameter
@@ -116,9 +217,9 @@ class Plan:
         return "mean" if _has(source.dimensions[dim], Axis.VOCAB) else self.operator.fill(source, dim)
 
     def _weights(self, source: ParameterMap, dim: int, index: Tensor) -> Tensor | None:
-        """Return one over the number of copies where the forward pass sums over them.
+        """Return 1 / number of copies along a dimension that the forward pass sums over.
 
-        A tied readout cannot be divided, for it is the embedding: the final norm before it is.
+        A tied readout cannot be divided, because it is the embedding; the gain of the final norm is divided instead.
         """
         sums = dim == source.fan_in or (self._carries_logits(source) and self._is_tied)
         if not (self.operator.divides and sums):
@@ -127,12 +228,13 @@ class Plan:
         return 1 / count if bool((count > 1).any()) else None
 
     def _compensation(self, target: ParameterMap) -> float:
+        """Return the factor by which a parameter makes up for changed factors in the config."""
         factor = 1.0
         if target is self._embedding:
             factor *= self.compensation.embedding
         if self._carries_logits(target):
             factor *= self.compensation.logits
-            if self._is_tied:
+            if self._is_tied:  # the readout is the rescaled embedding, so the final norm takes its factor out
                 factor /= self._embedding_scale
         if target.layer is not None and target.writes(Axis.HIDDEN) and target.module not in self.target.norms:
             factor *= self.compensation.residual
@@ -153,15 +255,15 @@ class Plan:
 
     @cached_property
     def _embedding_scale(self) -> float:
-        kept = self.operator.scale(self._embedding) if self.operator.keeps_logits else 1.0
-        return kept * self.compensation.embedding
+        scale = self.operator.scale(self._embedding) if self.operator.keeps_logits else 1.0
+        return scale * self.compensation.embedding
 
     @cached_property
     def _is_tied(self) -> bool:
         return not self.target.with_role("readout")
 
     def _carries_logits(self, parameter: ParameterMap) -> bool:
-        """Tell whether a factor on the logits belongs to this parameter: the readout, or if tied the final norm."""
+        """Tell whether a factor on the logits goes here: into the readout or, if it is tied, the final norm."""
         if not self._is_tied:
             return parameter.role == "readout"
         return parameter.module == self._final_norm

@@ -1,40 +1,31 @@
-"""What a user asks of a growth, and the plan that follows."""
+"""A request to grow, and the plan that follows from it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import GraniteConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from hf_warmscale.architecture import Axis, ModelMap, describe
+from hf_warmscale.architecture import Axis, ModelMap, Role, describe
+from hf_warmscale.mup import is_mup
 from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.planning.axis_map import head_maps, is_identity, pad
-from hf_warmscale.resize.planning.exactness import width_obstacle
 from hf_warmscale.resize.planning.init_std import mup_init_std, own_base_init_std
 from hf_warmscale.resize.planning.layer_map import layer_map
-from hf_warmscale.resize.planning.operators import (
-    Clone,
-    Net2Net,
-    ShrinkZeroPadPerturb,
-    WidthOperator,
-    ZeroPad,
-)
-from hf_warmscale.resize.planning.plan import Compensation, Plan
-from hf_warmscale.resize.planning.target import compensation, is_mup, requested_sizes, target_config
+from hf_warmscale.resize.planning.operators import Clone, Net2Net, ShrinkZeroPadPerturb, ZeroPad
+from hf_warmscale.resize.planning.plan import Plan, Read, WidthOperator
+from hf_warmscale.resize.planning.target import Compensation, compensation, requested_sizes, target_config
 from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
-
-Read = Callable[[str], Tensor]
-"""Gives the tensor of a name."""
 
 WIDTHS = (Axis.HIDDEN, Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE, Axis.SHARED_INTERMEDIATE)
 
 
 @dataclass(frozen=True)
 class GrowthRequest:
-    """What a user asks of a growth.
+    """A request to grow a model.
 
     Args:
         sizes (`Mapping[str, int or None]`): sizes by the name of their axis; `None` keeps the source's.
@@ -42,8 +33,8 @@ class GrowthRequest:
         depth (`str`): `"stack"`, `"interleave"`, `"identity"` or `"dus"`.
         snr_db (`float` or `None`): of the noise of `clone`, in dB; `None` for none.
         shrink (`float`): lambda of `szp`.
-        insert_after (`Sequence[int]` or `None`): for `identity`, the source block before each new one.
-        seed (`int`): of all noise and draws.
+        insert_after (`Sequence[int]` or `None`): for `identity`, the source block that each new block follows.
+        seed (`int`): of all random numbers.
         dtype (`torch.dtype` or `None`): of the grown weights; `None` keeps the source's.
     """
 
@@ -58,19 +49,19 @@ class GrowthRequest:
 
     def __post_init__(self) -> None:
         if self.snr_db is not None and not math.isfinite(self.snr_db):
-            raise ValueError(f"snr_db is {self.snr_db}; give a number of decibels, or none for no noise.")
+            raise ValueError(f"snr_db is {self.snr_db}; give a number of decibels, or None for no noise.")
         if not 0 < self.shrink <= 1:
-            raise ValueError(f"The shrink factor is {self.shrink}; it must lie between 0 and 1.")
+            raise ValueError(f"shrink is {self.shrink}; give a factor above 0 and at most 1.")
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A request that was understood: the config of the target and how its weights are made.
+    """A planned growth: the config of the target and how its weights are made.
 
     Args:
-        request (`GrowthRequest`): what was asked.
+        request (`GrowthRequest`): the request.
         config (`PreTrainedConfig`): of the target.
-        plan (`Plan`): for every parameter.
+        plan (`Plan`): how each parameter follows from the source.
     """
 
     request: GrowthRequest
@@ -79,17 +70,17 @@ class Growth:
 
     @cached_property
     def transfers(self) -> dict[str, Transfer]:
-        """How every parameter of the target is made, in the model's order."""
+        """Return how every parameter of the target is made, in the model's order."""
         return {name: self.plan.transfer(name) for name in self.plan.target.parameters}
 
     @property
     def source(self) -> ModelMap:
-        """The source."""
+        """Return the source."""
         return self.plan.source
 
     @property
     def target(self) -> ModelMap:
-        """The target."""
+        """Return the target."""
         return self.plan.target
 
     def parts(self, name: str) -> tuple[str, ...]:
@@ -101,7 +92,7 @@ class Growth:
 
         Args:
             name (`str`): its name.
-            read (`Callable[[str], Tensor]`): gives a tensor of the source.
+            read (`Callable[[str], Tensor]`): returns a tensor of the source.
         """
         transfer = self.transfers[name]
         source = read(transfer.source)
@@ -118,7 +109,7 @@ def plan_growth(
         config (`PreTrainedConfig`): of the source.
         request (`GrowthRequest`): what is asked.
         dtype (`torch.dtype`): of the target's weights.
-        embedding_factor (`float`, *optional*): what a live source multiplies its embedding by.
+        embedding_factor (`float`, *optional*): the factor on the embedding of a live source.
 
     Raises:
         ValueError: if the request cannot be met; see `grow_from_pretrained`.
@@ -142,16 +133,16 @@ def _refuse_smaller(source: ModelMap, sizes: Mapping[Axis, int]) -> None:
     for axis, size in sizes.items():
         if size < source.sizes[axis]:
             raise ValueError(
-                f"{axis} would shrink from {source.sizes[axis]} to {size}; growing only adds, so use "
+                f"{axis} would shrink from {source.sizes[axis]} to {size}, but growing only adds; use "
                 "shrink_from_pretrained (warmscale shrink)."
             )
     if sizes.get(Axis.EXPERTS) != source.sizes.get(Axis.EXPERTS):
         raise ValueError(
-            f"The number of experts cannot grow from {source.sizes[Axis.EXPERTS]} to {sizes[Axis.EXPERTS]}: more "
-            "experts share out the router's weights anew; experts are made from a dense model."
+            f"The number of experts cannot grow from {source.sizes[Axis.EXPERTS]} to {sizes[Axis.EXPERTS]}, because "
+            "the router would weigh all experts differently; make experts from a dense model instead."
         )
     if all(size == source.sizes[axis] for axis, size in sizes.items()):
-        raise ValueError("Every size is the source's own; name at least one that grows.")
+        raise ValueError("Every size equals the source's; name at least one that grows.")
 
 
 def _operator(
@@ -170,14 +161,17 @@ def _operator(
         return ZeroPad(source, target.sizes)
     if request.width != "szp":
         raise ValueError(f"The width operator {request.width!r} is unknown; use clone, szp, zero_pad or net2net.")
-    if is_mup(grown) and isinstance(grown, GraniteConfig):
+    if is_mup(grown):
         return ShrinkZeroPadPerturb(source, mup_init_std(grown, target), request.shrink)
-    carried = Compensation(embedding=factors.embedding, logits=_own_base_logits(config, source, target))
+    carried: dict[Role, float] = {
+        "embedding": factors.embedding,
+        "readout": _own_base_logits(config, source, target),
+    }
     return ShrinkZeroPadPerturb(source, own_base_init_std(grown, source, target, carried), request.shrink)
 
 
 def _own_base_logits(config: PreTrainedConfig, source: ModelMap, target: ModelMap) -> float:
-    """Return what `szp` multiplies the readout by: muP's 1 / m_N, which a muP model has in its config."""
+    """Return the factor of `szp` on the readout: muP's 1 / m_N, unless a muP config holds it already."""
     return 1.0 if is_mup(config) else source.sizes[Axis.HIDDEN] / target.sizes[Axis.HIDDEN]
 
 
@@ -195,6 +189,7 @@ def _axis_maps(operator: WidthOperator, source: ModelMap, sizes: Mapping[Axis, i
 
 
 def _refuse_inexact(plan: Plan) -> None:
-    obstacle = width_obstacle(plan)
-    if obstacle is not None and isinstance(plan.operator, Clone | ZeroPad):
-        raise ValueError(f"{plan.operator.name} cannot keep the logits: {obstacle}.")
+    """Refuse `clone` and `zero_pad` where they move the logits; `net2net` may, and `szp` always does."""
+    reason = plan.widths_inexact_because()
+    if reason is not None and isinstance(plan.operator, Clone | ZeroPad):
+        raise ValueError(f"{plan.operator.name} cannot keep the logits: {reason}.")

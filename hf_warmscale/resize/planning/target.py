@@ -1,6 +1,7 @@
-"""From what the user names to the config of the target: sizes, lists with one entry a layer, muP's multipliers."""
+"""From the named sizes to the config of the target: sizes, per-layer lists, muP's multipliers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
@@ -8,28 +9,45 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import LEADING_BLOCKS, Axis, ModelMap, find_field, resized_config
-from hf_warmscale.mup import MupConfig
+from hf_warmscale.mup import MupConfig, is_mup
 from hf_warmscale.resize.planning.layer_map import LayerMap
-from hf_warmscale.resize.planning.plan import Compensation
 
 Sizes = Mapping[Axis, int]
 
 EMBEDDING_BUFFER = "embed_scale"
 FORWARD_MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
-"""The fields of a Granite config that follow from a muP model's entry."""
+"""The fields of a Granite config that a muP model computes from its `mup` entry."""
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Changes of factors in the config that the weights must make up for.
+
+    Args:
+        embedding (`float`): source / target of the factor on the embedding (Gemma's sqrt(hidden size)).
+        logits (`float`): source / target of the factor on the logits (muP's 1 / `logits_scaling`).
+        residual (`float`): source / target of the factor on each branch (CompleteP's `residual_multiplier`).
+    """
+
+    embedding: float = 1.0
+    logits: float = 1.0
+    residual: float = 1.0
+
+
+NOTHING_CHANGES = Compensation()
 
 
 def requested_sizes(source: ModelMap, named: Mapping[str, int | None]) -> dict[Axis, int]:
-    """Return the size of every axis of the target; an axis that is not named stays.
+    """Return the size of every axis of the target; axes that are not named keep their size.
 
-    Where a family derives the head size from hidden size / heads the two change together.
+    In families whose head size is hidden size / heads, the hidden size and the heads change together.
 
     Args:
         source (`ModelMap`): the source.
-        named (`Mapping[str, int or None]`): sizes by the name of their axis; `None` is not named.
+        named (`Mapping[str, int or None]`): sizes by the name of their axis or config field; `None` means not named.
 
     Raises:
-        ValueError: if the family does not have an axis, cannot set it, or the head size would change.
+        ValueError: if the family lacks an axis or cannot set it, or the head size would change.
     """
     wanted = {_axis(source, name): size for name, size in named.items() if size is not None}
     for axis, size in wanted.items():
@@ -50,7 +68,7 @@ def requested_sizes(source: ModelMap, named: Mapping[str, int | None]) -> dict[A
 
 
 def _axis(source: ModelMap, name: str) -> Axis:
-    """Return the axis that a name means in this family: Mixtral's `intermediate_size` is that of its experts."""
+    """Return the axis that a name stands for in this family: Mixtral's `intermediate_size` is that of its experts."""
     for axis in source.sizes:
         if name == axis and axis in source.fields:
             return axis
@@ -60,7 +78,7 @@ def _axis(source: ModelMap, name: str) -> Axis:
     if name == Axis.HEAD_DIM and Axis.HEAD_DIM in source.sizes:
         return Axis.HEAD_DIM
     known = ", ".join(axis for axis in source.sizes if axis in source.fields)
-    raise ValueError(f"A {source.model_type} model has no {name} that could be set; it has {known}.")
+    raise ValueError(f"A {source.model_type} model has no {name} that can be set; it has {known}.")
 
 
 def _keep_head_dim(source: ModelMap, wanted: Sizes) -> None:
@@ -90,7 +108,7 @@ def _move_heads_with_hidden(source: ModelMap, wanted: dict[Axis, int]) -> None:
 def target_config(
     config: PreTrainedConfig, source: ModelMap, sizes: Sizes, layers: LayerMap, dtype: torch.dtype | None
 ) -> PreTrainedConfig:
-    """Return the config of the target; of a muP model the forward multipliers follow the new sizes.
+    """Return the config of the target; the forward multipliers of a muP model follow the new sizes.
 
     Raises:
         ValueError: if the family refuses the sizes.
@@ -112,21 +130,16 @@ def target_config(
 
 
 def _leading_blocks(count: int, layers: LayerMap) -> int:
-    """Return how many of the target's first blocks copy one of the first `count` of the source."""
+    """Return how many of the target's leading blocks copy one of the first `count` blocks of the source."""
     return len(list(takewhile(lambda layer: layer < count, layers.source)))
 
 
 def _kv_heads_without_weights(config: PreTrainedConfig, source: ModelMap, sizes: Sizes) -> dict[Axis, int]:
-    """Return key-value heads that no weight has but the attention counts: latent attention has as many as heads."""
+    """Return the size of key-value heads that occur in no weight: latent attention needs as many as query heads."""
     field = find_field(config, Axis.KV_HEADS)
     if Axis.KV_HEADS in sizes or field is None or getattr(config, field) != source.sizes.get(Axis.HEADS):
         return {}
     return {Axis.KV_HEADS: sizes[Axis.HEADS]}
-
-
-def is_mup(config: PreTrainedConfig) -> bool:
-    """Tell whether a config carries the base shape of a muP model."""
-    return isinstance(config.to_dict().get("mup"), dict)
 
 
 def compensation(
@@ -137,7 +150,7 @@ def compensation(
     dtype: torch.dtype,
     embedding_factor: float | None = None,
 ) -> Compensation:
-    """Return what the model's own factors were, divided by what they become.
+    """Return the model's own factors before the resize, divided by those after it.
 
     Args:
         config (`PreTrainedConfig`): of the source.
@@ -145,7 +158,7 @@ def compensation(
         source (`ModelMap`): the source.
         sizes (`Mapping[Axis, int]`): of the target.
         dtype (`torch.dtype`): of the target's weights.
-        embedding_factor (`float`, *optional*): what a live source multiplies its embedding by, if it is known.
+        embedding_factor (`float`, *optional*): the factor on the embedding of a live source, if it is known.
     """
     embedding = 1.0
     if source.embedding_scale == "sqrt":
@@ -162,12 +175,15 @@ def compensation(
 
 
 def embedding_buffer(model: PreTrainedModel) -> torch.Tensor | None:
-    """Return the buffer in which Gemma's embedding holds its factor; other families compute it."""
+    """Return the buffer that holds the factor on Gemma's embedding; other families compute it."""
     return dict(model.get_input_embeddings().named_buffers()).get(EMBEDDING_BUFFER)
 
 
 def stored_embedding_factor(config: PreTrainedConfig, dtype: torch.dtype) -> float | None:
-    """Return what a stored model of Gemma's kind holds in its buffer when it is loaded in `dtype`; else `None`."""
+    """Return the factor on the embedding when a stored Gemma is loaded in `dtype`; `None` for other families.
+
+    The buffer has the dtype of the model: in bfloat16 sqrt(96) is 9.8125, which is off by 1e-3.
+    """
     with torch.device("meta"):
         buffer = embedding_buffer(AutoModelForCausalLM.from_config(config))
     if buffer is None:
@@ -177,7 +193,7 @@ def stored_embedding_factor(config: PreTrainedConfig, dtype: torch.dtype) -> flo
 
 
 def _sqrt_as_held(config: PreTrainedConfig, hidden_size: int, dtype: torch.dtype) -> float:
-    """Return sqrt(hidden size), rounded as a model of this family holds it."""
+    """Return sqrt(hidden size) with the rounding of this family's buffer."""
     return stored_embedding_factor(config, dtype) or hidden_size**0.5
 
 

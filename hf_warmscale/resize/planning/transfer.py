@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.resize.planning.axis_map import NEW, pairs
 
 Fill = Literal["zero", "one", "mean", "random"]
@@ -140,7 +140,7 @@ class _Filler:
     def fill(self, target: Tensor) -> None:
         """Write the target, a slab of rows at a time; the rows of a slab are all copied or all new."""
         for start, stop, is_new in _slabs(self.transfer):
-            random = generator(f"{self.key}:{start}")
+            random = keyed_generator(f"{self.key}:{start}")
             rows = self.transfer.index[0][start:stop]
             block = self._new_rows(len(rows), random) if is_new else self._old_rows(rows)
             for dim in range(1, block.dim()):
@@ -255,8 +255,3 @@ def root_mean_square(tensor: Tensor) -> float:
     """Return sqrt(mean(x^2)), rounded to float32 so that the order of the summation does not show."""
     norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
     return float((norm / max(tensor.numel(), 1) ** 0.5).float())
-
-
-def generator(key: str) -> torch.Generator:
-    """Return a stream of random numbers that depends on `key` alone."""
-    return torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8], "little") >> 1)

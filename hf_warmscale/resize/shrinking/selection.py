@@ -1,4 +1,4 @@
-"""Which coordinates a smaller model keeps: the most important ones, in their own order."""
+"""Select the coordinates of a smaller model: the most important ones, in their own order."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ from hf_warmscale.resize.planning.layer_map import LayerMap
 from hf_warmscale.resize.shrinking.importance import Importance
 
 PER_BLOCK = (Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE, Axis.SHARED_INTERMEDIATE)
-"""Axes whose coordinates each block chooses for itself, as it does its heads."""
+"""Axes whose coordinates are selected block by block, like the heads."""
 
 
 def most_important(scores: Tensor, count: int) -> Tensor:
-    """Return the coordinates of the `count` largest scores, ascending; of equal ones the first.
+    """Return the coordinates of the `count` largest scores, in ascending order; of equal scores the first.
 
     Example:
         >>> most_important(torch.tensor([0.0, 3.0, 1.0, 3.0]), 2).tolist()
@@ -24,12 +24,12 @@ def most_important(scores: Tensor, count: int) -> Tensor:
     return gather(torch.argsort(scores, descending=True, stable=True)[:count].tolist())
 
 
-def kept_blocks(importance: Importance, count: int) -> LayerMap:
-    """Return the blocks that change the residual stream most."""
+def select_blocks(importance: Importance, count: int) -> LayerMap:
+    """Return the map of the blocks that change the residual stream most."""
     return LayerMap(tuple(most_important(importance.blocks, count).tolist()))
 
 
-def kept_everywhere(importance: Importance, source: ModelMap, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
+def select_shared(importance: Importance, source: ModelMap, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
     """Return the maps of the axes that all blocks share: the hidden size, and the first tokens of the vocabulary."""
     axes = {}
     if sizes[Axis.HIDDEN] != source.sizes[Axis.HIDDEN]:
@@ -39,16 +39,16 @@ def kept_everywhere(importance: Importance, source: ModelMap, sizes: Mapping[Axi
     return axes
 
 
-def kept_in_block(
+def select_in_block(
     importance: Importance, source: ModelMap, sizes: Mapping[Axis, int], layer: int
 ) -> dict[Axis, Tensor]:
-    """Return the maps of the axes that are a block's own.
+    """Return the maps of the axes that belong to one block.
 
     Args:
         importance (`Importance`): of the source.
         source (`ModelMap`): the source.
         sizes (`Mapping[Axis, int]`): of the target.
-        layer (`int`): the block, as the source counts.
+        layer (`int`): the block, by its number in the source.
     """
     axes = {}
     for axis in PER_BLOCK:
@@ -60,30 +60,30 @@ def kept_in_block(
     kv_heads = (source.sizes[Axis.KV_HEADS], sizes[Axis.KV_HEADS]) if own_keys else heads
     if heads[0] != heads[1] or kv_heads[0] != kv_heads[1]:
         scores = importance.axes.get((Axis.HEADS, layer), torch.zeros(heads[0]))
-        axes[Axis.HEADS], keys = kept_heads(scores, heads[1], kv_heads)
+        axes[Axis.HEADS], keys = select_heads(scores, heads[1], kv_heads)
         if own_keys:
             axes[Axis.KV_HEADS] = keys
     return axes
 
 
-def kept_heads(scores: Tensor, heads: int, kv_heads: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the query heads and the key-value heads to keep, every query head with its own keys.
+def select_heads(scores: Tensor, heads: int, kv_heads: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Select key-value heads and, for each of them, the same number of its query heads.
 
-    The key-value heads whose query heads matter most are kept, and of each the same number of query heads.
+    The key-value heads with the largest total score of their query heads are selected.
 
     Args:
         scores (`Tensor`): of the query heads `[heads]`.
-        heads (`int`): query heads to keep.
+        heads (`int`): query heads to select.
         kv_heads (`tuple[int, int]`): key-value heads before and after.
 
     Raises:
-        ValueError: if the target has more query heads to a key-value head than the source.
+        ValueError: if the target has more query heads per key-value head than the source.
     """
     group, target_group = len(scores) // kv_heads[0], heads // kv_heads[1]
     if target_group > group:
         raise ValueError(
-            f"{heads} heads over {kv_heads[1]} key-value heads are {target_group} to each, and the source has only "
-            f"{group}; keep more key-value heads."
+            f"{heads} heads over {kv_heads[1]} key-value heads are {target_group} each, but the source has only "
+            f"{group} each; choose more key-value heads."
         )
     grouped = scores.reshape(kv_heads[0], group)
     keys = most_important(grouped.sum(1), kv_heads[1])

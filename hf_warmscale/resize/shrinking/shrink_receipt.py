@@ -1,35 +1,39 @@
-"""What a shrink did, in plain values."""
+"""The receipt of a shrink in plain values."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from hf_warmscale.resize.growing.receipt import Verification
-
-SHRINK_FILE = "shrink_receipt.json"
-SHRINK_ATTRIBUTE = "shrink_receipt"
-"""What a shrunk model carries until it is saved."""
+from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version
+from hf_warmscale.resize.growing.receipt import Verification, fields_of
 
 How = Literal["receipt", "importance"]
 
 
 @dataclass
 class ShrinkReceipt:
-    """What a shrink did.
+    """The record of a shrink. See [`Receipt`].
 
     Args:
-        source (`str`): what was shrunk.
+        source (`str`): the name of the source: a Hub id, or `./` and the name of a folder.
         source_hash (`str`): SHA-256 over its names, shapes, dtypes and data.
-        how (`str`): `"receipt"` undid a growth, `"importance"` kept what matters on calibration text.
+        how (`str`): `"receipt"` if a growth was undone, `"importance"` if coordinates were selected.
         source_sizes (`dict[str, int]`): by axis.
         sizes (`dict[str, int]`): by axis.
-        layers (`list[int]`): the blocks that were kept.
+        layers (`list[int]`): the selected blocks.
         block_influence (`list[float]`): of every block of the source; empty if a growth was undone.
         source_parameters (`int`): scalars of the source.
         parameters (`int`): scalars of the smaller model.
-        calibration_tokens (`int`): on how many tokens importance was measured.
-        verification (`Verification` or `None`): both models on a short probe.
+        calibration_tokens (`int`): the number of tokens on which importance was measured.
+        verification (`Verification` or `None`): the measured difference.
     """
+
+    file_name: ClassVar[str] = "shrink_receipt.json"
+    title: ClassVar[str] = "Shrink"
+    tag: ClassVar[str] = "model-shrinking"
+    format_version: ClassVar[int] = 1
+    attribute: ClassVar[str] = "shrink_receipt"
+    """The attribute of a smaller live model that holds the receipt as a dict."""
 
     source: str
     source_hash: str
@@ -44,11 +48,24 @@ class ShrinkReceipt:
     verification: Verification | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
+        """Return plain values, ready for JSON."""
+        return {FORMAT_VERSION: self.format_version, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "ShrinkReceipt":
-        """Read what `to_dict` wrote."""
-        seen = content["verification"]
-        return cls(**{**content, "verification": None if seen is None else Verification(**seen)})
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read the output of `to_dict`, of this or an earlier version.
+
+        Raises:
+            ValueError: if a newer version wrote it, or a field is missing.
+        """
+        check_format_version(content, cls.format_version, "shrink receipt")
+        return cls(**fields_of(cls, content, "shrink receipt"))
+
+    def summary(self) -> str:
+        """Return one sentence for the card."""
+        how = "by undoing a growth" if self.how == "receipt" else "to its most important coordinates"
+        return f"Shrunk from `{self.source}`, {self.source_parameters:,} to {self.parameters:,} parameters, {how}."
+
+    def sources(self) -> list[str]:
+        """Return the name of the source."""
+        return [self.source]

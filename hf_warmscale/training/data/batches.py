@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_warmscale.training.data.mixture import SOURCE, ReplayMixture, Row, Rows, ends
+from hf_warmscale.training.data.mixture import ReplayMixture, Row, Rows, ends
 
 Collator = Callable[[list[Row]], dict[str, Any]]
 
+IGNORED = -100
 PACKED_COLUMNS = ("input_ids", "position_ids", "labels")
+
+SOURCE_NUMBER = "warmscale_source"
+"""The key that carries the number of a source from a row to its batch; the trainer takes it out before the model."""
 
 
 class StageSamples(Dataset[Row]):
@@ -24,10 +28,10 @@ class StageSamples(Dataset[Row]):
         return self.num_samples
 
     def __getitem__(self, index: int) -> Row:
-        return self.mixture[index]
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
-        return self.mixture.__getitems__(indices)
+        return [{**row, SOURCE_NUMBER: number} for number, row in self.mixture.read(indices)]
 
 
 def collate_packed(rows: list[Row]) -> dict[str, Tensor]:
@@ -43,6 +47,34 @@ def collate_packed(rows: list[Row]) -> dict[str, Tensor]:
 def is_packed(rows: Rows | ReplayMixture) -> bool:
     """Tell whether rows carry the positions of packed documents."""
     return "position_ids" in rows[0]
+
+
+class RowCollator:
+    """Collate packed rows as `collate_packed`, and all others as another collator does.
+
+    Evaluation data may be packed where training data are not, and the sources of a mixture may differ; a row that
+    carries no positions beside one that does is one document.
+
+    Args:
+        collator: for batches without packed rows.
+    """
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        if not any("position_ids" in row for row in rows):
+            return self.collator(rows)
+        return collate_packed([_with_positions(row) for row in rows])
+
+
+def _with_positions(row: Row) -> Row:
+    """Return a packed row as it is, any other one as a row that holds one document."""
+    if "position_ids" in row:
+        return row
+    labels = torch.as_tensor(row["labels"]).clone()
+    labels[:1] = IGNORED  # laid end to end, the row before would have to predict it
+    return {**row, "labels": labels, "position_ids": torch.arange(len(labels))}
 
 
 def refuse_contamination(batch: Mapping[str, Any]) -> None:
@@ -67,25 +99,20 @@ class SourceCollator:
     The sources are `[rows]`; where the collator lays all rows out in one (`[1, tokens]`), they are one per token.
     """
 
-    def __init__(self, collator: Collator, names: Sequence[str]) -> None:
-        self.collator, self.numbers = collator, {name: number for number, name in enumerate(names)}
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        sources = torch.tensor([self.numbers[row[SOURCE]] for row in rows])
-        batch = self.collator([{key: value for key, value in row.items() if key != SOURCE} for row in rows])
-        input_ids = batch["input_ids"]
-        if len(input_ids) != len(rows):
+        sources = torch.tensor([row[SOURCE_NUMBER] for row in rows])
+        batch = self.collator([{key: value for key, value in row.items() if key != SOURCE_NUMBER} for row in rows])
+        input_ids = batch.get("input_ids")
+        if input_ids is not None and len(input_ids) != len(rows):
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
             sources = torch.repeat_interleave(sources, lengths).reshape(input_ids.shape)
-        return {**batch, SOURCE: sources}
+        return {**batch, SOURCE_NUMBER: sources}
 
 
 def row_length(mixture: ReplayMixture) -> int | None:
     """Return the tokens of every row, or `None` if the first rows of the sources differ."""
     lengths = {len(rows[index]["input_ids"]) for rows in mixture.sources.values() for index in ends(rows)}
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def per_position(sources: Tensor, shape: torch.Size) -> Tensor:
-    """Return the source of every position of a batch of this shape."""
-    return sources if sources.shape == shape else sources[:, None].expand(shape)

@@ -109,6 +109,10 @@ class ReplayMixture(Dataset[Row]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Return several samples at once: the form in which a `DataLoader` asks."""
+        return [{**row, SOURCE: self.names[number]} for number, row in self.read(indices)]
+
+    def read(self, indices: Sequence[int]) -> list[tuple[int, Row]]:
+        """Return several samples as their sources hold them, each with the number of its source."""
         located = [self.locate(index) for index in indices]
         found: dict[tuple[int, int], Row] = {}
         for source in {source for source, _ in located}:
@@ -116,7 +120,7 @@ class ReplayMixture(Dataset[Row]):
             found |= {
                 (source, row): content for row, content in zip(wanted, fetch(self._rows[source], wanted), strict=True)
             }
-        return [{**found[place], SOURCE: self.names[place[0]]} for place in located]
+        return [(place[0], found[place]) for place in located]
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Return the number of the source, in the order of `names`, and the row within it."""

@@ -1,4 +1,4 @@
-"""Train the stage that a YAML file describes: what `warmscale train` does."""
+"""Train the stage that a YAML file describes, as `warmscale train` does."""
 
 import os
 from collections.abc import Sequence
@@ -9,26 +9,23 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_warmscale.checkpoints import load_tokenizer
+from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.data.packing import read_manifest
-from hf_warmscale.training.recipe.configuration import (
-    ModelArguments,
-    TrainingConfiguration,
-    as_mapping,
-    plan_stage,
-    read_configuration,
-)
+from hf_warmscale.training.recipe.configuration import TrainingConfiguration, read_configuration
+from hf_warmscale.training.recipe.fields import ModelArguments
 from hf_warmscale.training.recipe.sources import load_evaluation, load_mixture
+from hf_warmscale.training.recipe.stage_plan import plan_stage
+from hf_warmscale.training.recipe.yaml_file import as_mapping
 from hf_warmscale.training.schedules.lr_scheduler import plot_schedule
 from hf_warmscale.training.schedules.schedule import Schedule
-from hf_warmscale.training.stage import STAGE_FILE
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.trainer import ContinualTrainer
 
@@ -44,7 +41,7 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
         `ContinualTrainer`: after training.
 
     Raises:
-        ValueError, FileNotFoundError: for what the file gets wrong; nothing is written then.
+        ValueError, FileNotFoundError: for a mistake in the file; nothing has been written then.
 
     Example:
 
@@ -62,11 +59,11 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
 
 
 def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
-    """Load model, tokenizer and data of a configuration."""
+    """Load the model, the tokenizer and the data of a configuration."""
     model_arguments, stage_arguments = configuration.model, configuration.stage
     if stage_arguments.anneal_from is not None:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
-    tokenizer = load_tokenizer(model_arguments)
+    tokenizer = tokenizer_of(model_arguments)
     mixture = load_mixture(stage_arguments, tokenizer)
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
         stage_arguments.parent = model_arguments.model_name_or_path
@@ -89,18 +86,18 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
 def show_schedule(
     path: str | os.PathLike[str], picture: str | os.PathLike[str], overrides: Sequence[str] = ()
 ) -> Schedule:
-    """Draw the learning rate that a YAML file would train with, loading no model.
+    """Draw the learning rates of a YAML file without loading its model.
 
     Args:
         path, overrides: see `train`.
         picture (`str` or `PathLike`): the PNG to write.
 
     Returns:
-        `Schedule`: with its length and rates filled in.
+        `Schedule`: resolved.
     """
     configuration = read_configuration(path, overrides)
     training = configuration.training
-    mixture = load_mixture(configuration.stage, load_tokenizer(configuration.model))
+    mixture = load_mixture(configuration.stage, tokenizer_of(configuration.model))
     stage = plan_stage(configuration.stage, training, mixture=mixture)
     samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     schedule = StageRun(stage, mixture, training, samples_per_step).schedule
@@ -109,12 +106,12 @@ def show_schedule(
 
 
 def load_model(arguments: ModelArguments) -> PreTrainedModel:
-    """Load the model, or build it from `model_config`; with `lora`, wrap it in adapters."""
+    """Load the model, or build it from `model_config`. With `lora`, add adapters."""
     name, dtype = arguments.model_name_or_path, getattr(torch, arguments.dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype is {arguments.dtype!r}; give float32, bfloat16 or float16.")
+        raise ValueError(f"dtype is {arguments.dtype!r}; it must be float32, bfloat16 or float16.")
     if (name is None) == (arguments.model_config is None):
-        raise ValueError("Give either model_name_or_path or model_config.")
+        raise ValueError("The configuration must name one model; give either model_name_or_path or model_config.")
     if name is not None:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     else:
@@ -122,13 +119,12 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
     return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
 
 
-def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer: the one named, or that of the model; a local checkpoint may hold none."""
+def tokenizer_of(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer that is named, or that of the model. A local checkpoint without one gives `None`."""
     name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
     if name is None or (name == arguments.model_name_or_path and _lacks_tokenizer(name)):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return tokenizer
+    return load_tokenizer(name)
 
 
 def _new_model(fields: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:

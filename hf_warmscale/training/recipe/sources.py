@@ -1,4 +1,4 @@
-"""The data that the YAML file of a stage names: packed rows, streams, and what an earlier stage saw of either."""
+"""Load the data that a configuration names: packed rows, streams, and the rows of either that a stage saw."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,8 @@ from hf_warmscale.training.data.documents import stream_documents
 from hf_warmscale.training.data.mixture import ReplayMixture, Rows
 from hf_warmscale.training.data.packing import load_packed, stream_packed
 from hf_warmscale.training.data.streaming import StreamedRows
-from hf_warmscale.training.recipe.configuration import StageArguments, as_mapping
+from hf_warmscale.training.recipe.fields import StageArguments
+from hf_warmscale.training.recipe.yaml_file import as_mapping
 from hf_warmscale.training.stage import seen_rows
 
 SHARED_KEYS = ("weight", "seen_by", "max_passes", "name")
@@ -24,11 +25,11 @@ def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase |
     """Load the sources of a stage.
 
     Raises:
-        ValueError: for an unknown key, a source without data or weight, data of another tokenizer, or a replay of
-            rows that were never seen.
+        ValueError: if a key is unknown, a source has no data or no weight, the data were packed with another
+            tokenizer, or a replay asks for rows that were never seen.
     """
     if arguments.mixture is None:
-        raise ValueError("The configuration has no mixture; add mixture: {name: {path: ..., weight: 1.0}}.")
+        raise ValueError("The configuration names no data; add mixture: {name: {path: PACKED, weight: 1.0}}.")
     sources: dict[str, Rows] = {}
     weights: dict[str, float] = {}
     limits: dict[str, float] = {}

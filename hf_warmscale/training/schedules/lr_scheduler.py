@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from hf_warmscale.compat.torch import set_scheduler_step
 from hf_warmscale.report import figure
 from hf_warmscale.training.schedules.schedule import Schedule
 
@@ -42,9 +43,7 @@ class StageLR(LRScheduler):
 
     def go_to(self, step: int) -> None:
         """Set the rate of every group to that of the zero-based `step`."""
-        self.last_epoch = step - 1
-        self._step_count = step
-        self._update_lr()
+        set_scheduler_step(self, step)
 
     def rebase(self, peaks: list[float]) -> None:
         """Set the peak rate of every group, whatever a loaded optimizer state left there."""

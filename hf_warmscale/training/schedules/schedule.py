@@ -69,8 +69,8 @@ class Schedule:
         for phase in ("cooldown", "constant"):
             if getattr(self, phase) is not None and phase not in PHASES[self.name]:
                 raise ValueError(f"The schedule {self.name} has no {phase} phase; leave {phase} out.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"The learning_rate {self.learning_rate} of the schedule must be a positive number.")
+        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"The learning_rate {self.learning_rate} of the schedule must be a number of at least 0.")
         if self.total_steps is not None and self.total_steps < 1:
             raise ValueError(f"total_steps is {self.total_steps}; a schedule needs at least one step.")
         if self.timescale <= 0:
@@ -116,7 +116,7 @@ class Schedule:
         return replace(
             self,
             total_steps=self.total_steps or total_steps,
-            learning_rate=self.learning_rate or learning_rate,
+            learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
             tokens_per_step=self.tokens_per_step or tokens_per_step,
         )
 
@@ -136,8 +136,8 @@ class Schedule:
         return rates.infinite_inv_sqrt(t, **bounds, **phases, plateau=self.plateau, timescale=self.timescale)
 
     def factor(self, step: int) -> float:
-        """Return the learning rate of the zero-based `step` divided by the peak."""
-        return self(step) / self.peak
+        """Return the learning rate of the zero-based `step` divided by the peak; 0 for a peak of 0."""
+        return self(step) / self.peak if self.peak else 0.0
 
     def steps(self, phase: str) -> float:
         """Return the length of a phase (`"warmup"`, `"cooldown"`, `"constant"`) in steps, not rounded."""

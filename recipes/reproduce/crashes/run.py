@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 SAVE_EVERY = 4
-STAGING = ".partial"
+STAGING = "_partial"
 BEAT = "step begins: "
 TOLERANCE = {1: 0.0, 2: 1e-6}
 

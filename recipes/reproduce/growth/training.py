@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hf_warmscale.mup import MupForCausalLM, mup_param_groups
+from hf_warmscale.staging import staged_file
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,5 @@ def _measured(trainer: Trainer, steps: int, cooldown: int) -> Iterator[dict[str,
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    staging = path.with_name(f"{path.name}.partial")
-    torch.save(state, staging)
-    staging.replace(path)
+    with staged_file(path) as staging:
+        torch.save(state, staging)

@@ -36,7 +36,7 @@ from hf_warmscale.merging import (
     search_merge,
     uniform_weights,
 )
-from hf_warmscale.merging.weights import greedy_soup, subset_weights, vertex
+from hf_warmscale.merging.weights import greedy_soup, one_hot_weights, subset_weights
 
 HERE = Path(__file__).parent
 Study = dict[str, Any]
@@ -197,7 +197,7 @@ def greedy(bench: Bench, folders: list[Path]) -> tuple[Sequence[float], int]:
     """Return the greedy soup on the select split, and how many models it scored."""
     score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, bench.seed)[0]))
     count = len(folders)
-    singles = [score(vertex(count, index)).mean for index in range(count)]
+    singles = [score(one_hot_weights(count, index)).mean for index in range(count)]
     known = {frozenset([index]): loss for index, loss in enumerate(singles)}
     while True:
         members, done = greedy_soup(singles, known)

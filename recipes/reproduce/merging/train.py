@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from hf_warmscale.checkpoints import save_model, write_json
 from hf_warmscale.mup import MupConfig, MupForCausalLM
+from hf_warmscale.staging import staged_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "growth"))
@@ -120,9 +121,8 @@ def train_until(trainer: Trainer, steps: int, cooldown: int, goal: int) -> list[
 
 def save_state(trainer: Trainer, path: Path) -> None:
     """Write what a later process needs to go on."""
-    staging = path.with_name(f"{path.name}.partial")
-    torch.save(trainer.state(), staging)
-    staging.replace(path)
+    with staged_file(path) as staging:
+        torch.save(trainer.state(), staging)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_a_task_is_searched_on_one_half_and_judged_on_the_other(trajectory: list
 
 def test_an_unknown_metric_is_refused(tasks: Path) -> None:
     loss = lm_eval_loss("odd_ending", tiny_tokenizer(), include_path=tasks, metric="bleu")
-    with pytest.raises(ValueError, match="gives no number 'bleu' for each example; its metrics are acc"):
+    with pytest.raises(ValueError, match="has no number 'bleu' per example; its metrics are acc"):
         loss(tiny_llama())
 
 

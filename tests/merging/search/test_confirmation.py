@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from hf_warmscale.evaluation.scores import FloatArray
 from hf_warmscale.merging.combine import CheckpointWeights
-from hf_warmscale.merging.objectives.objective import LossYardstick
+from hf_warmscale.merging.objectives.objective import LossObjective
 from hf_warmscale.merging.objectives.public_benchmarks import refuse_public_benchmark
 from hf_warmscale.merging.search.confirmation import confirm_winner, pick
 from hf_warmscale.merging.search.evaluator import Evaluator
-from hf_warmscale.merging.search.initial_points import fixed_starts, members_of, next_start, start_label
+from hf_warmscale.merging.search.initial_points import fixed_initial_points, label_of, members_of, next_initial_point
 from hf_warmscale.merging.search.mergeability import barrier_of, look_along
 from hf_warmscale.merging.search.spaces import PairSpace, SimplexSpace, TrajectorySpace
 from tests.evaluation.tiny import tiny_llama
@@ -34,9 +34,9 @@ class Numbers:
 
 def evaluator(loss: Callable[[CheckpointWeights], FloatArray], limits: dict[str, float] | None = None) -> Evaluator:
     numbers = Numbers()
-    domains = {"held-out": LossYardstick("held-out", lambda _: loss(numbers.weights).tolist())}
+    domains = {"held-out": LossObjective("held-out", lambda _: loss(numbers.weights).tolist())}
     if limits:
-        domains["old"] = LossYardstick("old", lambda _: (1.0 - 0.1 * np.array(numbers.weights)[-1:]).tolist() * 4)
+        domains["old"] = LossObjective("old", lambda _: (1.0 - 0.1 * np.array(numbers.weights)[-1:]).tolist() * 4)
     return Evaluator(numbers, domains, limits or {}, (0.0, 1.0))
 
 
@@ -108,13 +108,13 @@ def test_the_posterior_mean_decides_among_the_best_three() -> None:
     assert pick([3.0], [3.0]) == 0
 
 
-def test_the_order_of_the_starts() -> None:
-    assert [start_label(members) for members in fixed_starts(3)] == ["2", "0+1+2", "1", "0"]
-    assert [start_label(members) for members in fixed_starts(7)][-1] == "2+3+4+5+6"
+def test_the_order_of_the_initial_points() -> None:
+    assert [label_of(members) for members in fixed_initial_points(3)] == ["2", "0+1+2", "1", "0"]
+    assert [label_of(members) for members in fixed_initial_points(7)][-1] == "2+3+4+5+6"
     assert members_of("0+2") == {0, 2}
 
 
-def test_starts_until_the_greedy_soup_is_done() -> None:
+def test_initial_points_until_the_greedy_soup_is_done() -> None:
     """Losses of three checkpoints and their averages; the greedy soup asks for what is missing."""
     space = SimplexSpace(3)
     truth = {"2": 3.0, "0+1+2": 2.9, "1": 3.1, "0": 3.2, "1+2": 2.8}
@@ -122,21 +122,21 @@ def test_starts_until_the_greedy_soup_is_done() -> None:
     asked = []
     while True:
         singles = {next(iter(members)): value for members, value in known.items() if len(members) == 1}
-        start = next_start(space, 3, singles=singles, known=known)
+        start = next_initial_point(space, 3, singles=singles, known=known)
         if start is None:
             break
-        asked.append(start_label(start[0]))
+        asked.append(label_of(start[0]))
         known[start[0]] = truth[asked[-1]]
     assert asked == ["2", "0+1+2", "1", "0", "1+2"]
 
 
-def test_starts_that_are_running_or_outside_are_passed_over() -> None:
+def test_initial_points_that_are_running_or_outside_are_passed_over() -> None:
     running = [frozenset([1])]
-    start = next_start(PairSpace(), 2, singles={}, known={}, running=running)
+    start = next_initial_point(PairSpace(), 2, singles={}, known={}, running=running)
     assert start == (frozenset([0, 1]), {"lambda": 0.5})
     known = {frozenset([1]): 3.0, frozenset([0, 1]): 2.9}
-    assert next_start(PairSpace(), 2, singles={0: 3.1, 1: 3.0}, known=known) is None
-    assert next_start(TrajectorySpace(2), 2, singles={0: 3.1}, known=known) is None
+    assert next_initial_point(PairSpace(), 2, singles={0: 3.1, 1: 3.0}, known=known) is None
+    assert next_initial_point(TrajectorySpace(2), 2, singles={0: 3.1}, known=known) is None
 
 
 def test_barrier() -> None:
@@ -151,7 +151,7 @@ def test_advice() -> None:
     assert sag.decades == pytest.approx(0.0458, abs=1e-4)
     wall = look_along(lambda weight: 3.0 + weight * (1 - weight), (10, 1000))
     assert "2 decades of steps apart, are separated by a barrier of 0.25 nats" in wall.advice
-    assert look_along(lambda weight: 3.0, (None, 5)).advice.endswith("nothing is gained inside it.")
+    assert look_along(lambda weight: 3.0, (None, 5)).advice.endswith("its interior gains nothing.")
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "openai/gsm8k", "mmlu_pro", "data/HumanEval.jsonl", "ai2 ARC-Challenge"])

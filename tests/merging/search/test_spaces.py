@@ -18,7 +18,7 @@ from hf_warmscale.merging.search.spaces import (
     Space,
     TrajectorySpace,
 )
-from hf_warmscale.merging.weights import lawa_weights, uniform_weights, vertex
+from hf_warmscale.merging.weights import lawa_weights, one_hot_weights, uniform_weights
 
 LLAMA = LlamaConfig(
     vocab_size=50,
@@ -57,10 +57,14 @@ class TestContract:
                 assert min(each) >= -1e-12
                 assert kind == "lora" or sum(each) == pytest.approx(1.0)
 
-    def test_the_starts_that_it_holds_come_back(self, kind: str) -> None:
+    def test_the_initial_points_that_it_holds_come_back(self, kind: str) -> None:
         space, count = SPACES[kind]
         found = 0
-        for start in [*(vertex(count, index) for index in range(count)), uniform_weights(count), lawa_weights(count)]:
+        for start in [
+            *(one_hot_weights(count, index) for index in range(count)),
+            uniform_weights(count),
+            lawa_weights(count),
+        ]:
             point = space.point(start)
             if point is None:
                 continue
@@ -97,7 +101,7 @@ def test_groups_follow_component_and_depth() -> None:
 
 def test_a_box_without_extent_is_refused() -> None:
     for low, high in ((1.0, 1.0), (0.9, 0.5), (0.0, math.nan), (0.0, math.inf)):
-        with pytest.raises(ValueError, match="it must go upwards"):
+        with pytest.raises(ValueError, match="the second must be the larger"):
             Range(low, high)
     with pytest.raises(ValueError, match="knots is 0"):
         GroupSpace(describe(LLAMA), 2, knots=0)

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from hf_warmscale.evaluation import DocumentNLL
 from hf_warmscale.merging.search.evaluator import Outcome
-from hf_warmscale.merging.search.initial_points import fixed_starts, start_label
+from hf_warmscale.merging.search.initial_points import fixed_initial_points, label_of
 from hf_warmscale.merging.search.journal import open_journal, open_storage
 from hf_warmscale.merging.search.liveness import SILENT_SECONDS, Watch, this_worker
 from hf_warmscale.merging.search.spaces import PairSpace, Point, SimplexSpace, Space
@@ -299,10 +299,10 @@ def test_a_simplex_is_searched_better_than_at_random() -> None:
     assert len(grid) == 66
     space = SimplexSpace(3)
     trials = new_trials(space=space)
-    for members in fixed_starts(3):
+    for members in fixed_initial_points(3):
         point = space.point(subset_weights(3, members))
         assert point is not None
-        trial = begin(trials, (start_label(members), point))
+        trial = begin(trials, (label_of(members), point))
         trials.tell(trial, outcome(loss(space.weights(trial.params))))
     while len(trials.finished()) < 20 and not trials.converged(1e-4, 3):
         trial = begin(trials)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_warmscale import grow_checkpoint, grow_from_pretrained, shrink_from_pretrained
 from hf_warmscale.architecture import StayInFloat64
-from hf_warmscale.resize.growing import experts
+from hf_warmscale.resize.growing import experts, proof
 from hf_warmscale.resize.growing.replay import replay_stored
 from tests.resize.families import FAMILIES, GROUPED, random_model
 from tests.resize.growing.test_exactness import logit_error
@@ -78,10 +78,10 @@ def test_the_mixture_is_proved_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of the chosen experts that do not sum to 1 would be seen."""
     family, settings = experts.TARGETS["qwen2"]
     monkeypatch.setitem(experts.TARGETS, "qwen2", (family, {**settings, "norm_topk_prob": False}))
-    experts._error_of_experts.cache_clear()
+    proof._error_of_experts.cache_clear()
     with pytest.warns(UserWarning, match="tiny qwen2 model made a mixture moves a logit"):
         grown = grow_from_pretrained(random_model(FAMILIES["qwen2"](True)), num_experts=4, verify=False)
-    experts._error_of_experts.cache_clear()
+    proof._error_of_experts.cache_clear()
     assert not grown.growth_receipt["exact"]  # type: ignore[index]
 
 
@@ -97,8 +97,8 @@ def test_a_mixture_does_not_become_its_dense_source_again(tmp_path: Path) -> Non
 def test_refused() -> None:
     refusals: Mapping[str, tuple[Mapping[str, Any], str]] = {
         "gpt2": ({"num_experts": 4}, "gpt2 model cannot become a mixture"),
-        "llama": ({"num_experts": 4}, "has no"),  # biases, which Mixtral has not
-        "mistral": ({"num_experts": 1}, "take more experts"),
+        "llama": ({"num_experts": 4}, "cannot become a mixtral model"),  # biases, which Mixtral has not
+        "mistral": ({"num_experts": 1}, "choose more experts"),
         "qwen3": ({"num_experts": 4.0}, "whole number"),
         "mixtral": ({"num_experts": 8}, "number of experts cannot grow"),
     }

@@ -65,7 +65,7 @@ def test_and_other_operators_on_the_same_families_are(family: str, growth: Mappi
     source = random_model(config_of(family))
     grown = grow_from_pretrained(source, **growth, verify=False)
     receipt: Any = grown.growth_receipt
-    assert receipt["exact"] and receipt["obstacle"] is None
+    assert receipt["exact"] and receipt["inexact_because"] is None
     with StayInFloat64():
         assert logit_error(source, grown) <= 1e-11
 

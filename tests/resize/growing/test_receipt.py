@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_warmscale.resize import GrowthReceipt, grow_checkpoint, grow_from_pretrained
-from hf_warmscale.resize.growing.receipt import growth_warnings
-from hf_warmscale.resize.growing.replay import read_receipt, replay_growth
+from hf_warmscale.resize import GrowthReceipt, ShrinkReceipt, grow_checkpoint, grow_from_pretrained
+from hf_warmscale.resize.growing.receipt import growth_warnings, read_receipt
+from hf_warmscale.resize.growing.replay import replay_growth
 from tests.resize.families import FAMILIES, random_model
 
 
@@ -66,7 +66,7 @@ def test_duplicates(source: PreTrainedModel) -> None:
     stacked: Any = grow_from_pretrained(source, num_hidden_layers=4, verify=False).growth_receipt
     blocks = sum(w.numel() for name, w in source.state_dict().items() if ".layers." in name)
     assert stacked["duplicate_fraction"] == pytest.approx(blocks / stacked["parameters"])
-    with pytest.warns(UserWarning, match="stay copies"):
+    with pytest.warns(UserWarning, match="never differ"):
         plain: Any = grow_from_pretrained(source, hidden_size=64, snr_db=None, verify=False).growth_receipt
     noisy: Any = grow_from_pretrained(source, hidden_size=64, verify=False).growth_receipt
     assert plain["duplicate_fraction"] == pytest.approx(0.5, abs=0.02)
@@ -85,3 +85,38 @@ def test_warnings(source: PreTrainedModel) -> None:
     moved = {**receipt.to_dict()["verification"], "max_abs_logit_difference": 0.2}
     receipt = GrowthReceipt.from_dict({**receipt.to_dict(), "verification": moved})
     assert "more than rounding explains" in growth_warnings(receipt, None)[0]
+
+
+OLD = Path(__file__).parents[1] / "receipts_of_0_1_0"
+
+
+def test_receipts_of_version_0_1_0_are_read() -> None:
+    """`obstacle` has another name now, and the path of the source is not published."""
+    content = json.loads((OLD / "growth_receipt.json").read_text())
+    receipt = GrowthReceipt.from_dict(content)
+    assert receipt.inexact_because == content["obstacle"] and receipt.source == "./base"
+    assert receipt.verification is not None and receipt.new_layers == [1, 3]
+    assert GrowthReceipt.from_dict(receipt.to_dict()) == receipt
+    assert GrowthReceipt.from_dict(receipt.config_entry()).layers == content["layers"]
+    assert "from `./base`, 20,416 to 35,424 parameters" in receipt.summary()
+    shrunk = ShrinkReceipt.from_dict(json.loads((OLD / "shrink_receipt.json").read_text()))
+    assert shrunk.source == "./base" and shrunk.how == "importance" and len(shrunk.block_influence) == 2
+    assert ShrinkReceipt.from_dict(shrunk.to_dict()) == shrunk
+
+
+@pytest.mark.parametrize("kind, file", [(GrowthReceipt, "growth_receipt"), (ShrinkReceipt, "shrink_receipt")])
+def test_newer_or_broken_receipts_are_refused_in_one_sentence(kind: Any, file: str) -> None:
+    content = json.loads((OLD / f"{file}.json").read_text())
+    with pytest.raises(ValueError, match=r"has the format version 9, .*; update hf_warmscale\.$"):
+        kind.from_dict({**content, "format_version": 9})
+    del content["layers"]
+    with pytest.raises(ValueError, match=r"receipt lacks the field 'layers'; resize the model again\.$"):
+        kind.from_dict(content)
+
+
+def test_an_earlier_growth_of_version_0_1_0_keeps_no_path(source: PreTrainedModel) -> None:
+    once = grow_from_pretrained(source, num_hidden_layers=3, depth="identity", verify=False)
+    once.config.growth = {**once.config.growth, "source": "/home/me/base", "obstacle": "x", "format_version": 1}
+    twice = grow_from_pretrained(once, hidden_size=64, verify=False)
+    assert "/home" not in json.dumps(twice.config.to_dict())
+    assert twice.config.growth["earlier"]["source"] == "./base"

@@ -61,14 +61,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "at least one"),
     "fractional": ({"hidden_size": 64.0}, "whole number"),
     "operator": ({"hidden_size": 64, "width": "copy"}, "unknown"),
-    "experts": ({"num_experts": 4}, "mixtral model has no"),
+    "experts": ({"num_experts": 4}, "cannot become a mixtral model"),
     "places without blocks": (
         {"hidden_size": 64, "depth": "identity", "insert_after": [0]},
-        "2 blocks from 2 are 0 new ones",
+        "adds 0, but insert_after names 1 places",
     ),
     "depth operator": ({"hidden_size": 64, "depth": "double"}, "depth operator 'double' is unknown"),
     "no decibels": ({"hidden_size": 64, "snr_db": float("nan")}, "snr_db is nan"),
-    "no factor": ({"hidden_size": 64, "width": "szp", "shrink": float("nan")}, "factor is nan"),
+    "no factor": ({"hidden_size": 64, "width": "szp", "shrink": float("nan")}, "shrink is nan"),
 }
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.resize import grow_from_pretrained, shrink_from_pretrained
-from hf_warmscale.resize.shrinking.selection import kept_heads, most_important
+from hf_warmscale.resize.shrinking.selection import most_important, select_heads
 from tests.resize.families import FAMILIES, random_model, tokens
 
 WIDER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
@@ -129,13 +129,13 @@ def test_a_receipt_is_no_use_at_other_sizes() -> None:
 
 
 def test_what_does_nothing_goes_first() -> None:
-    """Silence half the neurons of each block, other ones in each, and a key-value head: the logits do not move."""
+    """Zero half the neurons of each block, other ones in each, and a key-value head: the logits do not move."""
     source = random_model(FAMILIES["llama"](True))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer, block in enumerate(source.model.layers):
-            silent = torch.randperm(48, generator=random)[:24]
-            block.mlp.down_proj.weight[:, silent] = 0
+            unread = torch.randperm(48, generator=random)[:24]
+            block.mlp.down_proj.weight[:, unread] = 0
             head = layer % 2  # two query heads of 8 read it
             block.self_attn.o_proj.weight[:, 16 * head : 16 * (head + 1)] = 0
     small = shrink_from_pretrained(
@@ -166,10 +166,10 @@ def test_most_important() -> None:
 
 def test_every_query_head_keeps_its_keys() -> None:
     scores = torch.tensor([1.0, 9.0, 2.0, 2.0, 0.0, 8.0])  # three groups of two
-    query, keys = kept_heads(scores, 2, (3, 2))
+    query, keys = select_heads(scores, 2, (3, 2))
     assert keys.tolist() == [0, 2] and query.tolist() == [1, 5]
-    with pytest.raises(ValueError, match="keep more key-value heads"):
-        kept_heads(scores, 4, (3, 1))
+    with pytest.raises(ValueError, match="choose more key-value heads"):
+        select_heads(scores, 4, (3, 1))
 
 
 REFUSALS: Mapping[str, tuple[Mapping[str, Any], str]] = {
@@ -179,7 +179,7 @@ REFUSALS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "unknown": ({"num_experts": 2}, "has no num_experts"),
     "no text": ({"hidden_size": 16, "calibration": []}, "no text"),
     "one row": ({"hidden_size": 16, "calibration": torch.arange(8)}, r"shape \(8,\)"),
-    "no tokens": ({"hidden_size": 16, "calibration": torch.zeros(0, 8, dtype=torch.long)}, "give whole token ids"),
+    "no tokens": ({"hidden_size": 16, "calibration": torch.zeros(0, 8, dtype=torch.long)}, "give integer token ids"),
     "foreign ids": ({"hidden_size": 16, "calibration": torch.tensor([[5, 1000]])}, "has the token 1000"),
 }
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from hf_warmscale.training import ReplayMixture, SeenRows
 from hf_warmscale.training.data.apportionment import Apportionment
-from hf_warmscale.training.data.batches import StageSamples
+from hf_warmscale.training.data.batches import SOURCE_NUMBER, StageSamples
 from hf_warmscale.training.data.permutation import key_of, permuted
 
 
@@ -141,13 +141,13 @@ def test_a_wrapping_source_is_shuffled_anew() -> None:
     assert len({tuple(order) for order in old}) == 4
 
 
-def read(workers: int, rank: int, world: int, batch: int) -> list[tuple[str, int]]:
+def read(workers: int, rank: int, world: int, batch: int) -> list[tuple[int, int]]:
     """Read 96 samples as one rank of many: `batch` rows at a time, rank by rank."""
     mine = [i for start in range(rank * batch, 96, world * batch) for i in range(start, start + batch)]
     loader = DataLoader(
         StageSamples(mixture(), 96), batch_size=batch, sampler=mine, num_workers=workers, collate_fn=list
     )
-    return [(row["source"], row["input_ids"][0]) for rows in loader for row in rows]
+    return [(row[SOURCE_NUMBER], row["input_ids"][0]) for rows in loader for row in rows]
 
 
 @pytest.mark.parametrize("workers", [0, 2, 4])

@@ -1,17 +1,21 @@
 """A stream as a source: the same rows on every rank and worker and after a resume, in the order of the stream."""
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import IterableDataset, load_dataset
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterable
 
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage, StreamedRows, seen_rows
 from hf_warmscale.training.data.batches import StageSamples
 from hf_warmscale.training.data.packing import load_packed, pack, stream_packed
-from hf_warmscale.training.recipe.configuration import StageArguments
+from hf_warmscale.training.recipe.fields import StageArguments
 from hf_warmscale.training.recipe.sources import load_mixture
 from tests.training.tiny import (
     LENGTH,
@@ -50,11 +54,46 @@ def test_rows_come_in_the_order_of_the_stream_and_wrap() -> None:
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_do_not_change_the_order(workers: int) -> None:
-    samples = StageSamples(mixture(), 64)
-    loader = DataLoader(samples, batch_size=8, num_workers=workers, collate_fn=lambda batch: batch)
-    assert [row for batch in loader for row in batch] == [mixture()[index] for index in range(64)]
+def files_of_numbers(folder: Path) -> list[str]:
+    """Write three files of 400 numbered rows."""
+    for number in range(3):
+        rows = [{"input_ids": [number, row] * 4, "labels": [number, row] * 4} for row in range(400)]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(path) for path in sorted(folder.glob("*.jsonl"))]
+
+
+def mixture_of_files(files: list[str], *, shuffled: bool) -> ReplayMixture:
+    opened = load_dataset("json", data_files=files, split="train", streaming=True)
+    streamed = StreamedRows(opened.shuffle(seed=0, buffer_size=50) if shuffled else opened, 1_000)
+    return ReplayMixture({"stream": streamed, "old": OLD}, [0.9, 0.1])
+
+
+WORKERS = [(None, 0), ("fork", 1), ("fork", 2), ("fork", 4)]
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "start", "shuffled"),
+    [(*workers, start, shuffled) for workers in WORKERS for start in (0, 137) for shuffled in (False, True)]
+    # Every spawned worker imports torch, so one case stands for all.
+    + [pytest.param("spawn", 2, 137, True, marks=pytest.mark.slow)],
+)
+def test_workers_read_the_rows_that_one_process_reads(
+    method: str | None, workers: int, start: int, shuffled: bool, tmp_path: Path
+) -> None:
+    """Files are open when workers start: one that read on in the file of its parent would give it other rows."""
+    files = files_of_numbers(tmp_path)
+    mixed = mixture_of_files(files, shuffled=shuffled)
+    assert mixed[5] == mixture_of_files(files, shuffled=shuffled)[5]
+    loader = DataLoader(
+        StageSamples(mixed, start + 240),
+        batch_size=8,
+        sampler=range(start, start + 240),
+        num_workers=workers,
+        multiprocessing_context=method,
+        collate_fn=list,
+    )
+    alone = StageSamples(mixture_of_files(files, shuffled=shuffled), start + 240)
+    assert [row for batch in loader for row in batch] == [alone[index] for index in range(start, start + 240)]
 
 
 def test_a_resumed_stage_goes_on_in_the_stream(tmp_path: Path) -> None:
@@ -86,10 +125,39 @@ def test_a_packed_stream_is_what_pack_writes(tmp_path: Path) -> None:
 
 
 def test_a_stream_shorter_than_said_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds no row 150, and num_rows is 200"):
+    with pytest.raises(ValueError, match="ends before row 150, but num_rows is 200"):
         StreamedRows(stream(), 200)[150]
     with pytest.raises(ValueError, match="at least one row"):
         StreamedRows(stream(), 0)
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+def test_a_packed_stream_alone_trains_in_every_format(form: str | None, tmp_path: Path) -> None:
+    """Packed rows are stored as int32, and a loss needs int64 labels."""
+    tokenizer = train_tokenizer()
+    documents = load_dataset("json", data_files=str(write_corpus(tmp_path, "new")), split="train", streaming=True)
+    packed = stream_packed(documents, tokenizer, sequence_length=LENGTH)
+    streamed = StreamedRows(packed if form is None else packed.with_format(form), 8)
+    assert {torch.as_tensor(values).dtype for values in streamed[3].values()} == {torch.int64}
+    stage = Stage("alone", "constant", ReplayMixture({"new": streamed}, [1.0]), max_steps=2)
+    model = tiny_model()
+    model.resize_token_embeddings(len(tokenizer))
+    trainer = ContinualTrainer(model, arguments(tmp_path / "run"), stage=stage)
+    trainer.train()
+    assert all(0 < loss < 10 for loss in losses(trainer))
+
+
+def test_only_whole_streams_of_datasets_are_accepted() -> None:
+    class Torch(TorchIterable[object]):
+        def __iter__(self) -> Iterator[object]:
+            yield from FRESH
+
+    with pytest.raises(ValueError, match="split with split_dataset_by_node"):
+        StreamedRows(split_dataset_by_node(stream(), rank=0, world_size=2), 50)
+    with pytest.raises(ValueError, match="wrap it with datasets"):
+        StreamedRows(Torch(), 50)
+    with pytest.raises(ValueError, match="The stream is a list"):
+        StreamedRows(FRESH, 50)
 
 
 def test_a_recipe_streams_as_it_would_read_packed_rows(tmp_path: Path) -> None:

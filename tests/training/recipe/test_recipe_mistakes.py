@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_warmscale.cli import main
-from hf_warmscale.training.launch import refuse_engine_blocks
+from hf_warmscale.refusals import refuse_deepspeed_blocks
 from tests.cli.shell import assert_sentence, files_below
 from tests.cli.workspace import make_workspace
 
@@ -91,8 +91,10 @@ def test_refused(
 
 @pytest.mark.parametrize("block", ["optimizer", "scheduler"])
 def test_a_deepspeed_block_that_the_stage_decides_is_refused(block: str) -> None:
-    with pytest.raises(ValueError, match=f"has a block '{block}', which the stage decides; remove it"):
-        refuse_engine_blocks({block: {"type": "WarmupLR"}, "zero_optimization": {"stage": 2}})
+    with pytest.raises(ValueError, match=f"has a block '{block}', which silently replaces"):
+        refuse_deepspeed_blocks(
+            {block: {"type": "WarmupLR"}, "zero_optimization": {"stage": 2}}, "optimizer", "scheduler"
+        )
 
 
 def test_an_anneal_and_an_average_from_the_shell(

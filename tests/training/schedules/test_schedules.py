@@ -130,7 +130,7 @@ def test_no_warmup_starts_at_the_peak() -> None:
         ({"name": "rewarm_cosine", "warmup": "5 apples"}, "not a number of tokens"),
         ({"name": "rewarm_cosine", "min_lr": 2.0, "total_steps": 10, "learning_rate": 1.0}, "between 0 and the peak"),
         ({"name": "infinite_cosine", "min_lr": 0.0, "total_steps": 10, "learning_rate": 1.0}, "positive min_lr"),
-        ({"name": "rewarm_cosine", "learning_rate": -1.0}, "positive number"),
+        ({"name": "rewarm_cosine", "learning_rate": -1.0}, "at least 0"),
     ],
 )
 def test_bad_schedules_are_refused_in_a_sentence(parameters: dict[str, float | str], says: str) -> None:

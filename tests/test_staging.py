@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json, write_text
+from hf_warmscale.staging import publish, refuse_existing, staged_directory, staged_file, write_json, write_text
 from tests.checkpoints.processes import fork, outcome
 
 NOBODY = 65534
@@ -214,3 +214,26 @@ class TestText:
             write_text(tmp_path / "file", "text")
         shutil.rmtree(tmp_path / "file")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_gives_way_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    for name in ("new", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with pytest.raises(OSError):
+        publish(tmp_path / "new", tmp_path / "there")
+    assert (tmp_path / "there" / "file").read_text() == "there"
+    publish(tmp_path / "new", tmp_path / "there", replace=True)
+    assert (tmp_path / "there" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_file_is_replaced_as_a_whole_or_kept(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with staged_file(path) as staging:
+        staging.write_text("old")
+    with pytest.raises(RuntimeError), staged_file(path) as staging:
+        staging.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

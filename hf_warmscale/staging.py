@@ -1,7 +1,11 @@
-"""Write beside the target, rename when complete: a killed write is never mistaken for a result."""
+"""Write beside the target, rename when complete: a killed write is never mistaken for a result.
+
+This is the one place in the package that does so. It stands at the bottom, because pictures need it too.
+"""
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -14,7 +18,7 @@ from filelock import FileLock, Timeout
 
 STAGING_SUFFIX = ".partial"
 LOCK_SUFFIX = ".lock"
-TEXT_LOCK_SECONDS = 60.0
+FILE_LOCK_SECONDS = 60.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LITTLE_SPACE = 1 << 20
 
@@ -68,12 +72,58 @@ def staged_directory(output: str | os.PathLike[str]) -> Iterator[Path]:
             with explained_full_disk(output):
                 staging.mkdir()
                 yield staging
-                sync_tree(staging)
-                staging.rename(output)
+                publish(staging, output)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        sync(output.parent)
+
+
+def publish(staging: Path, final: Path, *, replace: bool = False) -> None:
+    """Move a complete folder to its place, so that it survives a power cut.
+
+    Args:
+        staging (`Path`): a folder on the same disk as `final`.
+        final (`Path`): its place, where nothing is or an empty folder.
+        replace (`bool`): remove the folder that is there.
+
+    Raises:
+        OSError: if `final` is not empty and `replace` is off.
+    """
+    sync_tree(staging)
+    old = staging.with_name(f"{staging.name}.old")
+    if replace and final.exists():
+        final.rename(old)
+    staging.rename(final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `path`; the file written there replaces `path` when the block ends without an error.
+
+    Of several writers the last one wins. The file survives a power cut.
+
+    Args:
+        path (`str` or `PathLike`): the file to make or to replace.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; what was at `path` is still there.
+
+    Example:
+        >>> with staged_file("optimizer.pt") as staging:
+        ...     torch.save(state, staging)
+    """
+    path = Path(path)
+    staging = path.with_name(f".{path.name}{STAGING_SUFFIX}")
+    with _locked(path, wait=FILE_LOCK_SECONDS):
+        try:
+            yield staging
+            sync(staging)
+            staging.replace(path)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -100,18 +150,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         OSError: if the disk is full or the folder cannot be written; what was at `path` is still there.
     """
-    path = Path(path)
-    staging = path.with_name(f".{path.name}{STAGING_SUFFIX}")
-    with _locked(path, wait=TEXT_LOCK_SECONDS):
-        try:
-            with staging.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(path)
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
+    with staged_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[Any]) -> None:
@@ -122,6 +162,19 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[A
         OSError: as `write_text`.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def as_json(content: Any) -> str:
+    """Return JSON as `write_json` writes it, with null where a number is NaN or infinite: JSON has no such numbers."""
+    return json.dumps(_without_non_finite(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _without_non_finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _without_non_finite(value) for key, value in content.items()}
+    return [_without_non_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 @contextmanager

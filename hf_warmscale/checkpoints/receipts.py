@@ -1,0 +1,81 @@
+"""What every operation leaves beside the model it makes: a receipt of plain values, without local paths."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+FORMAT_VERSION = "format_version"
+"""The key of the version of a receipt's layout. Receipts of 0.1.0 have none and count as version 1."""
+
+
+class Receipt(Protocol):
+    """The record of one operation. `hub` makes cards from receipts and knows nothing else about operations.
+
+    Attributes:
+        file_name (`str`): the JSON file in the model's folder.
+        title (`str`): the title of its section in the card.
+        tag (`str`): the tag of the card.
+        format_version (`int`): the version of the layout that `to_dict` writes.
+    """
+
+    file_name: ClassVar[str]
+    title: ClassVar[str]
+    tag: ClassVar[str]
+    format_version: ClassVar[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON, with the format version. No value is a local path."""
+        ...
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` of this or an earlier version wrote.
+
+        Raises:
+            ValueError: if a newer version wrote it, or a field is missing.
+        """
+        ...
+
+    def summary(self) -> str:
+        """Return one sentence for the card."""
+        ...
+
+    def sources(self) -> Sequence[str]:
+        """Return the names of the models it was made of; see [`public_name`]."""
+        ...
+
+
+def public_name(source: str | os.PathLike[str]) -> str:
+    """Return the name under which a receipt publishes a source: a Hub id, or `./` and the name of a folder.
+
+    The path of a folder stays private. The `./` tells a folder `gpt2` from the model `gpt2` of the Hub; which folder
+    it was is told by the hash of its weights, which receipts hold too.
+
+    Example:
+        >>> public_name("org/model@main"), public_name("/home/me/runs/base")
+        ('org/model', './base')
+    """
+    text, path = os.fspath(source), Path(source).expanduser()
+    if path.exists() or isinstance(source, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
+        return f"./{path.resolve().name}"
+    return text.partition("@")[0]
+
+
+def check_format_version(content: Mapping[str, Any], newest: int, what: str) -> None:
+    """Refuse a receipt of a newer version of this package, whose fields may mean something else.
+
+    Args:
+        content (`Mapping[str, Any]`): the receipt as it was read.
+        newest (`int`): the newest version that can be read.
+        what (`str`): names the receipt for the error.
+
+    Raises:
+        ValueError: if the version is newer, or is not a whole number.
+    """
+    version = content.get(FORMAT_VERSION, 1)
+    if not isinstance(version, int) or version > newest:
+        raise ValueError(
+            f"The {what} has the format version {version!r}, and this version of hf_warmscale reads versions up to "
+            f"{newest}; update hf_warmscale."
+        )

@@ -1,0 +1,161 @@
+"""How a trainer of stages saves and loads: checkpoints that are whole, and all of their weights."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput
+
+from hf_warmscale.checkpoints import explained_full_disk
+from hf_warmscale.checkpoints.run_folder import run_checkpoints
+from hf_warmscale.training.resuming import UNREADABLE, advice, load_renamed
+from hf_warmscale.training.saving import publish, rotate, staging_of
+from hf_warmscale.training.stage import Stage
+from hf_warmscale.training.stage_run import StageRun
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointMixin(Trainer):
+    """Save every checkpoint beside its place and rename it; load weights by the names that the files give them.
+
+    The base of `ContinualMixin`. Without a stage a checkpoint holds what `Trainer` writes, byte for byte.
+    """
+
+    stage: Stage | None = None
+    stage_run: StageRun | None = None
+    _writes_staged = False
+    _keeps_cache = False
+
+    def _has_engine(self) -> bool:
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def _run_folder(self) -> str:
+        return super()._get_output_dir(getattr(self, "_trial", None))
+
+    # ---- Saving ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(staging_of(folder)) if self._writes_staged else folder
+
+    @contextmanager
+    def _staged(self) -> Iterator[None]:
+        self._writes_staged = True
+        try:
+            yield
+        finally:
+            self._writes_staged = False
+
+    @contextmanager
+    def _own_cache_setting(self) -> Iterator[None]:
+        """Save the model as it came: `Trainer` turns `use_cache` off to train, and generation is slow without it."""
+        config = getattr(self.model, "config", None)
+        if not self._keeps_cache or config is None:
+            yield
+            return
+        while_training, config.use_cache = config.use_cache, True
+        try:
+            yield
+        finally:
+            config.use_cache = while_training
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model with its own `use_cache`; see `Trainer.save_model`."""
+        with self._own_cache_setting():
+            super().save_model(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
+        run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        if self.stage_run is not None:
+            self.stage_run.advance(self.state.global_step, self.accelerator.gather)
+        self._find_best(run, name)
+        best = self.state.best_model_checkpoint
+        with explained_full_disk(run / name), self._staged():
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        moved, self.state.best_model_checkpoint = self.state.best_model_checkpoint != best, best
+        if self.args.should_save:
+            with explained_full_disk(run / name):
+                self._publish(run, name, write_state=moved)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
+
+    def _find_best(self, run: Path, name: str) -> None:
+        """Note where the best checkpoint is: the one being written, or one that is there since the best evaluation."""
+        best = f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == name or (run / best).is_dir()):
+            self.state.best_model_checkpoint = str(run / best)
+
+    def _publish(self, run: Path, name: str, *, write_state: bool) -> None:
+        staging = staging_of(run) / name
+        if write_state:  # Trainer took the staging folder for the place of the best checkpoint
+            self.state.save_to_json(str(staging / "trainer_state.json"))
+        if self.stage_run is not None:
+            self.stage_run.record.save(staging)
+        publish(run, name)
+        rotate(run_checkpoints(run), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._writes_staged:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
+        """End the training; Trainer's own rotation would delete a user's `checkpoint-2-keep`."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output = super()._finalize_training(trial, *args, **kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            self.args.save_total_limit = limit
+        best, run = self.state.best_model_checkpoint, super()._get_output_dir(trial)
+        if self.args.should_save and best is not None and limit == 1 and Path(run).is_dir():
+            rotate(run_checkpoints(run), limit, best, only_best=True)
+        return cast(TrainOutput, output)
+
+    # ---- Loading ----
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Restore the state; a best checkpoint whose run folder was moved is looked for beside the resumed one."""
+        begun = super()._init_training_state(*args, **kwargs)
+        step = self.state.best_global_step
+        if step and self.state.best_model_checkpoint is None:
+            resumed = args[3] if len(args) > 3 else kwargs.get("resume_from_checkpoint")
+            places = [Path(self._run_folder()), Path(resumed or self._run_folder()).parent]
+            found = [place / f"checkpoint-{step}" for place in places if (place / f"checkpoint-{step}").is_dir()]
+            if found:
+                self.state.best_model_checkpoint = str(found[0])
+            elif self.args.load_best_model_at_end:
+                logger.warning("checkpoint-%d, the best so far, is gone; it cannot be loaded at the end.", step)
+        return begun
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        live = args[0] if args else kwargs.get("model") or self.model
+        if (
+            self._has_engine()
+            or not isinstance(live, PreTrainedModel)
+            or not load_renamed(live, resume_from_checkpoint)
+        ):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        live = self.model
+        renamed = isinstance(live, PreTrainedModel) and best is not None and not self._has_engine()
+        if not renamed or not load_renamed(cast(PreTrainedModel, live), cast(str, best)):
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except UNREADABLE as error:
+            if self.stage is None or checkpoint is None:
+                raise
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise ValueError(
+                f"The optimizer state of {checkpoint} cannot be loaded ({reason}); {advice(checkpoint)}."
+            ) from error

@@ -1,0 +1,149 @@
+"""Prove on a tiny model whether the documents of a packed batch can see one another.
+
+Packed rows hold several documents, told apart by `position_ids` that restart at 0. Whether a model keeps them apart
+depends on its family (learned positions, recurrent layers, masks of its own) and on the attention implementation. So
+nothing is assumed: a model of the same class and structure, with tiny sizes and random weights, must give every
+document of a packed batch the logits that it gives to the document alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_warmscale.architecture.fields import find_field
+from hf_warmscale.architecture.model_map import Axis
+from hf_warmscale.architecture.precision import StayInFloat64
+from hf_warmscale.architecture.proof import randomize
+from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN, TINY, axes_of, tiny_config, unpartitioned
+from hf_warmscale.training.data.stand_ins import stand_in_for
+
+Layout = Literal["rows", "end_to_end"]
+"""Packed rows stacked, `[rows, tokens]`, or laid end to end, `[1, rows * tokens]`."""
+
+LAYOUTS: tuple[Layout, ...] = ("end_to_end", "rows")
+DOCUMENTS = ((7, 9), (10, 6))
+"""Tokens of the documents in each of two rows: boundaries at different places, every document seen by another."""
+
+TOLERANCE = 1e-6
+"""Largest change of a logit, relative to the largest logit: rounding leaves 1e-15, a leak 1e-3 or more."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """The result of a proof.
+
+    Args:
+        family (`str`): the `model_type`.
+        attention (`str`): the attention implementation.
+        changes (`Mapping[Layout, float]`): the largest change of a logit, relative to the largest logit, between a
+            document in a packed batch and alone.
+        failures (`Mapping[Layout, str]`): what the model raised, if it cannot run on a layout at all.
+    """
+
+    family: str
+    attention: str
+    changes: Mapping[Layout, float] = field(default_factory=dict)
+    failures: Mapping[Layout, str] = field(default_factory=dict)
+
+    def holds_for(self, layout: Layout) -> bool:
+        """Tell whether documents stay apart in batches of this layout."""
+        return self.changes.get(layout, 1.0) < TOLERANCE
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout to use: stacked rows where they are safe, else end to end, else none."""
+        return next((layout for layout in ("rows", "end_to_end") if self.holds_for(layout)), None)
+
+    def reason(self) -> str:
+        """Return why no layout is safe, as a clause."""
+        if self.changes:
+            change = min(self.changes.values())
+            return f"another document in the row changes the logits by {change:.1g} of the largest"
+        return f"it cannot run on them ({next(iter(self.failures.values()), 'no layout was tried')})"
+
+
+_proved: dict[tuple[type, str, str], Separation] = {}
+
+
+def separation_of(model: PreTrainedModel) -> Separation:
+    """Prove whether the documents of a packed batch stay apart in this model. A result is kept for the process.
+
+    For flash and flex attention a function stands in that gets the same arguments, see `stand_ins`: the proof covers
+    what the model passes on to them.
+
+    Args:
+        model (`PreTrainedModel`): of any size, on any device and under any engine; it is not run.
+    """
+    attention = str(model.config._attn_implementation)
+    key = (type(model), attention, model.config.to_json_string(use_diff=False))
+    if key not in _proved:
+        _proved[key] = prove(type(model), model.config, attention)
+    return _proved[key]
+
+
+def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> Separation:
+    """Prove the separation of documents for a model class, a config and an attention implementation."""
+    changes: dict[Layout, float] = {}
+    failures: dict[Layout, str] = {}
+    for layout in LAYOUTS:
+        try:
+            model = tiny_model(model_class, config, attention)
+            changes[layout] = largest_change(model, layout)
+        except Exception as error:  # whatever the family's own code raises
+            failures[layout] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return Separation(str(config.model_type), attention, changes, failures)
+
+
+def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> PreTrainedModel:
+    """Build a small random model of the same structure; every layer stays, for layers may differ in kind."""
+    tiny = tiny_config(config, tiny_sizes(config))
+    tiny._attn_implementation = stand_in_for(attention)
+    tiny._experts_implementation = "eager"
+    with torch.random.fork_rng(devices=[]), unpartitioned(), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
+        model = model_class(tiny)
+        model = randomize(model)
+    model.eval()
+    return model
+
+
+def tiny_sizes(config: PreTrainedConfig) -> dict[Axis, int]:
+    """Return the small size of every axis that the config can set."""
+    sizes = {axis: TINY[axis] for axis in TINY if axis in axes_of(config)}
+    heads, kv_heads = (getattr(config, find_field(config, axis) or "", None) for axis in (Axis.HEADS, Axis.KV_HEADS))
+    if Axis.KV_HEADS in sizes and kv_heads in (heads, None):
+        sizes[Axis.KV_HEADS] = sizes[Axis.HEADS]
+    return sizes
+
+
+@torch.no_grad()
+def largest_change(model: PreTrainedModel, layout: Layout) -> float:
+    """Return the largest change of a logit between a document in a packed batch and alone, relative to the largest."""
+    vocab_size = len(model.get_input_embeddings().get_parameter("weight"))
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        [torch.randint(FIRST_ORDINARY_TOKEN, vocab_size, (1, length), generator=generator) for length in lengths]
+        for lengths in DOCUMENTS
+    ]
+    if layout == "end_to_end":
+        rows = [[document for row in rows for document in row]]
+    positions = torch.stack([torch.cat([torch.arange(part.shape[1]) for part in row]) for row in rows])
+    with StayInFloat64():
+        packed = _logits(model, input_ids=torch.cat([torch.cat(row, dim=1) for row in rows]), position_ids=positions)
+        changes = [
+            (packed[number, stop - part.shape[1] : stop] - _logits(model, input_ids=part)[0]).abs().max()
+            for number, row in enumerate(rows)
+            for part, stop in zip(row, accumulate(part.shape[1] for part in row), strict=True)
+        ]
+    change = float(max(changes) / packed.abs().max())
+    return change if change == change else 1.0
+
+
+def _logits(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits

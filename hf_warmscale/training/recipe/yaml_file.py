@@ -1,0 +1,63 @@
+"""YAML that is read strictly: `1e-3` is a number, and a key that occurs twice is an error."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the two changes of this module."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping and refuse duplicate keys, of which PyYAML would silently keep the last."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"The key {key!r} occurs twice; keep one.")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads `1e-3` as text, because it asks for a dot in the mantissa.
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the keys and values of a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not YAML, or holds no keys.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The configuration {path} does not exist; check the path.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys; write one `key: value` per line.")
+    return {str(key): value for key, value in content.items()}
+
+
+def as_mapping(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Return a field that is a mapping in the file and JSON on the command line.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    try:
+        content = yaml.load(value, Loader) if isinstance(value, str) else value  # a SafeLoader; JSON is YAML
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} is {value!r}; it must be a mapping, such as {{name: value}}.")
+    return dict(content)

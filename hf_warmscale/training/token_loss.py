@@ -1,0 +1,102 @@
+"""The loss of a step, computed once: the scalar for the trainer, and the same loss token by token for the meter."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_warmscale.compat.transformers import models_with_causal_lm_loss, replaced_loss
+
+IGNORED = -100
+CHUNK_ELEMENTS = 1 << 24
+"""Logits that are turned into float32 at once where the loss has to be computed a second time: 64 MB."""
+
+
+class TokenLoss:
+    """A causal language model's loss that remembers the loss of each token.
+
+    While it is installed, a model that calls `self.loss_function` computes its cross-entropy here. The gradients are
+    those of transformers' own loss bit for bit, the scalar is summed in another order. Whatever a model adds to its
+    loss (router losses) it adds to this one too.
+
+    Args:
+        model (`nn.Module`): the model, in whatever wraps it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owners = models_with_causal_lm_loss(model)
+        self.nll: Tensor | None = None
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        vocab_size: int,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = IGNORED,
+        shift_labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the mean loss, or the sum divided by `num_items_in_batch`; arguments as in transformers."""
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+        targets = shift_labels.to(logits.device)
+        nll = nn.functional.cross_entropy(
+            logits.float().reshape(-1, vocab_size), targets.reshape(-1), ignore_index=ignore_index, reduction="none"
+        )
+        if self.nll is None:  # the first of several heads predicts the next token
+            self.nll = nll.detach().reshape(targets.shape)
+        if num_items_in_batch is None:
+            return nll.sum() / (targets != ignore_index).sum()
+        return nll.sum() / torch.as_tensor(num_items_in_batch, device=nll.device)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the model call this loss inside the block; `nll` is `None` until it does."""
+        self.nll = None
+        with replaced_loss(self.owners, self):
+            yield
+
+
+@contextmanager
+def captured(model: nn.Module) -> Iterator[list[Mapping[str, Any]]]:
+    """Collect what a model returns inside the block, for a loss function that keeps it to itself."""
+    seen: list[Mapping[str, Any]] = []
+
+    def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:
+        if isinstance(outputs, Mapping):
+            seen.append(outputs)
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def nll_of_outputs(outputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
+    """Return the loss of every next token, `[rows, tokens]`, from what a model returned; `None` if that has no loss.
+
+    The last column and ignored labels are 0. Logits are read in chunks; trl's fused head gives `log_probs` instead.
+
+    Args:
+        outputs (`Mapping`): of the model.
+        labels (`Tensor`): `[rows, tokens]`.
+    """
+    log_probs, logits = outputs.get("log_probs"), outputs.get("logits")
+    if log_probs is not None:
+        return -nn.functional.pad(log_probs, (0, labels.shape[1] - log_probs.shape[1]))
+    if logits is None:
+        return None
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    flat, wanted = logits[:, -labels.shape[1] :].reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
+    parts = [
+        nn.functional.cross_entropy(part.float(), target, reduction="none", ignore_index=IGNORED)
+        for part, target in zip(flat.split(rows), wanted.split(rows), strict=True)
+    ]
+    return torch.cat(parts).reshape(labels.shape)

@@ -1,0 +1,140 @@
+"""Prove for every type of transformers' causal-LM mapping whether packed documents stay apart.
+
+    python recipes/reproduce/packing/run.py             # continues where it stopped; about twenty minutes of one core
+    python recipes/reproduce/packing/run.py --report
+
+writes `separation.json` and `README.md` beside this file.
+"""
+
+import argparse
+import json
+import signal
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_warmscale.architecture import Axis, find_field
+from hf_warmscale.architecture.tiny import tiny_config
+from hf_warmscale.checkpoints import write_json, write_text
+from hf_warmscale.report import markdown_table
+from hf_warmscale.training.data.separation import LAYOUTS, Separation, prove, tiny_sizes
+
+HERE = Path(__file__).parent
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
+CPU_SECONDS = 120
+LAYERS = 4
+
+
+class OutOfTimeError(BaseException):
+    """One type took longer than it may; nothing between takes it for a failure."""
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise OutOfTimeError(f"not finished within {seconds:.0f} CPU seconds")
+
+    signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def shallow_config(model_type: str) -> PreTrainedConfig:
+    """Return the family's default config with few layers, where their kinds are not listed one by one."""
+    config = CONFIG_MAPPING[model_type]()
+    if find_field(config, Axis.LAYERS) is None:
+        return config
+    try:
+        return tiny_config(config, {**tiny_sizes(config), Axis.LAYERS: LAYERS})
+    except Exception:  # the family's own validators
+        return config
+
+
+def prove_type(model_type: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"model type": model_type}
+    try:
+        with cpu_limit(CPU_SECONDS):
+            config = shallow_config(model_type)
+            model_class = AutoModelForCausalLM._model_mapping[type(config)]
+            for attention in ATTENTIONS:
+                proved = prove(model_class, config, attention)
+                row[attention] = {"changes": dict(proved.changes), "failures": dict(proved.failures)}
+    except (Exception, OutOfTimeError) as error:  # whatever the family's own code raises
+        row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return row
+
+
+def verdict(row: dict[str, Any], attention: str) -> str:
+    if attention not in row:
+        return "not tried"
+    proved = Separation(row["model type"], attention, row[attention]["changes"], row[attention]["failures"])
+    if proved.layout is not None:
+        return {"rows": "stacked", "end_to_end": "end to end"}[proved.layout]
+    return "refused" if proved.changes else "does not run"
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    table = [{"model type": row["model type"], **{name: verdict(row, name) for name in ATTENTIONS}} for row in rows]
+    totals = {name: Counter(row[name] for row in table) for name in ATTENTIONS}
+    kinds = ("stacked", "end to end", "refused", "does not run", "not tried")
+    summary = [{"attention": name, **{kind: totals[name][kind] for kind in kinds}} for name in ATTENTIONS]
+    details = []
+    for row in rows:
+        for name in ATTENTIONS:
+            if verdict(row, name) in ("refused", "does not run"):
+                proved = row[name]
+                changes = {layout: f"{change:.1g}" for layout, change in proved["changes"].items()}
+                reasons = next(iter(proved["failures"].values()), "").replace("|", "/")
+                details.append({"model type": row["model type"], "attention": name, **changes, "raised": reasons})
+        if "failed" in row:
+            details.append({"model type": row["model type"], "attention": "all", "raised": row["failed"]})
+    columns = ("model type", "attention", *LAYOUTS, "raised")
+    text = (
+        "# Do packed documents stay apart?\n\n"
+        "    python recipes/reproduce/packing/run.py\n\n"
+        f"Every causal LM of transformers {transformers.__version__} with torch {torch.__version__}, on CPU. A tiny "
+        "random model must give each of four documents in a packed batch the logits that it gives to the document "
+        "alone, to 1e-6 of the largest logit. *Stacked*: rows of several documents, batch 2. *End to end*: all rows "
+        "in one, as flash attention needs it. *Refused*: a trainer refuses rows of several documents. For flash "
+        "and flex attention, functions in plain torch stand in that get the same arguments.\n\n"
+        + markdown_table(summary)
+        + "\n## Every type\n\n"
+        + markdown_table(table)
+        + "\n## Refused, and what does not run\n\nThe largest change of a logit, relative to the largest logit.\n\n"
+        + markdown_table([{column: row.get(column, "") for column in columns} for row in details])
+    )
+    write_text(HERE / "README.md", text)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="these types, again")
+    parser.add_argument("--report", action="store_true", help="only make the table")
+    arguments = parser.parse_args()
+    path = HERE / "separation.json"
+    done = {row["model type"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    for name in () if arguments.report else tqdm(arguments.only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        if arguments.only or name not in done:
+            done[name] = prove_type(name)
+            write_json(path, [done[name] for name in sorted(done)])
+    report([done[name] for name in sorted(done)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What the private API of transformers must still do; a failure here names what changed."""
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    HfArgumentParser,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+from hf_warmscale.compat.transformers import (
+    TRAINER_HOOKS,
+    causal_lm_loss,
+    convert,
+    dict_arguments,
+    in_natural_order,
+    loaded_name,
+    loading_conversions,
+    loss_shifts_labels,
+    models_with_causal_lm_loss,
+    renamed,
+    replaced_loss,
+    saved_name,
+    saving_conversions,
+    without_partitioning,
+)
+from tests.training.tiny import NEW, arguments, tiny_model
+
+GATE, UP = "model.layers.0.block_sparse_moe.experts.1.w1.weight", "model.layers.0.block_sparse_moe.experts.1.w3.weight"
+PACKED = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def mixtral() -> MixtralForCausalLM:
+    config = MixtralConfig(
+        vocab_size=32,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+    )
+    return MixtralForCausalLM(config)
+
+
+def test_names_of_experts_in_files_become_one_name_of_the_model() -> None:
+    model = mixtral()
+    conversions = loading_conversions(model)
+    keys = {loaded_name(name, conversions, model, model.state_dict()) for name in (GATE, UP)}
+    assert {key for key, _ in keys} == {PACKED}
+    assert all(pattern in conversions.by_pattern for _, pattern in keys)
+
+
+def test_a_prefix_that_the_files_lack_is_added() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
+    name, pattern = loaded_name("wte.weight", loading_conversions(model), model, model.state_dict())
+    assert (name, pattern) == ("transformer.wte.weight", None)
+
+
+def test_a_packed_tensor_is_saved_through_a_converter() -> None:
+    conversions = saving_conversions(mixtral())
+    key, pattern = saved_name(PACKED, conversions)
+    assert pattern in conversions.by_pattern
+    assert saved_name("model.norm.weight", conversions) == ("model.norm.weight", None)
+    assert "block_sparse_moe" in renamed(key, conversions.renamings)
+
+
+def test_a_conversion_there_and_back_is_the_identity() -> None:
+    model = mixtral()
+    loading, saving = loading_conversions(model), saving_conversions(model)
+    packed = model.state_dict()[PACKED]
+    key, pattern = saved_name(PACKED, saving)
+    assert pattern is not None
+    parts = convert(saving.by_pattern[pattern], key, [(PACKED, pattern, packed)], model)
+    stored = {renamed(name, saving.renamings): value for name, value in parts.items()}
+    assert len(stored) == 4 and GATE in stored and UP in stored
+    found = [(name, *loaded_name(name, loading, model, model.state_dict())) for name in in_natural_order(stored)]
+    given = [(name, pattern, stored[name]) for name, _, pattern in found if pattern is not None]
+    (result,) = convert(loading.by_pattern[given[0][1]], PACKED, given, model).values()
+    assert torch.equal(result, packed)
+
+
+def test_plain_families_need_no_conversion() -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    assert {saved_name(name, saving_conversions(model)) for name in model.state_dict()} == {
+        (name, None) for name in model.state_dict()
+    }
+
+
+def test_layers_are_in_natural_order() -> None:
+    assert list(in_natural_order(["a.10.b", "a.2.b", "a.2.a"])) == ["a.2.a", "a.2.b", "a.10.b"]
+
+
+@pytest.mark.parametrize("hook", list(TRAINER_HOOKS))
+def test_the_trainer_has_the_methods_that_the_mixin_overrides(hook: str) -> None:
+    method = getattr(Trainer, hook, None)
+    assert method is not None, f"Trainer.{hook} is gone; ContinualMixin overrides it"
+    found = tuple(inspect.signature(method).parameters)[1:]
+    assert found == TRAINER_HOOKS[hook], f"Trainer.{hook} takes {found} now"
+
+
+def test_the_trainer_says_whether_labels_are_shifted(tmp_path: Path) -> None:
+    assert loss_shifts_labels(Trainer(tiny_model(), arguments(tmp_path), train_dataset=NEW))
+
+
+def test_training_arguments_read_named_fields_as_json(tmp_path: Path) -> None:
+    @dataclass
+    class Arguments(TrainingArguments):
+        _VALID_DICT_FIELDS = dict_arguments("shares")
+        shares: dict[str, float] | str | None = field(default=None)
+
+    (parsed,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(  # type: ignore[arg-type]
+        ["--output_dir", str(tmp_path), "--shares", '{"new": 0.5}']
+    )
+    assert parsed.shares == {"new": 0.5}
+
+
+def test_models_call_a_loss_that_replaces_theirs() -> None:
+    model = tiny_model(dropout=0.0)
+    assert isinstance(model, LlamaForCausalLM)
+    assert models_with_causal_lm_loss(torch.nn.Sequential(model)) == [model]
+    assert model.loss_function is causal_lm_loss()
+    tokens = torch.arange(8)[None]
+    with replaced_loss([model], lambda logits, labels, **kwargs: logits.sum() * 0 + 7.0):
+        assert float(model(input_ids=tokens, labels=tokens).loss.detach()) == 7.0
+    assert model.loss_function is causal_lm_loss()
+    assert float(model(input_ids=tokens, labels=tokens).loss.detach()) != 7.0
+
+
+def test_models_are_built_whole_while_zero_3_is_configured() -> None:
+    deepspeed = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    try:
+        assert is_deepspeed_zero3_enabled()
+        with without_partitioning():
+            assert not is_deepspeed_zero3_enabled()
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        del deepspeed
+    assert not is_deepspeed_zero3_enabled()
