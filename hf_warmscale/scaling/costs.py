@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import describe
-from hf_warmscale.checkpoints import RunFolder
+from hf_warmscale.checkpoints import RunFolder, load_config
 from hf_warmscale.scaling.runs import count_parameters
 
 ModelSource = PreTrainedConfig | int | str | os.PathLike[str]
@@ -72,7 +72,7 @@ def cost_of(source: ModelSource, *, sequence_length: int, embeddings: bool = Tru
         if source < 1:
             raise ValueError(f"A model of {source} parameters does not exist; give a number such as 360_000_000.")
         return Cost(short(source), source, 6.0 * source, 2.0 * source, estimated=True)
-    config = source if isinstance(source, PreTrainedConfig) else load_config(source)
+    config = source if isinstance(source, PreTrainedConfig) else config_at_source(source)
     size = count_parameters(config)[0 if embeddings else 1]
     model_map = describe(config)
     name = short(size) if isinstance(source, PreTrainedConfig) else f"{Path(source).name} ({short(size)})"
@@ -99,7 +99,7 @@ def candidate_of(given: CandidateSource, *, sequence_length: int, embeddings: bo
     return Candidate(cost_of(source, sequence_length=sequence_length, embeddings=embeddings), float(tokens))
 
 
-def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
+def config_at_source(source: str | os.PathLike[str]) -> PreTrainedConfig:
     """Load the config of a checkpoint; of the folder of a run, that of its last checkpoint.
 
     Raises:
@@ -107,13 +107,8 @@ def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     """
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
-        path = (RunFolder(path).checkpoints or [path])[-1]
-    name, _, revision = str(path if path.exists() else os.fspath(source)).partition("@")
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision or None, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(f"{source} has no config.json that can be read; name a checkpoint folder.") from error
-    return config
+        source = (RunFolder(path).checkpoints or [path])[-1]
+    return load_config(source)
 
 
 def short(number: float) -> str:

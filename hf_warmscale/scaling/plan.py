@@ -14,8 +14,8 @@ from hf_warmscale.scaling.costs import (
     Cost,
     ModelSource,
     candidate_of,
+    config_at_source,
     cost_of,
-    load_config,
     short,
 )
 from hf_warmscale.scaling.plan_rows import BreakEven, Budget, Outlook, Row
@@ -159,7 +159,7 @@ def _refuse_larger(target: Cost, candidates: Sequence[Candidate]) -> None:
 def _measured(target: ModelSource, sequence_length: int, batch_size: int) -> float:
     if isinstance(target, int):
         raise ValueError("A budget in hours needs tokens_per_second, or a config whose model can be timed.")
-    config = target if isinstance(target, PreTrainedConfig) else load_config(target)
+    config = target if isinstance(target, PreTrainedConfig) else config_at_source(target)
     return measure_throughput(config, sequence_length=sequence_length, batch_size=batch_size)
 
 

@@ -4,33 +4,29 @@
     python recipes/reproduce/scaling/ladder_report.py
 
 CORPORA holds `documentation.{train,validation}.jsonl.gz`. Every trunk is one `ContinualTrainer` stage at a constant
-rate, and every budget one branch that `anneal_stage` cools; an interrupted run goes on inside the run. `--only` names
-trunks by a part of their name: start the command twice with different parts for two jobs. `--smoke` runs
-`ladder_smoke.yaml`, and predicts from its folders.
+rate, and every budget one branch that `anneal_stage` cools; an interrupted run goes on inside the run. Start the
+command in two shells for two jobs of one thread each. `--smoke` runs `ladder_smoke.yaml`, and predicts from its folders.
 """
 
 import argparse
 import gzip
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 import yaml
 from datasets import Dataset
-from ladder_runs import Study, Trunk, list_trunks, model_config, steps_of
+from ladder_runs import Trunk, base_of, list_trunks, model_config, needed_by, plan_runs, steps_of, trunk_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -52,14 +48,16 @@ from hf_warmscale import (
     grow_from_pretrained,
     predict_loss,
 )
-from hf_warmscale.checkpoints import RunFolder, run_checkpoints, write_json
+from hf_warmscale.checkpoints import RunFolder, load_model, run_checkpoints
 from hf_warmscale.scaling import read_run
+from hf_warmscale.studies import PlannedRun, Study, open_study, run_all, tokens_hash
 from hf_warmscale.training.data.packing import load_packed, pack
 
 HERE = Path(__file__).parent
 END_OF_TEXT = "<|endoftext|>"
 SAVE_EVERY = 2000
 """Steps between the checkpoints from which an interrupted run goes on."""
+ROWS_AT_ONCE = 10_000
 
 
 def main() -> None:
@@ -68,19 +66,17 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "ladder")
-    parser.add_argument("--only", nargs="*", default=[""])
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     name = "ladder_smoke.yaml" if arguments.smoke else "ladder.yaml"
-    study = yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
+    config = yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
+    data = prepare(config["data"], arguments.corpora, arguments.work / "data")
     output = arguments.work / "results" if arguments.smoke else arguments.output
-    ladder = Ladder(study, prepare(study, arguments.corpora, arguments.work / "data"), arguments.work, output)
-    for trunk in list_trunks(study):
-        if any(part in trunk.name for part in arguments.only):
-            ladder.run(trunk)
+    study = open_study(output, config, tokens=hash_of(data.train), code=HERE)
+    run_all(study, plan_runs(config), Ladder(study, data, arguments.work / "runs").run)
     if arguments.smoke:
-        show_prediction(arguments.work)
+        show_prediction(arguments.work / "runs")
 
 
 @dataclass(frozen=True)
@@ -97,50 +93,48 @@ class Ladder:
 
     study: Study
     data: Data
-    work: Path
-    output: Path
+    runs: Path
 
-    def run(self, trunk: Trunk) -> None:
-        """Train a trunk and cool it at every budget, or what of it is left."""
-        steps = steps_of(self.study, trunk)
-        names = [f"{trunk.name}-tpp{ratio:g}" for ratio in trunk.tokens_per_parameter]
-        if all((self.output / f"{name}.json").exists() for name in names):
-            return
-        rate = self.rate_of(trunk)
+    def run(self, planned: PlannedRun) -> dict[str, Any]:
+        """Train a trunk, or what of it is left, cool it at one budget, and return what to store."""
+        trunk, ratio = trunk_of(planned), planned.content["ratio"]
+        steps, rate = steps_of(self.study.config, trunk), self.rate_of(trunk)
         mixture = ReplayMixture({"text": self.data.train}, {"text": 1.0}, trunk.seed)
-        if trunk.base is not None:
-            mixture = mixture.after(self.base_record(trunk)["samples"])
-        folder = self.work / "runs" / trunk.name
-        stage = Stage(
-            trunk.name,
-            get_schedule("constant", learning_rate=rate, warmup=steps.warmup),
-            mixture,
-            max_steps=steps.branches[-1],
-        )
-        self.train(folder, stage, trunk, save_at=steps.branches)
-        for name, branch, end in zip(names, steps.branches, steps.ends, strict=True):
-            if not (self.output / f"{name}.json").exists():
-                checkpoint = folder / f"checkpoint-{branch}"
-                cooled = anneal_stage(checkpoint, mixture, max_steps=end - branch, min_lr=0.0, name=name)
-                self.train(self.work / "runs" / name, cooled, trunk, checkpoint=checkpoint)
-                self.store(name, trunk, rate)
+        base = None if trunk.base is None else read_run(self.runs / base_of(trunk, self.study.config))
+        if base is not None:  # rows that the base has not seen
+            mixture = mixture.after(base.tokens // self.study.config["data"]["sequence_length"])
+        schedule = get_schedule("constant", learning_rate=rate, warmup=steps.warmup)
+        stage = Stage(trunk.name, schedule, mixture, max_steps=steps.branches[-1])
+        self.train(self.runs / trunk.name, stage, trunk, save_at=steps.branches)
+        place = trunk.tokens_per_parameter.index(ratio)
+        checkpoint, left = steps.branches[place], steps.ends[place] - steps.branches[place]
+        parent = self.runs / trunk.name / f"checkpoint-{checkpoint}"
+        cooled = anneal_stage(parent, mixture, max_steps=left, min_lr=0.0, name=planned.name)
+        self.train(self.runs / planned.name, cooled, trunk, parent=parent)
+        ended = read_run(self.runs / planned.name)
+        return {
+            "N": ended.sizes[0],
+            "N_without_embeddings": ended.sizes[1],
+            "D": ended.tokens,
+            "D0": 0 if base is None else base.tokens,
+            "N0": 0 if base is None else base.sizes[0],
+            "N0_without_embeddings": 0 if base is None else base.sizes[1],
+            "loss": ended.loss,
+            "learning_rate": rate,
+            "run": trunk.name,
+            "part": "cooled",
+        }
 
     def train(
-        self,
-        folder: Path,
-        stage: Stage,
-        trunk: Trunk,
-        *,
-        save_at: tuple[int, ...] = (),
-        checkpoint: Path | None = None,
+        self, folder: Path, stage: Stage, trunk: Trunk, *, save_at: tuple[int, ...] = (), parent: Path | None = None
     ) -> None:
         """Train one stage, or what is left of it."""
         last = run_checkpoints(folder)[-1:] if folder.is_dir() else []
         if last and RunFolder(folder).is_finished:
             return
         set_seed(trunk.seed)
-        model = self.first_model(trunk) if checkpoint is None else load(checkpoint)
-        training = self.study["training"]
+        model = self.first_model(trunk) if parent is None else load_model(parent, dtype=torch.float32)
+        training = self.study.config["training"]
         arguments = ContinualTrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=training["rows_per_step"],
@@ -163,74 +157,36 @@ class Ladder:
 
     def first_model(self, trunk: Trunk) -> PreTrainedModel:
         """Return the model that a trunk begins with: fresh, or grown from a cooled branch of the base."""
-        config = model_config(self.study, trunk.hidden_size)
+        config = model_config(self.study.config, trunk.hidden_size)
         if trunk.base is None:
             return MupForCausalLM(config)
+        base = run_checkpoints(self.runs / base_of(trunk, self.study.config))[-1]
         return grow_from_pretrained(
-            load(run_checkpoints(self.base_folder(trunk))[-1]),
+            load_model(base, dtype=torch.float32),
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
-            width=self.study["grown"]["operator"],
+            width=self.study.config["grown"]["operator"],
             seed=trunk.seed,
         )
-
-    def base_folder(self, trunk: Trunk) -> Path:
-        """Return the run that a grown trunk starts from."""
-        hidden_size = self.study["grown"]["base_hidden_size"]
-        return self.work / "runs" / f"scratch-hidden{hidden_size}-seed{trunk.seed}-tpp{trunk.base:g}"
-
-    def base_record(self, trunk: Trunk) -> dict[str, Any]:
-        """Return tokens, rows and parameters of the base of a grown trunk."""
-        run = read_run(self.base_folder(trunk))
-        return {"D0": run.tokens, "N0": run.sizes, "samples": run.tokens // self.study["data"]["sequence_length"]}
 
     def rate_of(self, trunk: Trunk) -> float:
         """Return the rate of a trunk: its own, or the best of the study of rates, moved by its offset."""
         if trunk.log2_rate is not None:
             return float(2.0**trunk.log2_rate)
-        results = [json.loads(path.read_text()) for path in sorted(self.output.glob("rates-*.json"))]
-        wanted = len(self.study["rates"]["log2"])
-        if len(results) < wanted:
-            raise SystemExit(f"{len(results)} of {wanted} rates have run; run them first (--only rates).")
-        best = min(results, key=lambda result: float(result["loss"]))["learning_rate"]
-        return float(best * 2.0 ** self.offset_of(trunk))
+        trunks = list_trunks(self.study.config)
+        rates = [each for each in trunks if each.kind == "rates"]
+        offset = trunk.rate_offset
+        if trunk.base is not None and trunk.seed != self.study.config["grown"]["seeds"][0]:
+            needed = needed_by(trunk, trunks, self.study.config)
+            offset = self.best([name for name in needed if name.startswith("grown/")])["rate_offset"]
+        best = self.best([each.cooled(each.tokens_per_parameter[-1]) for each in rates])
+        return float(best["learning_rate"] * 2.0**offset)
 
-    def offset_of(self, trunk: Trunk) -> float:
-        """Return the offset of a grown trunk's rate; later seeds take the best one of the first."""
-        seeds = self.study["grown"]["seeds"]
-        if trunk.base is None or trunk.seed == seeds[0]:
-            return trunk.rate_offset
-        first = (
-            f"grown-hidden{trunk.hidden_size}-base{trunk.base:g}-*seed{seeds[0]}-tpp{trunk.tokens_per_parameter[-1]:g}"
-        )
-        results = [json.loads(path.read_text()) for path in self.output.glob(f"{first}.json")]
-        return float(min(results, key=lambda result: float(result["loss"]))["rate_offset"])
-
-    def store(self, name: str, trunk: Trunk, rate: float) -> None:
-        """Write the row of a cooled run, with where it comes from."""
-        run = read_run(self.work / "runs" / name)
-        base = {"D0": 0, "N0": (0, 0)} if trunk.base is None else self.base_record(trunk)
-        write_json(
-            self.output / f"{name}.json",
-            {
-                **asdict(trunk),
-                "N": run.sizes[0],
-                "N_without_embeddings": run.sizes[1],
-                "D": run.tokens,
-                "D0": base["D0"],
-                "N0": base["N0"][0],
-                "N0_without_embeddings": base["N0"][1],
-                "loss": run.loss,
-                "learning_rate": rate,
-                "run": trunk.name,
-                "part": "cooled",
-                "data_hash": run.folder.data_hash,
-                "provenance": provenance(),
-            },
-        )
-        print(f"{name}: {run.loss:.4f} nats after {run.tokens:,} tokens", flush=True)
+    def best(self, names: list[str]) -> dict[str, Any]:
+        """Return the stored run with the lowest loss."""
+        return min((self.study.result(name) for name in names), key=lambda result: float(result["loss"]))
 
 
 class SaveAt(TrainerCallback):
@@ -247,17 +203,8 @@ class SaveAt(TrainerCallback):
             control.should_save = True
 
 
-def load(checkpoint: Path) -> PreTrainedModel:
-    """Load a checkpoint in float32."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, trust_remote_code=False
-    )
-    return model
-
-
-def prepare(study: Study, corpora: Path, folder: Path) -> Data:
+def prepare(data: dict[str, Any], corpora: Path, folder: Path) -> Data:
     """Train the tokenizer and pack the rows, or load what an earlier call made."""
-    data = study["data"]
     paths = {split: corpora / f"{data['domain']}.{split}.jsonl.gz" for split in ("train", "validation")}
     if not (folder / "tokenizer").is_dir():
         train_tokenizer(paths["train"], data["vocab_size"], data["sequence_length"]).save_pretrained(
@@ -301,20 +248,15 @@ def texts(path: Path) -> Iterator[str]:
             yield json.loads(line)["text"]
 
 
-def provenance() -> dict[str, str]:
-    """Return which code made a run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True)
-    packages = ("hf-warmscale", "torch", "transformers", "datasets")
-    return {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
+def hash_of(rows: Dataset) -> str:
+    """Return the hash of all tokens."""
+    starts = range(0, len(rows), ROWS_AT_ONCE)
+    return tokens_hash(np.array(rows[start : start + ROWS_AT_ONCE]["input_ids"]) for start in starts)
 
 
-def show_prediction(work: Path) -> None:
-    """Predict the larger size of the smoke run from the folders of all its runs."""
-    folders = sorted((work / "runs").glob("scratch-*-tpp*"))
+def show_prediction(runs: Path) -> None:
+    """Predict a larger size than those of the smoke run from the folders of its runs from scratch."""
+    folders = sorted((runs / "scratch").glob("*-tpp*"))
     found = predict_loss(folders, hidden_size=64, tokens=200_000, bootstrap=5)
     print(f"predicted from {len(folders)} folders: {found.loss:.4f} nats; flags: {found.flags}")
 

@@ -6,8 +6,7 @@ Everything is printed twice, with N counting the embeddings and without them. Th
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hf_warmscale import fit_scaling_law
 from hf_warmscale.checkpoints import write_json
 from hf_warmscale.report import print_table
 from hf_warmscale.scaling import ScalingLaw, draw_law, hold_out, make_frame
+from hf_warmscale.studies import provenance_line, read_runs
 
 HERE = Path(__file__).parent
 TOLERANCE = 0.03
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=200)
     arguments = parser.parse_args()
     study = yaml.safe_load(arguments.study.read_text(encoding="utf-8"))
-    stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*-tpp*.json"))]
-    warn_of_versions(stored)
+    stored = [row for kind in ("scratch", "grown") for row in read_runs(arguments.results / kind)]
+    print(provenance_line(stored))
     report: dict[str, Rows] = {}
     for embeddings in (True, False):
         suffix = "with embeddings" if embeddings else "without embeddings"
@@ -132,13 +132,6 @@ def worth(scratch: Rows, grown: Rows, embeddings: bool) -> Rows:
             }
         )
     return tables
-
-
-def warn_of_versions(stored: Sequence[Mapping[str, Any]]) -> None:
-    """Say so if the runs are of several versions of the code."""
-    versions = {json.dumps(row["provenance"], sort_keys=True) for row in stored}
-    if len(versions) > 1:
-        print(f"The runs are of {len(versions)} versions: {sorted(versions)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Which runs the ladder is made of: trunks at a constant rate, and what is cooled off them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_warmscale import MupConfig
 from hf_warmscale.scaling.runs import count_parameters
+from hf_warmscale.studies import PlannedRun
 
 Study = Mapping[str, Any]
 
@@ -35,11 +36,53 @@ class Trunk:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        parts = [self.kind, f"hidden{self.hidden_size}"]
+        parts = [f"{self.kind}/hidden{self.hidden_size}"]
         parts += [f"base{self.base:g}"] if self.base is not None else []
         parts += [f"log2lr{self.log2_rate:g}"] if self.log2_rate is not None else []
         parts += [f"offset{self.rate_offset:+g}"] if self.rate_offset else []
         return "-".join([*parts, f"seed{self.seed}"])
+
+    def cooled(self, ratio: float) -> str:
+        """Return the name of the run that ends at a budget."""
+        return f"{self.name}-tpp{ratio:g}"
+
+
+def plan_runs(study: Study) -> list[PlannedRun]:
+    """Return every cooled run; one waits for the smaller budget of its trunk, for the rates, and for its base."""
+    trunks = list_trunks(study)
+    runs = []
+    for trunk in trunks:
+        after = needed_by(trunk, trunks, study)
+        for ratio in trunk.tokens_per_parameter:
+            content = {**asdict(trunk), "trunk": trunk.name, "ratio": ratio}
+            runs.append(PlannedRun(trunk.cooled(ratio), content, after))
+            after = (trunk.cooled(ratio),)
+    return runs
+
+
+def needed_by(trunk: Trunk, trunks: list[Trunk], study: Study) -> tuple[str, ...]:
+    """Return the runs whose results a trunk needs before it starts."""
+    if trunk.kind == "rates":
+        return ()
+    rates = [each.cooled(each.tokens_per_parameter[-1]) for each in trunks if each.kind == "rates"]
+    if trunk.base is None:
+        return tuple(rates)
+    first = study["grown"]["seeds"][0]
+    same = [each for each in trunks if (each.hidden_size, each.base) == (trunk.hidden_size, trunk.base)]
+    earlier = [each.cooled(each.tokens_per_parameter[-1]) for each in same if each.seed == first != trunk.seed]
+    return (*rates, base_of(trunk, study), *earlier)
+
+
+def base_of(trunk: Trunk, study: Study) -> str:
+    """Return the run whose end a trunk is grown from."""
+    hidden_size = study["grown"]["base_hidden_size"]
+    return Trunk("scratch", hidden_size, (), trunk.seed).cooled(trunk.base or 0.0)
+
+
+def trunk_of(run: PlannedRun) -> Trunk:
+    """Return the trunk of a planned run."""
+    fields = {name: run.content[name] for name in Trunk.__dataclass_fields__}
+    return Trunk(**{**fields, "tokens_per_parameter": tuple(fields["tokens_per_parameter"])})
 
 
 def list_trunks(study: Study) -> list[Trunk]:
