@@ -5,7 +5,7 @@
 
 CORPORA holds `documentation.{train,validation}.jsonl.gz`. Every trunk is one `ContinualTrainer` stage at a constant
 rate, and every budget one branch that `anneal_stage` cools; an interrupted run goes on inside the run. Start the
-command in two shells for two jobs of one thread each. `--smoke` runs `ladder_smoke.yaml`, and predicts from its folders.
+command in two shells for two jobs of one thread each. `--smoke` runs `ladder_smoke.yaml`, and predicts from its runs.
 """
 
 import argparse
