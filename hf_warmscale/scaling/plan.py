@@ -182,4 +182,15 @@ def _assumptions(outlook: Outlook, candidates: Sequence[Candidate], tokens_per_s
         )
     if tokens_per_second is not None:
         lines.append(f"The target trains at {tokens_per_second:.4g} tokens per second, others in proportion to FLOPs.")
-    return lines if law.source else [*lines, *law.flags]
+    return lines if law.source else [*lines, *_reach(outlook, candidates), *law.flags]
+
+
+def _reach(outlook: Outlook, candidates: Sequence[Candidate]) -> list[str]:
+    """Return how far the plan goes beyond the points of its law, if it does."""
+    frame, asked = outlook.law.frame, outlook.budget.tokens_for(outlook.target)
+    if frame is None:
+        return []
+    tokens = max([asked, *(each.tokens + outlook.budget.tokens_for(each.cost) for each in candidates)])
+    factors = {"parameters": outlook.target.num_parameters / frame.N.max(), "tokens": tokens / frame.D.max()}
+    far = [f"{factor:.3g} times the most {name}" for name, factor in factors.items() if factor > 1]
+    return [f"The plan goes beyond the points of the law: to {' and '.join(far)}."] if far else []

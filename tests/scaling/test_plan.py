@@ -1,15 +1,16 @@
 """A plan compares options by one law: its arithmetic by hand, its break-even as an equation, its advice both ways."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
-from hf_warmscale import describe, plan
+from hf_warmscale import describe, fit_scaling_law, plan
 from hf_warmscale.scaling import ScalingLaw, measure_throughput, published
 from hf_warmscale.scaling.plan_rows import Row
-from tests.scaling.measurements import TRUE, true_loss
+from tests.scaling.measurements import TRUE, ladder, true_loss
 
 SMALL, LARGE = 135_000_000, 360_000_000
 
@@ -99,6 +100,16 @@ def test_growing_is_not_advised_where_the_budget_dwarfs_the_base() -> None:
     assert f"by {gain:.2%} of scratch's" in advice
 
 
+def test_a_plan_says_how_far_it_goes_beyond_its_law() -> None:
+    law = fit_scaling_law(ladder())
+    assumed = plan(target=LARGE, tokens=6.4e9, candidates=[(SMALL, 6.4e10)], law=law).assumptions
+    assert "The plan goes beyond the points of the law: to 2.25 times the most parameters and 11 times" in " ".join(
+        assumed
+    )
+    inside = plan(target=SMALL, tokens=1e9, candidates=[(SMALL // 2, 1e9)], law=law).assumptions
+    assert not any("beyond" in line for line in inside)
+
+
 def test_published_constants_give_ratios_only() -> None:
     found = plan(target=LARGE, tokens=5e9, candidates=[(SMALL, 2e12)])
     assert all(row.loss is None and row.interval is None for row in found.rows)
@@ -141,7 +152,12 @@ def test_throughput_is_that_of_a_live_model() -> None:
 
 
 def test_hours_are_measured_by_steps_of_the_live_target() -> None:
-    small = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    small: dict[str, Any] = {
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+    }
     target, base = (LlamaConfig(hidden_size=size, **small) for size in (16, 8))
     found = plan(target=target, hours=1.0, candidates=[(base, 1e6)], sequence_length=16)
     scratch = found.rows[0]
