@@ -147,8 +147,12 @@ def dict_arguments(*names: str) -> list[str]:
 
 
 def loss_shifts_labels(trainer: Trainer) -> bool:
-    """Tell whether the loss of a trainer's model predicts the next label, so that the first one is never predicted."""
-    return trainer._loss_shifts_labels
+    """Tell whether the loss of a trainer's model predicts the next label, so that the first one is never predicted.
+
+    Trainer does not know it of classes whose name does not end in `ForCausalLM`, such as GPT-2's.
+    """
+    assert trainer.model is not None
+    return trainer._loss_shifts_labels or bool(models_with_causal_lm_loss(trainer.model))
 
 
 def causal_lm_loss() -> LossFunction:
@@ -159,7 +163,9 @@ def causal_lm_loss() -> LossFunction:
 def models_with_causal_lm_loss(model: nn.Module) -> list[PreTrainedModel]:
     """Return the models in a module, itself included, whose `loss_function` is that of causal language models."""
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    return [each for each in models if getattr(each, "loss_type", None) and each.loss_function is causal_lm_loss()]
+    # A model without a loss type has that of causal models too, but one without a head never calls it.
+    callers = [each for each in models if getattr(each, "loss_type", None) or each.get_output_embeddings() is not None]
+    return [each for each in callers if each.loss_function is causal_lm_loss()]
 
 
 @contextmanager

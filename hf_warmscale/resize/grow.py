@@ -1,7 +1,7 @@
 """Grow a model in memory or on disk: one engine, two sinks."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack, cast
 
@@ -147,7 +147,7 @@ def _grow_in_memory(
     receipt = _receipt(growth, source)
     grown = make_model(with_entry(growth.config, receipt), tensors, source)
     if verify:
-        _verify(receipt, growth, source.model, grown)
+        _verify(receipt, growth, source.model, grown, {tensor.dtype for tensor in tensors.values()})
     restore_dtypes(grown, tensors)
     finish_receipt(receipt, target_tokens)
     setattr(grown, GrowthReceipt.attribute, receipt.to_dict())
@@ -173,7 +173,8 @@ def _grow_on_disk(
             grown = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=request.dtype or source.model.dtype, trust_remote_code=False
             )
-            _verify(receipt, growth, source.model, grown)
+            stored = {request.dtype} if request.dtype else {spec.dtype for spec in source.specs.values()}
+            _verify(receipt, growth, source.model, grown, stored)
         finish_receipt(receipt, tokens)
         write_json(folder / GrowthReceipt.file_name, receipt.to_dict())
     return receipt
@@ -221,10 +222,14 @@ def _written_config(
 
 
 def _verify(
-    receipt: GrowthReceipt, growth: Growth | Upcycling, before: PreTrainedModel, after: PreTrainedModel
+    receipt: GrowthReceipt,
+    growth: Growth | Upcycling,
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    stored: Iterable[torch.dtype],
 ) -> None:
     tokens = probe_tokens(before, before.config.vocab_size)
-    receipt.verification = compare_models(before, after, growth.source.layer_path, tokens)
+    receipt.verification = compare_models(before, after, growth.source.layer_path, tokens, stored)
 
 
 def _named(sizes: Sizes) -> dict[str, int | None]:

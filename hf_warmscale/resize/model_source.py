@@ -28,9 +28,11 @@ class ModelSource(Protocol):
         name (`str`): its name in receipts, never a path.
         config (`PreTrainedConfig`): of the model.
         specs (`Mapping[str, TensorSpec]`): the shape and dtype of every weight, by its name in the model.
+        location (`str`): where the files of its tokenizer are looked for; empty if it was built in memory.
     """
 
     name: str
+    location: str
     config: PreTrainedConfig
     specs: Mapping[str, TensorSpec]
 
@@ -93,8 +95,8 @@ class LiveModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.config = model, model.config
-        path = model.config.name_or_path
-        self.name = public_name(path) if path else type(model).__name__
+        self.location = model.config.name_or_path or ""
+        self.name = public_name(self.location) if self.location else type(model).__name__
         self._state = model.state_dict()
         self.specs: Mapping[str, TensorSpec] = self._checked_specs()
         self._finite = set[str]()
@@ -153,6 +155,7 @@ class StoredModel:
             self.checkpoint.config,
             self.weights.specs,
         )
+        self.location = str(self.checkpoint.folder)
         self._finite = set[str]()
 
     def read(self, name: str) -> Tensor:

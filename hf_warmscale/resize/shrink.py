@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, ModelMap, describe, on_cpu
-from hf_warmscale.checkpoints import copy_side_files, refuse_existing, staged_directory, write_json
+from hf_warmscale.checkpoints import copy_side_files, find_tokenizer, refuse_existing, staged_directory, write_json
+from hf_warmscale.checkpoints.tokenizers import num_ids
 from hf_warmscale.options import Sizes
 from hf_warmscale.resize.growing.in_memory import make_model, restore_dtypes
 from hf_warmscale.resize.growing.receipt import GrowthReceipt
@@ -170,6 +171,7 @@ def _shrink(
         if undo_growth:
             refuse_unintended_selection(source.config, described, wanted)
         _refuse_larger(described, wanted)
+        _refuse_cut_tokens(source, wanted[Axis.VOCAB])
         shrunk = _by_importance(source, described, wanted, calibration, dtype)
     small = make_model(shrunk.config, shrunk.tensors, source)
     if verify:
@@ -242,6 +244,26 @@ def _refuse_larger(source: ModelMap, sizes: Mapping[Axis, int]) -> None:
         )
     if all(size == source.sizes[axis] for axis, size in sizes.items()):
         raise ValueError("Every size equals the source's; name at least one that shrinks.")
+
+
+def _refuse_cut_tokens(source: ModelSource, vocab_size: int) -> None:
+    """Refuse to cut tokens that the model or its tokenizer uses; only padding may go."""
+    if vocab_size >= source.config.get_text_config().vocab_size:
+        return
+    settings = {**source.config.to_dict(), **(source.generation_config.to_dict() if source.generation_config else {})}
+    special = {
+        name: max(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if name.endswith("token_id") and isinstance(value, int | list) and value != []
+    }
+    for name, token in special.items():
+        if token >= vocab_size:
+            raise ValueError(f"vocab_size {vocab_size} would cut {name} {token}; choose at least {token + 1}.")
+    tokenizer = find_tokenizer(source.location)
+    if tokenizer is not None and num_ids(tokenizer) > vocab_size:
+        raise ValueError(
+            f"vocab_size {vocab_size} would cut tokens that the tokenizer gives; choose at least {num_ids(tokenizer)}."
+        )
 
 
 def _receipt(

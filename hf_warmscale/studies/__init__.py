@@ -2,7 +2,7 @@
 
 from hf_warmscale.studies.plan import PlannedRun, run_all, workers
 from hf_warmscale.studies.provenance import content_hash, provenance_line, tokens_hash
-from hf_warmscale.studies.study import Study, open_study, read_runs
+from hf_warmscale.studies.study import Study, open_study, read_runs, write_result
 
 __all__ = [
     "PlannedRun",
@@ -14,4 +14,5 @@ __all__ = [
     "run_all",
     "tokens_hash",
     "workers",
+    "write_result",
 ]

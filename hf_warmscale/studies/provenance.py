@@ -103,6 +103,11 @@ def machine_kind() -> str:
     return f"{name} ({cpu})"
 
 
+def made_with(commit: str | None) -> dict[str, Any]:
+    """Return what a result of this process was made with: software, the commit of its code, and the machine."""
+    return {"software": software(), "commit": commit, "machine": machine_kind()}
+
+
 def provenance_line(results: Iterable[Mapping[str, Any]], *, mixed: bool = False) -> str:
     """Return one line that says what the results of a study were made with.
 
@@ -121,7 +126,7 @@ def provenance_line(results: Iterable[Mapping[str, Any]], *, mixed: bool = False
 
     ```
     """
-    counts = Counter(_made_with(result.get("provenance")) for result in results)
+    counts = Counter(_in_words(result.get("provenance")) for result in results)
     if len(counts) > 1 and not mixed:
         raise ValueError(
             f"The runs are of {len(counts)} versions ({'; '.join(sorted(counts))}); report each alone, or say in the "
@@ -130,7 +135,7 @@ def provenance_line(results: Iterable[Mapping[str, Any]], *, mixed: bool = False
     return "; ".join(f"{count} run{'s' * (count > 1)} {words}" for words, count in sorted(counts.items()))
 
 
-def _made_with(provenance: Mapping[str, Any] | None) -> str:
+def _in_words(provenance: Mapping[str, Any] | None) -> str:
     if provenance is None:
         return "without stored provenance"
     versions = ", ".join(f"{name} {number}" for name, number in provenance["software"].items())

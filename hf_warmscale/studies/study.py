@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_warmscale.checkpoints import write_json
-from hf_warmscale.studies.provenance import SHORT, commit_of, content_hash, machine_kind, software
+from hf_warmscale.studies.provenance import SHORT, commit_of, content_hash, made_with, software
 
 IDENTITY = "study.json"
 FORMAT_VERSION = 1
@@ -72,13 +72,7 @@ class Study:
 
     def provenance(self) -> dict[str, Any]:
         """Return what every run of this study in this process is stored with."""
-        return {
-            "software": software(),
-            "commit": self.commit,
-            "machine": machine_kind(),
-            "config": content_hash(self.config),
-            "tokens": self.tokens,
-        }
+        return {**made_with(self.commit), "config": content_hash(self.config), "tokens": self.tokens}
 
     def summary(self, names: Sequence[str]) -> str:
         """Return how many of the named runs are stored, and which of them diverged.
@@ -130,7 +124,7 @@ def open_study(
 
     Raises:
         ValueError: if the folder holds a study with another config, other tokens, or other versions of this package,
-            torch or transformers; each difference is named with both values.
+            torch or transformers (each difference is named with both values), or results of an unknown study.
 
     Example:
 
@@ -147,10 +141,24 @@ def open_study(
     identity = folder / IDENTITY
     if identity.is_file():
         _refuse_another(folder, _stored_identity(identity), wanted)
+    elif any(folder.rglob("*.json")):  # runs of an unknown version, config and corpus: none may be taken for ours
+        raise ValueError(f"The folder {folder} holds results and no {IDENTITY}; name a new folder.")
     else:
         write_json(identity, wanted)
-    commit = commit_of() if code is None else commit_of(code) or commit_of()
-    return Study(folder, plain, tokens, commit)
+    return Study(folder, plain, tokens, _commit(code))
+
+
+def write_result(path: str | os.PathLike[str], content: Mapping[str, Any], *, code: Path | None = None) -> None:
+    """Write a result that is no run of a study, such as a measured table, with what it was made with.
+
+    Args:
+        path (`str` or `PathLike`): of the JSON; what is there is replaced.
+        content (`Mapping[str, Any]`): plain values; null stands for what is not finite.
+        code (`Path`, *optional*): the folder of the script, as for [`open_study`].
+    """
+    finite, _ = without_infinities({**content})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**finite, "provenance": made_with(_commit(code))})
 
 
 def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -190,6 +198,10 @@ def without_infinities(content: Any) -> tuple[Any, bool]:
     if isinstance(content, float) and not math.isfinite(content):
         return None, True
     return content, False
+
+
+def _commit(code: Path | None) -> str | None:
+    return commit_of() if code is None else commit_of(code) or commit_of()
 
 
 def _refuse_another(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ class CheckpointMixin(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
 
-    def _find_best(self, run: Path, name: str) -> None:
+    def _find_best(self, run: Path, name: str | None = None) -> None:
         """Note where the best checkpoint is: the one being written, or one that is there since the best evaluation."""
         best = f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == name or (run / best).is_dir()):
@@ -107,6 +107,8 @@ class CheckpointMixin(Trainer):
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         """End the training; Trainer's own rotation would delete a user's `checkpoint-2-keep`."""
+        if self.stage_run is not None:  # the last evaluation may have come after the last save
+            self._find_best(Path(super()._get_output_dir(trial)))
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             output = super()._finalize_training(trial, *args, **kwargs)  # type: ignore[no-untyped-call]

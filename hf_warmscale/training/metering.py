@@ -39,8 +39,11 @@ class SourceMeter:
             batch (`Mapping`): with `input_ids` or `inputs_embeds`, and `labels` if there are any.
             shifted (`bool`): the loss predicts the next label, so that the first label of a row does not count.
         """
-        inputs = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
-        mask = batch.get("attention_mask")
+        inputs, mask = batch.get("input_ids"), batch.get("attention_mask")
+        if inputs is None and "inputs_embeds" in batch:
+            inputs = batch["inputs_embeds"][..., 0]
+        if inputs is None:
+            return
         present = mask.bool() if mask is not None and mask.shape == inputs.shape else torch.ones_like(inputs).bool()
         self._counts[0] += self._by_source(sources, present)
         if batch.get("labels") is not None:

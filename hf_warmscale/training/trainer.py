@@ -21,15 +21,16 @@ from hf_warmscale.mup import is_mup
 from hf_warmscale.refusals import refuse_deepspeed_blocks
 from hf_warmscale.training.arguments import ContinualArguments, stage_arguments, trajectory_arguments
 from hf_warmscale.training.checkpointing import CheckpointMixin
-from hf_warmscale.training.data.batches import (
-    SOURCE_NUMBER,
+from hf_warmscale.training.data.batches import SOURCE_NUMBER
+from hf_warmscale.training.data.collators import (
     RowCollator,
     SourceCollator,
-    collate_packed,
-    is_packed,
+    packed_sources,
     refuse_contamination,
+    refuse_inseparable,
 )
 from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.domains import SharedEvaluation, bits_per_byte, summarise
 from hf_warmscale.training.launch import check_engine
 from hf_warmscale.training.optimizer import group_settings, mup_groups
@@ -78,13 +79,17 @@ class ContinualMixin(CheckpointMixin):
         self._created_optimizer = False
         self._waiting_sources: deque[Tensor | None] = deque()
         self._sources: Tensor | None = None
+        self._said: bool | None = None
         self._shared_evaluation: SharedEvaluation | None = None
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
             args = stage_arguments(stage.name, args)
-            rows = stage.mixture or kwargs.get("train_dataset") or (rest[0] if rest else None)
-            if data_collator is None and rows is not None and _has_packed_rows(rows):
-                data_collator = RowCollator(collate_packed)
+            given = dict(zip(("train_dataset", "eval_dataset"), rest, strict=False)) | kwargs
+            packed = packed_sources(stage.mixture or given.get("train_dataset"), given.get("eval_dataset"))
+            if data_collator in (None, default_data_collator) and packed:
+                separation = separation_of(model)
+                refuse_inseparable(packed, separation)
+                data_collator = RowCollator(default_data_collator, separation)
         super().__init__(model, args, data_collator, *rest, **kwargs)
         if stage is None:
             return
@@ -289,7 +294,11 @@ class ContinualMixin(CheckpointMixin):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kwargs: Any) -> Any:
         """Take the sources out of the samples of a stage before unused columns, theirs among them, are removed."""
-        collator = super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
+        if isinstance(data_collator, RowCollator):  # packed rows need their positions, whatever the model takes
+            other = super()._get_collator_with_removed_columns(data_collator.collator, *args, **kwargs)
+            collator: Any = RowCollator(other, data_collator.separation)
+        else:
+            collator = super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
         return SourceCollator(collator) if self._collates_samples else collator
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
@@ -299,7 +308,7 @@ class ContinualMixin(CheckpointMixin):
             return batches, num_items
         self._waiting_sources = deque(batch.pop(SOURCE_NUMBER, None) for batch in batches)
         if self._is_first_batch and batches:
-            refuse_contamination(batches[0])
+            refuse_contamination(batches[0], lambda: separation_of(self.model))
             self._is_first_batch = False
         for batch, sources in zip(batches, self._waiting_sources, strict=True):
             if sources is not None:
@@ -320,31 +329,30 @@ class ContinualMixin(CheckpointMixin):
         """Compute the loss as the trainer does, and note it by source."""
         sources, self._sources = self._sources, None
         run, labels = self.stage_run, inputs.get("labels")
-        by_source = run is not None and len(run.mixture.names) > 1 and loss_shifts_labels(self)
-        if sources is None or run is None or labels is None or not by_source:
+        if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
             return super().compute_loss(model, inputs, *args, **kwargs)
         installs = bool(self._token_loss.owners) and self.args.n_gpu <= 1 and not self.args.torch_compile
         with captured(model) as seen, self._token_loss.installed() if installs else nullcontext():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         nll = self._token_loss.nll if installs else None
         if nll is None or nll.numel() < labels.numel():
-            nll = nll_of_outputs(seen[0], labels) if seen else None
-            self._say_once(nll is not None)
+            nll = nll_of_outputs(seen[0], labels) if seen and loss_shifts_labels(self) else None
+            self._say_once(measured=nll is not None)
         if nll is not None:
             # Prompt tuning puts virtual tokens before each row.
             run.meter.add_losses(sources, nll.reshape(len(labels), -1)[:, -labels.shape[1] :], labels)
         return loss
 
-    def _say_once(self, measured: bool) -> None:
+    def _say_once(self, *, measured: bool) -> None:
         """Say that the losses by source cost a second cross-entropy, or that there are none."""
-        if getattr(self, "_said", None) == measured:
+        if self._said == measured:
             return
         self._said = measured
         name = type(self.accelerator.unwrap_model(self.model)).__name__
         if measured:
-            logger.info("%s does not compute its loss by loss_function; losses by source are computed again.", name)
+            logger.info("The loss of %s is not that of loss_function; losses by source are computed again.", name)
         else:
-            logger.warning("%s returns neither logits nor token losses; there are no losses by source.", name)
+            logger.warning("%s gives no loss of the next token, so there are no losses by source.", name)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; beside a training loss also what `StageRun.training_metrics` returns."""
@@ -412,9 +420,3 @@ class ContinualTrainer(ContinualMixin, Trainer):
     trainer.train()                                # after a crash: trainer.train(resume_from_checkpoint=True)
     ```
     """
-
-
-def _has_packed_rows(rows: Any) -> bool:
-    """Tell whether a mixture has a source of packed rows, or a data set with a length is packed."""
-    sources = rows.sources.values() if isinstance(rows, ReplayMixture) else [rows]
-    return any(hasattr(source, "__len__") and len(source) and is_packed(source) for source in sources)

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from hf_warmscale.mup import MupConfig, MupForCausalLM, WeightDecayRule, mup_param_groups
 from hf_warmscale.studies import tokens_hash
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Schedule, Stage
-from hf_warmscale.training.data.batches import collate_packed
+from hf_warmscale.training.data.collators import collate_packed
 from hf_warmscale.training.data.packing import load_packed
 
 HELD_OUT_SHARE = 0.05

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_warmscale.studies import Study, content_hash, open_study, provenance_line, read_runs, tokens_hash
+from hf_warmscale.studies import Study, content_hash, open_study, provenance_line, read_runs, tokens_hash, write_result
 from hf_warmscale.studies import study as study_module
 from hf_warmscale.studies.provenance import commit_of, package_hash, software
 from hf_warmscale.studies.study import differences
@@ -84,6 +84,13 @@ def test_runs_without_provenance_are_read_and_not_added_to(tmp_path: Path) -> No
         open_study(tmp_path, {"task": {"steps": 500}})
 
 
+def test_results_without_a_study_are_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "seed0.json").write_text('{"loss": 3.1}')
+    with pytest.raises(ValueError, match=r"holds results and no study\.json; name a new folder"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -99,9 +106,10 @@ def test_a_study_that_cannot_be_read(tmp_path: Path, content: str, says: str) ->
 
 
 def test_a_damaged_run_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"loss": ')
+    study = opened(tmp_path)
+    study.path("run").write_text('{"loss": ')
     with pytest.raises(ValueError, match=r"run\.json is damaged .*; delete it to run it again"):
-        opened(tmp_path).result("run")
+        study.result("run")
 
 
 def test_a_diverged_run_is_kept_counted_and_shown(tmp_path: Path) -> None:
@@ -122,6 +130,14 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the disk"):
         study.attempt("run", fail, {})
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
+def test_a_result_beside_all_studies_has_its_provenance_too(tmp_path: Path) -> None:
+    for loss in (math.nan, 3.5):
+        write_result(tmp_path / "new" / "table.json", {"rows": [{"loss": loss}]})
+        stored = json.loads((tmp_path / "new" / "table.json").read_text())
+        assert stored["rows"] == [{"loss": None if math.isnan(loss) else 3.5}]
+    assert stored["provenance"]["software"] == software()
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,11 @@ def probe_tokens(model: PreTrainedModel, vocab_size: int) -> Tensor:
 
 
 def compare_models(
-    source: PreTrainedModel, target: PreTrainedModel, layer_path: str, tokens: Tensor
+    source: PreTrainedModel,
+    target: PreTrainedModel,
+    layer_path: str,
+    tokens: Tensor,
+    stored: Iterable[torch.dtype] = (),
 ) -> Verification | None:
     """Compare two models on the same tokens, over the vocabulary of the smaller one.
 
@@ -57,6 +61,7 @@ def compare_models(
         target (`PreTrainedModel`): the model that was made from it.
         layer_path (`str`): the path of the list of blocks.
         tokens (`Tensor`): token ids `[batch, tokens]`.
+        stored (`Iterable[torch.dtype]`): of the target's weights, where the models run in a wider dtype.
     """
     before, rms_before = _run(source, layer_path, tokens)
     after, rms_after = _run(target, layer_path, tokens)
@@ -76,19 +81,19 @@ def compare_models(
     return Verification(
         tokens=tokens.numel(),
         max_abs_logit_difference=largest,
-        rounding=rounding(before, after),
+        rounding=rounding(before, {before.dtype, after.dtype, *stored}),
         kl_divergence=max(float(divergence.sum(-1).mean()), 0.0),
         activation_rms={"source": rms_before, "target": rms_after},
     )
 
 
-def rounding(before: Tensor, after: Tensor) -> float:
-    """Return the difference of logits that rounding alone can cause, in the coarser of the two dtypes.
+def rounding(logits: Tensor, dtypes: Iterable[torch.dtype]) -> float:
+    """Return the difference of logits that rounding alone can cause, in the coarsest of some dtypes.
 
     Norms compute in float32 whatever the dtype of the model.
     """
-    epsilon = max(torch.finfo(dtype).eps for dtype in (before.dtype, after.dtype, torch.float32))
-    return float(epsilon**0.5 * before.abs().max())
+    epsilon = max(torch.finfo(dtype).eps for dtype in (*dtypes, torch.float32))
+    return float(epsilon**0.5 * logits.abs().max())
 
 
 @torch.no_grad()

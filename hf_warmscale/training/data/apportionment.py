@@ -1,8 +1,9 @@
 """Which source a sample comes from: nested rounding of cumulative weights.
 
-Two sources: source 0 has drawn round(n w) of the first n samples, source 1 the rest. More sources: the same rule
-splits groups of sources, and inside a group it counts the samples of that group. Every count is a monotone function of
-n in closed form, so sample i is found without its predecessors, and a weight that changes only bends the function.
+Take two sources, and let w be the weight of source 0. Of the first n samples, source 0 gives round(n w) and source 1
+gives the rest. With more sources, the same rule splits a group of sources into two groups; within a group it counts
+the samples of that group instead of all samples. Every count is a monotone function of n in closed form. So sample i
+is found without its predecessors, and weights that change along the way only bend the function.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 PHASE = 0.5 + 1.37e-5
-"""Where rounding turns. Weights are short decimals, so exact halves are common; none of them falls on this."""
+"""Round up from here. Weights are short decimals, so exact halves are common, and floating point decides them at
+random; nothing falls on this number. The price: rounding moves a count by up to PHASE instead of 1/2."""
 
 EXACT_SEARCH = 6
-"""Groups up to which every tree is tried: some milliseconds for six."""
+"""Up to so many groups, every tree is tried (some milliseconds). More sources are first paired, the lightest first."""
 
 Tree = int | tuple["Tree", "Tree"]
 
@@ -27,8 +29,8 @@ Tree = int | tuple["Tree", "Tree"]
 class Apportionment:
     """Source and running count of every sample, as pure functions of its index.
 
-    After any number n of samples the count of a source differs from its expectation, the sum of its weights over
-    them, by less than one for up to four sources, and by at most `deviation` for more.
+    After any number of samples, the count of a source differs from its expectation (its weights summed over these
+    samples) by at most `deviation`. That is less than 1 for up to four sources of constant weight.
 
     Args:
         starts (`Sequence[int]`): the samples at which weights change; the first is 0.
@@ -38,7 +40,8 @@ class Apportionment:
     def __init__(self, starts: Sequence[int], weights: Floats) -> None:
         self.starts, self.weights = np.asarray(starts, dtype=np.float64), weights
         self.num_sources = weights.shape[1]
-        self.tree, self.deviation = best_tree(tuple(float(weight) for weight in weights.mean(axis=0)))
+        self.tree = best_tree(tuple(float(weight) for weight in weights.mean(axis=0)))
+        self.deviation = self._bound(self.tree, 0.0)
 
     def assign(self, samples: Integers) -> tuple[Integers, Integers]:
         """Return the source of each sample and how many samples that source gave before it.
@@ -70,6 +73,22 @@ class Apportionment:
         """Return the expected counts: the weights summed over the first `num_samples` samples."""
         lengths = np.clip(num_samples - self.starts, 0, np.append(np.diff(self.starts), np.inf))
         return [float(value) for value in lengths @ self.weights]
+
+    def _bound(self, tree: Tree, deviation: float) -> float:
+        """Return the bound for the sources of a group whose own count is at most `deviation` from its expectation.
+
+        The left part gets f(c) of c samples, rounded, where f is the integral of its share in the group. f is exact
+        at the expectation of c, and its slope is at most the largest share. So the left part is at most
+        `PHASE + share * deviation` from its own expectation, and so is the right part with its share.
+        """
+        if isinstance(tree, int):
+            return deviation
+        group = self._rates(tree)
+        shares = [self._rates(part)[group > 0] / group[group > 0] for part in tree]
+        return max(
+            self._bound(part, PHASE + float(share.max(initial=0.0)) * deviation)
+            for part, share in zip(tree, shares, strict=True)
+        )
 
     def _descend(self, tree: Tree, counts: Integers, places: Integers, sources: Integers, ordinals: Integers) -> None:
         if isinstance(tree, int):
@@ -104,21 +123,18 @@ def leaves(tree: Tree) -> tuple[int, ...]:
     return (tree,) if isinstance(tree, int) else leaves(tree[0]) + leaves(tree[1])
 
 
-def best_tree(weights: tuple[float, ...]) -> tuple[Tree, float]:
-    """Return the tree of sources with the smallest bound on the deviation of a count, and that bound.
+def best_tree(weights: tuple[float, ...]) -> Tree:
+    """Return the tree of sources for which `Apportionment` keeps the smallest bound on the deviation of a count.
 
-    Rounding costs a source 1/2 at its own split, and its share of 1/2 for every group it lies in:
-    `sum over its groups of w(source) / w(group) / 2`. Two levels, hence four sources, stay below 1 whatever the
-    weights.
+    For constant weights the bound of a source is `sum of w(source) / w(group)` over the groups that hold it, itself
+    included and all sources excluded, times `PHASE`. Up to four sources need two levels, hence stay below
+    `2 * PHASE`; beyond six, the search is over trees whose lightest sources are paired first, and not exhaustive.
     """
     groups: list[tuple[float, Tree]] = sorted(((weight, source) for source, weight in enumerate(weights)), key=_weight)
     while len(groups) > EXACT_SEARCH:
         (first, left), (second, right), *rest = groups
         groups = sorted([(first + second, (left, right)), *rest], key=_weight)
-    if len(groups) == 1:
-        return groups[0][1], 0.0
-    bound, tree = _search(tuple(groups), 0.0)
-    return tree, bound
+    return groups[0][1] if len(groups) == 1 else _search(tuple(groups), 0.0)[1]
 
 
 def _weight(group: tuple[float, Tree]) -> float:
@@ -127,10 +143,14 @@ def _weight(group: tuple[float, Tree]) -> float:
 
 @cache
 def _search(groups: tuple[tuple[float, Tree], ...], load: float) -> tuple[float, Tree]:
-    """Return the best bound and tree; `load` is the sum of 1 / w over the groups that hold these."""
+    """Return the best bound, in units of `PHASE`, and its tree.
+
+    `load` is the sum of 1 / w(group) over the groups that hold all of these. A group that was paired before counts as
+    one source of its weight.
+    """
     if len(groups) == 1:
         weight, tree = groups[0]
-        return weight * load / 2, tree
+        return weight * load, tree
     first, rest = groups[0], groups[1:]
     best: tuple[float, Tree] | None = None
     for size in range(len(rest)):

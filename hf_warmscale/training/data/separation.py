@@ -6,20 +6,22 @@ nothing is assumed: a model of the same class and structure, with tiny sizes and
 document of a packed batch the logits that it gives to the document alone.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture.fields import find_field
 from hf_warmscale.architecture.model_map import Axis
 from hf_warmscale.architecture.precision import StayInFloat64
 from hf_warmscale.architecture.proof import randomize
 from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN, TINY, axes_of, tiny_config, unpartitioned
+from hf_warmscale.mup import is_mup
 from hf_warmscale.training.data.stand_ins import stand_in_for
 
 Layout = Literal["rows", "end_to_end"]
@@ -70,19 +72,34 @@ class Separation:
 _proved: dict[tuple[type, str, str], Separation] = {}
 
 
-def separation_of(model: PreTrainedModel) -> Separation:
+def separation_of(model: nn.Module | None) -> Separation | None:
     """Prove whether the documents of a packed batch stay apart in this model. A result is kept for the process.
 
     For flash and flex attention a function stands in that gets the same arguments, see `stand_ins`: the proof covers
     what the model passes on to them.
 
     Args:
-        model (`PreTrainedModel`): of any size, on any device and under any engine; it is not run.
+        model (`nn.Module`): of any size, on any device and under any engine; it is not run. Adapters may be on it.
+
+    Returns:
+        `Separation`: or `None` for what is not a model of transformers, of which nothing can be proved.
     """
-    attention = str(model.config._attn_implementation)
-    key = (type(model), attention, model.config.to_json_string(use_diff=False))
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        return None
+    model_class: type[PreTrainedModel] = type(model)
+    config, attention = model.config, str(model.config._attn_implementation)
+    if is_mup(config):  # its multipliers belong to its sizes, and have no part in this
+        model_class = GraniteForCausalLM
+        config = GraniteConfig.from_dict({key: value for key, value in config.to_dict().items() if key != "mup"})
+    key = (model_class, attention, config.to_json_string(use_diff=False))
     if key not in _proved:
-        _proved[key] = prove(type(model), model.config, attention)
+        with warnings.catch_warnings():  # what the family's code says of a tiny model is not for the user
+            warnings.simplefilter("ignore")
+            _proved[key] = prove(model_class, config, attention)
     return _proved[key]
 
 
@@ -90,12 +107,16 @@ def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attentio
     """Prove the separation of documents for a model class, a config and an attention implementation."""
     changes: dict[Layout, float] = {}
     failures: dict[Layout, str] = {}
+    layout: Layout
+    try:
+        model = tiny_model(model_class, config, attention)
+    except Exception as error:  # whatever the family's own code raises
+        return Separation(str(config.model_type), attention, {}, dict.fromkeys(LAYOUTS, _one_line(error)))
     for layout in LAYOUTS:
         try:
-            model = tiny_model(model_class, config, attention)
             changes[layout] = largest_change(model, layout)
-        except Exception as error:  # whatever the family's own code raises
-            failures[layout] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        except Exception as error:  # as above
+            failures[layout] = _one_line(error)
     return Separation(str(config.model_type), attention, changes, failures)
 
 
@@ -147,3 +168,7 @@ def largest_change(model: PreTrainedModel, layout: Layout) -> float:
 def _logits(model: PreTrainedModel, **inputs: Any) -> Tensor:
     logits: Tensor = model(**inputs, use_cache=False).logits
     return logits
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -1,16 +1,16 @@
 """Run what `study.yaml` lists; what has run is stored and not repeated.
 
-    python recipes/reproduce/continual/run.py --corpora CORPORA --work WORK
-    python recipes/reproduce/continual/report.py
+    python recipes/reproduce/continual/run.py --corpora CORPORA --work WORK --output RESULTS
+    python recipes/reproduce/continual/report.py --results RESULTS
 
-`--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python;
-`--work` gets rows and checkpoints. A run that was interrupted goes on from its last checkpoint. `--only` names runs by
-a part of their name.
+`--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python
+(see `recipes/reproduce/corpora`); `--work` gets rows and checkpoints. A run that was interrupted goes on from its last
+checkpoint. `--only` names runs by a part of their name.
 """
 
 import argparse
+import json
 import os
-import platform
 import shutil
 import time
 from dataclasses import asdict
@@ -21,14 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from data import SOURCES, prepare_rows, training_rows, validation_rows
+from data import SOURCES, hash_of, prepare_rows, training_rows, validation_rows
 from datasets import Dataset, disable_progress_bars
 from runs import Run, list_runs
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from hf_warmscale.checkpoints import write_json
+from hf_warmscale.studies import PlannedRun, open_study, run_all
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage, seen_rows
 
 HERE = Path(__file__).parent
@@ -39,9 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, required=True, help="a folder for this study alone")
     parser.add_argument("--only", nargs="*", default=[""])
-    parser.add_argument("--smoke", action="store_true", help="almost no budget; needs an --output of its own")
+    parser.add_argument("--smoke", action="store_true", help="almost no budget")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -50,14 +50,14 @@ def main() -> None:
     if arguments.smoke:
         study.update(steps=20, evaluate_every=10, curve_rows=8, evaluation_rows=16)
     rows = prepare_rows(study, arguments.corpora, arguments.work)
-    for run in list_runs(study):
-        target = arguments.output / f"{run.name}.json"
-        if not target.exists() and any(part in run.name for part in arguments.only):
-            result = execute(study, run, rows, arguments.work / "runs")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_json(target, result)
-            losses = ", ".join(f"{name} {result['losses'][name]:.4f}" for name in SOURCES)
-            print(f"{run.name}: {losses} in {result['seconds']:.0f} s", flush=True)
+    opened = open_study(arguments.output, study, tokens=hash_of(rows), code=HERE)
+    wanted = {run.name: run for run in list_runs(study) if any(part in run.name for part in arguments.only)}
+    plan = [
+        PlannedRun(name, {"run": json.loads(json.dumps(asdict(run)))}, (run.parent,) if run.parent else ())
+        for name, run in wanted.items()
+    ]
+    run_all(opened, plan, lambda planned: execute(study, wanted[planned.name], rows, arguments.work / "runs"))
+    print(opened.summary(list(wanted)))
 
 
 def execute(study: dict[str, Any], run: Run, rows: Path, folder: Path) -> dict[str, Any]:
@@ -73,7 +73,6 @@ def execute(study: dict[str, Any], run: Run, rows: Path, folder: Path) -> dict[s
         if leftover.name != f"checkpoint-{run.steps}":
             shutil.rmtree(leftover)
     return {
-        "run": asdict(run),
         "parameters": trainer.model.num_parameters(),
         "rows": record.progress.rows,
         "tokens": record.progress.num_tokens(),
@@ -81,7 +80,6 @@ def execute(study: dict[str, Any], run: Run, rows: Path, folder: Path) -> dict[s
         "losses": {name: final[f"eval_{name}_loss"] for name in SOURCES},
         "curve": curve(trainer),
         "seconds": time.process_time() - started,
-        "platform": f"{platform.machine()}, torch {torch.__version__}, 1 thread",
     }
 
 
@@ -106,7 +104,6 @@ def make_trainer(study: dict[str, Any], run: Run, rows: Path, folder: Path) -> C
         save_total_limit=1,
         logging_steps=study["evaluate_every"],
         seed=run.seed,
-        use_cpu=True,
         disable_tqdm=True,
         report_to="none",
         **study["training"],

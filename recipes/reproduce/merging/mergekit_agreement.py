@@ -7,7 +7,8 @@ Without `--models` the inputs are random tensors of odd shapes; with it the firs
 that `smollm2.py` wrote. Conventions are set alike: no normalisation but where the method has one, DARE rescales by the
 L1 norm and gets the masks that mergekit drew. Prints the largest difference and how many entries differ by more than
 1e-6, in float32, in float64, and of our float32 from mergekit's float64, which tells whose rounding a difference is.
-Of TIES it counts how many of the entries beyond 1e-6 are tied with another at the threshold.
+Of TIES it counts how many of the entries beyond 1e-6 are tied with another at the threshold. All of it is stored in
+`results/mergekit`.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from torch import Tensor
 from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.merging.methods import drop_and_rescale, linear, model_stock, slerp, task_arithmetic, ties
 from hf_warmscale.report import markdown_table
+from hf_warmscale.studies import write_result
 
 Tensors = Mapping[str, Tensor]
 
@@ -69,9 +71,13 @@ def main() -> None:
         for name in CASES
     ]
     print(markdown_table(rows))
+    ties_apart = {}
     for merged, dtype in ((single, "float32"), (double, "float64")):
         tied, total = tied_at_a_threshold(inputs, merged)
+        ties_apart[dtype] = {"tied at the threshold": tied, "beyond 1e-6": total}
         print(f"ties in {dtype}: entries beyond 1e-6 that are tied with another at the threshold: {tied} of {total}")
+    name = "agreement-random" if arguments.models is None else "agreement-smollm2"
+    write_result(HERE / "results" / "mergekit" / f"{name}.json", {"rows": rows, "ties": ties_apart}, code=HERE)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ mergekit makes of resident state dicts. Then `mergekit-yaml`, with the CPU time 
 """
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,6 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.merging import CheckpointCombiner
 from hf_warmscale.report import markdown_table
+from hf_warmscale.studies import write_result
 
 HERE = Path(__file__).parent
 WEIGHTS = (0.2, 0.3, 0.5)
@@ -46,14 +49,16 @@ def main() -> None:
     torch.set_num_threads(1)
     folders = sorted(arguments.models.glob("copy-*"))
     if arguments.memory:
-        return measure_memory(folders)
-    compare_steps(arguments.python, folders)
-    measure_yaml(arguments.python, folders)
-    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory"], check=True)
-    return None
+        print(json.dumps(measure_memory(folders)))
+        return
+    cost = {**compare_steps(arguments.python, folders), "mergekit-yaml": measure_yaml(arguments.python, folders)}
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory"]
+    memory = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    print(f"Peak anonymous memory: {memory['peak']:.0f} MB of {memory['bound']:.0f} MB ({memory['bound is']})")
+    write_result(HERE / "results" / "mergekit" / "cost.json", {**cost, "memory": memory}, code=HERE)
 
 
-def compare_steps(python: Path, folders: Sequence[Path]) -> None:
+def compare_steps(python: Path, folders: Sequence[Path]) -> dict[str, Any]:
     """Measure the three in turn."""
     model, combiner = open_all(folders)
     combiner.combine(WEIGHTS)  # the files are read once, as at the start of a search
@@ -86,6 +91,7 @@ def compare_steps(python: Path, folders: Sequence[Path]) -> None:
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     numbered = [{"round": str(index + 1), **row} for index, row in enumerate(rows)]
     print(markdown_table([*numbered, {"round": "median", **median}]))
+    return {"rounds": rows, "median": median, "bytes written": wrote}
 
 
 def open_all(folders: Sequence[Path]) -> tuple[PreTrainedModel, CheckpointCombiner]:
@@ -108,7 +114,7 @@ def bare_sum(out: Sequence[Tensor], resident: Sequence[Sequence[Tensor]]) -> Non
             target.add_(source, alpha=weight)
 
 
-def measure_yaml(python: Path, folders: Sequence[Path]) -> None:
+def measure_yaml(python: Path, folders: Sequence[Path]) -> list[dict[str, float]]:
     """Measure the command of mergekit, and its imports alone."""
     rows = []
     with tempfile.TemporaryDirectory() as work:
@@ -124,10 +130,11 @@ def measure_yaml(python: Path, folders: Sequence[Path]) -> None:
             size = sum(file.stat().st_size for file in (Path(work) / f"out-{index}").iterdir())
             rows.append({"whole": whole, "imports": imports, "without imports": whole - imports, "bytes": size})
     print(markdown_table([{"mergekit-yaml": str(index + 1), **row} for index, row in enumerate(rows)]))
+    return rows
 
 
-def measure_memory(folders: Sequence[Path]) -> None:
-    """Print the peak of anonymous memory over five merge steps, and the bound."""
+def measure_memory(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return the peak of anonymous memory over five merge steps, and the bound, in MB."""
     model, combiner = open_all(folders)
     peak, done = anonymous(), threading.Event()
 
@@ -144,10 +151,7 @@ def measure_memory(folders: Sequence[Path]) -> None:
     watcher.join()
     sizes = [parameter.nbytes for parameter in model.parameters()]
     bound = sum(sizes) / MEGABYTE + 2 * max(sizes) / MEGABYTE + 300
-    print(
-        f"Peak anonymous memory: {peak:.0f} MB; 1 model ({sum(sizes) / MEGABYTE:.0f}) + 2 x largest tensor "
-        f"({max(sizes) / MEGABYTE:.0f}) + 300 = {bound:.0f} MB"
-    )
+    return {"peak": peak, "bound": bound, "bound is": "1 model + 2 x the largest tensor + 300"}
 
 
 def cpu(run: Callable[[], None]) -> float:

@@ -1,13 +1,14 @@
 """Search the trajectories of `train.py`; what was searched is stored and not repeated.
 
-    python recipes/reproduce/merging/searches.py --corpora CORPORA --work WORK [--only matrix choice ...]
-    python recipes/reproduce/merging/report.py
+    python recipes/reproduce/merging/searches.py --corpora CORPORA --work WORK --output RESULTS [--only matrix ...]
+    python recipes/reproduce/merging/report.py --output RESULTS
 
 Trajectories that are not trained yet are left out; run the command again later.
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,11 @@ import numpy as np
 import torch
 import yaml
 from scipy.optimize import minimize_scalar
-from text import held_out, load_tokenizer, splits
+from text import held_out, splits
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from hf_warmscale.checkpoints import open_checkpoint, write_json
+from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, paired_bootstrap
 from hf_warmscale.merging import (
     CheckpointCombiner,
@@ -37,17 +38,21 @@ from hf_warmscale.merging import (
     uniform_weights,
 )
 from hf_warmscale.merging.weights import greedy_soup, one_hot_weights, subset_weights
+from hf_warmscale.studies import Study, open_study
 
 HERE = Path(__file__).parent
-Study = dict[str, Any]
+sys.path.insert(0, str(HERE.parent / "corpora"))
+from corpora import prepare_tokenizer  # noqa: E402
+
+Design = dict[str, Any]
 
 
 class Bench:
     """The study, the documents and the checkpoints of one trajectory."""
 
-    def __init__(self, study: Study, corpora: Path, work: Path, seed: int) -> None:
-        self.study, self.corpora, self.work, self.seed = study, corpora, work, seed
-        self.tokenizer = load_tokenizer(work / "tokens")
+    def __init__(self, study: Design, corpora: Path, work: Path, output: Path, seed: int) -> None:
+        self.study, self.corpora, self.work, self.output, self.seed = study, corpora, work, output, seed
+        self.tokenizer = prepare_tokenizer(corpora, work)
 
     def checkpoint(self, number: int, branch: str = "constant") -> Path:
         """Return the folder of a checkpoint, counted from 1."""
@@ -85,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, required=True, help="that of train.py")
     parser.add_argument(
         "--only", nargs="*", default=["matrix", "methods", "choice", "exhausted", "truth", "landscapes"]
     )
@@ -97,19 +102,15 @@ def main() -> None:
     for part in arguments.only:
         for seed in arguments.seeds or study["seeds"]:
             if (arguments.output / "trajectories" / f"seed-{seed}.json").exists():
-                bench = Bench(study, arguments.corpora, arguments.work, seed)
-                PARTS[part](bench, partial(store, arguments.output / part))
+                bench = Bench(study, arguments.corpora, arguments.work, arguments.output, seed)
+                PARTS[part](bench, partial(store, open_study(arguments.output / part, study, code=HERE)))
 
 
-def store(folder: Path, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run what is not stored yet."""
-    target = folder / f"{name}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        write_json(target, run())
-        print(target, flush=True)
-    content: dict[str, Any] = yaml.safe_load(target.read_text())
-    return content
+def store(study: Study, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run what is not stored yet, and return what is stored."""
+    if study.attempt(name, run, {}):
+        print(study.path(name), flush=True)
+    return study.result(name)
 
 
 def matrix(bench: Bench, keep: Callable[..., Any]) -> None:
@@ -262,7 +263,7 @@ def best_of_line(bench: Bench, pair: tuple[int, int]) -> list[Path]:
 
 def truth(bench: Bench, keep: Callable[..., Any]) -> None:
     """Look between the last two points of the grid, where a distant checkpoint might still help."""
-    folder = HERE / "results" / "choice"
+    folder = bench.output / "choice"
     for path in sorted(folder.glob(f"seed-{bench.seed}-constant-*.json")):
         earlier, later = (int(number) for number in path.stem.split("-")[-2:])
         if later - earlier > 2:
@@ -298,7 +299,7 @@ def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
 
     margins = {
         (measured["seed"], *triple): margin
-        for measured in (yaml.safe_load(path.read_text()) for path in (HERE / "results" / "matrix").glob("*.json"))
+        for measured in (yaml.safe_load(path.read_text()) for path in (bench.output / "matrix").glob("seed-*.json"))
         for triple, margin in promised_margins(measured).items()
     }
     hardest: dict[int, list[int]] = {}

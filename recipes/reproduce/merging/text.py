@@ -4,7 +4,6 @@ python recipes/reproduce/merging/text.py --corpora CORPORA --output held-out.jso
 """
 
 import argparse
-import gzip
 import json
 import sys
 from functools import cache
@@ -13,30 +12,20 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "mup"))
-from tokens import END_OF_TEXT, prepare_tokens  # the tokenizer of the muP study
+sys.path.insert(0, str(Path(__file__).parent.parent / "corpora"))
+from corpora import documents, pack_texts, prepare_tokenizer
 
 
-def prepare_training(study: dict[str, Any], corpora: Path, tokens: Path, cache: Path) -> Path:
-    """Write `train.npy` and `validation.npy` of the domains in training to `cache`, unless they are there."""
-    cache.mkdir(parents=True, exist_ok=True)
-    if not (cache / "train.npy").exists():
-        tokenizer = Tokenizer.from_file(str(prepare_tokens(corpora, tokens) / "tokenizer.json"))
-        end = [tokenizer.token_to_id(END_OF_TEXT)]
-        splits = {"validation": read(study, corpora, "validation"), "train": kept_for_training(study, corpora)}
-        for split, documents in splits.items():
-            ids = [np.array(encoding.ids + end, dtype=np.uint16) for encoding in tokenizer.encode_batch(documents)]
-            np.save(cache / f"{split}.npy", np.concatenate(ids))
-    return cache
-
-
-def load_tokenizer(tokens: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the models."""
-    ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    return PreTrainedTokenizerFast(tokenizer_file=str(tokens / "tokenizer.json"), **ends)
+def prepare_training(study: dict[str, Any], corpora: Path, work: Path) -> tuple[Path, Path]:
+    """Pack the training and the validation text of the domains in training, unless they are there."""
+    folders = work / "rows" / "train", work / "rows" / "validation"
+    tokenizer = prepare_tokenizer(corpora, work)
+    splits = {"train": kept_for_training(study, corpora), "validation": read(study, corpora, "validation")}
+    for folder in folders:
+        if not folder.exists():
+            pack_texts(splits[folder.name], folder, tokenizer, study["sequence_length"], work)
+    return folders
 
 
 def kept_for_training(study: dict[str, Any], corpora: Path) -> list[str]:
@@ -47,34 +36,33 @@ def kept_for_training(study: dict[str, Any], corpora: Path) -> list[str]:
 
 def held_out(study: dict[str, Any], corpora: Path, kind: str = "in") -> list[str]:
     """Return a piece of every held-out document, each once; of the domains in training or out of it."""
-    documents = read(study, corpora, "validation", kind)
-    documents += read(study, corpora, "train", kind)[:: study["held_out"]["every"]]
+    texts = read(study, corpora, "validation", kind)
+    texts += read(study, corpora, "train", kind)[:: study["held_out"]["every"]]
     skip, size = study["held_out"]["skip"], study["held_out"]["characters"]
-    return [text for text in dict.fromkeys(each[skip : skip + size] for each in documents) if len(text) == size]
+    return [text for text in dict.fromkeys(each[skip : skip + size] for each in texts) if len(text) == size]
 
 
 def splits(study: dict[str, Any], corpora: Path, seed: int) -> tuple[list[str], list[str], list[str]]:
     """Return the documents to select on and to confirm on, which the seed decides, and those of the test."""
     sizes = study["held_out"]
-    documents = held_out(study, corpora)
-    order = np.random.default_rng(0).permutation(len(documents))
+    texts = held_out(study, corpora)
+    order = np.random.default_rng(0).permutation(len(texts))
     test, pool = order[: sizes["test"]], order[sizes["test"] :]
     pool = np.random.default_rng(seed).permutation(pool)
     select, confirm = pool[: sizes["select"]], pool[sizes["select"] :][: sizes["confirm"]]
-    chosen = [[documents[index] for index in part] for part in (select, confirm, test)]
+    chosen = [[texts[index] for index in part] for part in (select, confirm, test)]
     return chosen[0], chosen[1], chosen[2]
 
 
 def read(study: dict[str, Any], corpora: Path, split: str, kind: str = "in") -> list[str]:
     """Return the documents of a split, one domain after the other."""
-    return [text for domain in study["domains"][kind] for text in read_file(corpora / f"{domain}.{split}.jsonl.gz")]
+    return [text for domain in study["domains"][kind] for text in read_domain(corpora, domain, split)]
 
 
 @cache
-def read_file(path: Path) -> tuple[str, ...]:
+def read_domain(corpora: Path, domain: str, split: str) -> tuple[str, ...]:
     """Return the documents of a file, read once."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return tuple(json.loads(line)["text"] for line in lines)
+    return tuple(documents(corpora, split, [domain]))
 
 
 def main() -> None:

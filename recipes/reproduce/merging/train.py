@@ -1,18 +1,17 @@
 """Train the trajectories of `study.yaml`; what was trained is stored and not repeated.
 
-    python recipes/reproduce/merging/train.py --corpora CORPORA --work WORK
+    python recipes/reproduce/merging/train.py --corpora CORPORA --work WORK --output RESULTS
 
-`--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python;
-`--work` gets token ids and checkpoints: `WORK/seed-0/constant/checkpoint-80`, ..., `WORK/seed-0/annealed/...`. An
-interrupted run goes on from its last checkpoint.
+`--corpora` is a folder of `<domain>.{train,validation}.jsonl.gz` files with the domains english, german and python
+(see `recipes/reproduce/corpora`); `--work` gets rows and checkpoints: `WORK/seed-0/constant/checkpoint-80`, ...,
+`WORK/seed-0/annealed/...`. An interrupted run goes on from its last checkpoint.
 """
 
 import argparse
 import os
 import shutil
 import sys
-import time
-from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from text import load_tokenizer, prepare_training
-from transformers import PreTrainedTokenizerFast
+from datasets import disable_progress_bars
+from text import prepare_training
 from transformers.utils import logging
 
-from hf_warmscale.checkpoints import save_model, write_json
+from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.mup import MupConfig, MupForCausalLM
-from hf_warmscale.staging import staged_file
+from hf_warmscale.studies import PlannedRun, open_study, run_all
+from hf_warmscale.training import ReplayMixture, Schedule, Stage, anneal_stage
+from hf_warmscale.training.data.packing import load_packed
+from hf_warmscale.tuning import ProxyTask
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "growth"))
-from training import Trainer, Training  # noqa: E402  # the loop of the growth study
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "corpora")]
+from corpora import prepare_tokenizer  # noqa: E402
+from trunk import Regime, Rows, train_stage  # noqa: E402
 
 
 def main() -> None:
@@ -38,91 +41,65 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, required=True, help="a folder for this study alone")
+    parser.add_argument("--smoke", action="store_true", help="almost no budget")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    study = yaml.safe_load((HERE / "study.yaml").read_text())
-    tokens = arguments.work / "tokens"
-    training = make_training(study, prepare_training(study, arguments.corpora, tokens, arguments.work / "training"))
-    for seed in study["seeds"]:
-        target = arguments.output / "trajectories" / f"seed-{seed}.json"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_json(target, train(study, training, seed, load_tokenizer(tokens), arguments.work / f"seed-{seed}"))
+    disable_progress_bars()
+    design = yaml.safe_load((HERE / "study.yaml").read_text())
+    if arguments.smoke:
+        design.update(steps=20, save_every=2)
+    rows = Rows(*prepare_training(design, arguments.corpora, arguments.work))
+    tokens = ProxyTask(str(rows.train), validation=str(rows.validation)).tokens_hash()
+    study = open_study(arguments.output / "trajectories", design, tokens=tokens, code=HERE)
+    plan = [PlannedRun(f"seed-{seed}", {"seed": seed}) for seed in design["seeds"]]
+    run_all(study, plan, partial(train, design, rows, arguments.work))
+    for seed in design["seeds"]:
+        for folder in (arguments.work / f"seed-{seed}").glob("*/checkpoint-*"):
+            prepare_tokenizer(arguments.corpora, arguments.work).save_pretrained(folder)
 
 
-def make_training(study: dict[str, Any], folder: Path) -> Training:
-    """Return the settings of the growth study's loop; it measures no curve here."""
-    return Training(tokens=folder, **study["training"], evaluate_every=0, curve_windows=0, evaluation_windows=192)
-
-
-def train(
-    study: dict[str, Any], training: Training, seed: int, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> dict[str, Any]:
+def train(design: dict[str, Any], rows: Rows, work: Path, run: PlannedRun) -> dict[str, Any]:
     """Train a trajectory at a constant rate, and from its last fifth a branch whose rate falls to 0."""
-    trainer = new_trainer(study, training, seed)
-    cooldown = round(training.cooldown_fraction * study["steps"])
-    branch = folder / "branch.pt"
-    phase(study, trainer, 0, folder / "constant", tokenizer, branch)
-    trainer.restore(torch.load(branch, weights_only=True))
-    phase(study, trainer, cooldown, folder / "annealed", tokenizer, None)
+    seed, steps, lr = run.content["seed"], design["steps"], 2.0 ** design["log2_lr"]
+    regime = Regime(
+        **design["training"], warmup_share=0.0, evaluate_every=steps, curve_rows=48, save_every=design["save_every"]
+    )
+    cooldown, folder = regime.cooldown(steps), work / run.name
+    mixture = ReplayMixture({"train": load_packed(rows.train)}, {"train": 1.0}, seed=seed)
+    trunk = Stage("constant", Schedule("constant", warmup=regime.warmup(steps)), mixture, max_steps=steps)
+    model = new_model(design, seed)
+    train_stage(model, trunk, lr, rows, seed, regime, folder / "constant", [steps - cooldown])
+    fork = folder / "constant" / f"checkpoint-{steps - cooldown}"
+    branch = anneal_stage(fork, mixture, max_steps=cooldown, shape="linear", min_lr=0.0)
+    start = MupForCausalLM.from_pretrained(fork)
+    trainer = train_stage(start, branch, lr, rows, seed, regime, folder / "branch", [cooldown])
+    name_by_the_whole_run(folder, steps - cooldown)
     return {
-        "seed": seed,
-        "parameters": trainer.model.num_parameters(),
-        "tokens": study["steps"] * training.tokens_per_step,
-        "annealed_loss": trainer.evaluate(training.evaluation_windows),
+        "parameters": model.num_parameters(),
+        "tokens": steps * regime.batch_size * design["sequence_length"],
+        "annealed_loss": trainer.evaluate(rows.held_out(regime.evaluation_rows))["eval_loss"],
     }
 
 
-def new_trainer(study: dict[str, Any], training: Training, seed: int) -> Trainer:
+def name_by_the_whole_run(folder: Path, fork: int) -> None:
+    """Copy the models of both phases to `annealed`, by the steps since the very beginning."""
+    annealed = folder / "annealed"
+    shutil.rmtree(annealed, ignore_errors=True)
+    constant = {path: int(path.name.rpartition("-")[2]) for path in run_checkpoints(folder / "constant")}
+    branch = {path: fork + int(path.name.rpartition("-")[2]) for path in run_checkpoints(folder / "branch")}
+    for path, step in [*((path, step) for path, step in constant.items() if step <= fork), *branch.items()]:
+        target = annealed / f"checkpoint-{step}"
+        shutil.copytree(path, target, ignore=shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*"))
+
+
+def new_model(design: dict[str, Any], seed: int) -> MupForCausalLM:
     """Return an untrained model, a pure function of the seed."""
     torch.manual_seed(seed)
-    shape = study["model"]
+    shape = design["model"]
     entry = {"base_hidden_size": shape["hidden_size"], "base_num_hidden_layers": shape["num_hidden_layers"]}
-    return Trainer(training, MupForCausalLM(MupConfig(**shape, mup=entry)), 2.0 ** study["log2_lr"], seed)
-
-
-def phase(
-    study: dict[str, Any],
-    trainer: Trainer,
-    cooldown: int,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    branch: Path | None,
-) -> None:
-    """Train to the end and keep a model every `save_every` steps; keep the whole state where the branch begins."""
-    state = folder.with_suffix(".pt")
-    if state.exists():
-        trainer.restore(torch.load(state, weights_only=True))
-    while trainer.step < study["steps"]:
-        started = time.monotonic()
-        goal = trainer.step + study["save_every"]
-        losses = deque(train_until(trainer, study["steps"], cooldown, goal), maxlen=20)
-        target = folder / f"checkpoint-{goal}"
-        shutil.rmtree(target, ignore_errors=True)
-        save_model(trainer.model, target, tokenizer=tokenizer)
-        if branch is not None and goal == study["steps"] - round(trainer.training.cooldown_fraction * study["steps"]):
-            save_state(trainer, branch)
-        save_state(trainer, state)
-        rate = study["save_every"] * trainer.training.tokens_per_step / (time.monotonic() - started)
-        print(f"{target}: {sum(losses) / len(losses):.4f}, {rate:,.0f} tokens/s", flush=True)
-
-
-def train_until(trainer: Trainer, steps: int, cooldown: int, goal: int) -> list[float]:
-    """Train towards `steps`, but only until `goal`."""
-    losses = []
-    for loss in trainer.train(steps, cooldown):
-        losses.append(loss)
-        if trainer.step == goal:
-            break
-    return losses
-
-
-def save_state(trainer: Trainer, path: Path) -> None:
-    """Write what a later process needs to go on."""
-    with staged_file(path) as staging:
-        torch.save(trainer.state(), staging)
+    return MupForCausalLM(MupConfig(**shape, mup=entry))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hf_warmscale import grow_from_pretrained
 from hf_warmscale.checkpoints import staged_directory, write_json
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.tuning import Curve, Point, ProxyTask, TransferResult, at_size, find_optima, sweep, train_model
-from hf_warmscale.tuning.transfer import describe_study
+from hf_warmscale.tuning.ladder import describe_study
 from hf_warmscale.tuning.transfer_figure import draw_transfer
 
 DATA_SEEDS = 1000
@@ -77,16 +77,16 @@ class Stage:
     def folder(self, point: Point) -> Path:
         """Where the weights of a trained point are: of this very study."""
         digest = sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        return self.checkpoints / digest[:12] / Path(point.file_name).stem
+        return self.checkpoints / digest[:12] / point.run_name
 
     def identity(self) -> dict[str, Any]:
         """Return what the runs of this stage depend on beside their rate and seed."""
-        return {**describe_study(self.task, self.config, "width"), "source_lr": self.source_lr}
+        return {**describe_study(self.task.settings(), self.config, "width"), "source_lr": self.source_lr}
 
 
-def run_growth(study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int) -> None:
+def run_growth(study: dict[str, Any], output: Path, cache: Path, jobs: int) -> None:
     """Sweep every size of the study and write `growth.json` and `growth.png`."""
-    stage, curves, inherited = from_scratch(study, tokens, output, cache, jobs)
+    stage, curves, inherited = from_scratch(study, output, cache, jobs)
     for size in study["growth"]["sizes"][1:]:
         config = at_size(stage.config, "width", size)
         stage = Stage(stage.task, config, stage.checkpoints, stage.index + 1, stage, inherited)
@@ -94,21 +94,19 @@ def run_growth(study: dict[str, Any], tokens: Path, output: Path, cache: Path, j
     write_growth(output, inherited, TransferResult("completep", "width", curves, find_optima(curves)))
 
 
-def run_growth_control(study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int) -> None:
+def run_growth_control(study: dict[str, Any], output: Path, cache: Path, jobs: int) -> None:
     """Sweep the first size once more, trained on instead of grown."""
-    first, _, inherited = from_scratch(study, tokens, output, cache, jobs)
+    first, _, inherited = from_scratch(study, output, cache, jobs)
     stage = Stage(first.task, first.config, cache / "growth-control", 1, first, inherited)
     folder = output.with_name("growth-control")
     curves = sweep_stage(stage, around(inherited, study), seeds=study["seeds"], output=folder, jobs=jobs)
     write_growth(folder, inherited, TransferResult("completep", "width", curves, find_optima(curves)))
 
 
-def from_scratch(
-    study: dict[str, Any], tokens: Path, output: Path, cache: Path, jobs: int
-) -> tuple[Stage, dict[int, Curve], float]:
+def from_scratch(study: dict[str, Any], output: Path, cache: Path, jobs: int) -> tuple[Stage, dict[int, Curve], float]:
     """Return the first stage, its curve, and the rate that all later stages inherit."""
     first = study["growth"]["sizes"][0]
-    stage = Stage(ProxyTask(str(tokens), **study["task"]), own_base(study["model"], first), cache / "growth")
+    stage = Stage(ProxyTask(**study["task"]), own_base(study["model"], first), cache / "growth")
     lrs = [2.0**exponent for exponent in study["log2_lrs"]]
     curves = sweep_stage(stage, lrs, seeds=study["seeds"], output=output, jobs=jobs)
     return stage, curves, lowest(curves[first])
@@ -130,6 +128,7 @@ def sweep_stage(stage: Stage, lrs: list[float], *, seeds: int, output: Path, job
             seeds=seeds,
             output=output / f"size-{size}",
             study=stage.identity(),
+            tokens=stage.task.tokens_hash(),
             jobs=jobs,
         )
     )

@@ -16,12 +16,12 @@ from growth import growth_rows
 
 from hf_warmscale.checkpoints import write_text
 from hf_warmscale.report import markdown_table
+from hf_warmscale.studies import read_runs
 from hf_warmscale.tuning import CoordinateResult, Curve, TransferResult, find_optima
 from hf_warmscale.tuning.coordinate_figure import draw_coordinates
-from hf_warmscale.tuning.coordinates import Changes, fit_slopes
+from hf_warmscale.tuning.coordinate_result import Changes, fit_slopes
 from hf_warmscale.tuning.ladder import Axis
 from hf_warmscale.tuning.optimum import parabola_vertex
-from hf_warmscale.tuning.runs import read_runs
 from hf_warmscale.tuning.transfer_figure import draw_transfer
 
 HERE = Path(__file__).parent

@@ -8,6 +8,7 @@ writes `separation.json` and `README.md` beside this file.
 
 import argparse
 import json
+import resource
 import signal
 import warnings
 from collections import Counter
@@ -30,7 +31,8 @@ from hf_warmscale.training.data.separation import LAYOUTS, Separation, prove, ti
 
 HERE = Path(__file__).parent
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-CPU_SECONDS = 120
+CPU_SECONDS = 60
+MEMORY_BYTES = 6 * 2**30
 LAYERS = 4
 
 
@@ -71,7 +73,7 @@ def prove_type(model_type: str) -> dict[str, Any]:
             for attention in ATTENTIONS:
                 proved = prove(model_class, config, attention)
                 row[attention] = {"changes": dict(proved.changes), "failures": dict(proved.failures)}
-    except (Exception, OutOfTimeError) as error:  # whatever the family's own code raises
+    except (Exception, OutOfTimeError, MemoryError) as error:  # whatever the family's own code raises
         row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return row
 
@@ -123,6 +125,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))  # some configs stay large in part
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="these types, again")
     parser.add_argument("--report", action="store_true", help="only make the table")

@@ -9,6 +9,7 @@ the config, and the groups are built from names.
 
 import copy
 import tempfile
+from pathlib import Path
 
 import torch
 from mup import MuAdamW, MuReadout, set_base_shapes
@@ -16,6 +17,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_warmscale import MupConfig, MupForCausalLM, mup_param_groups
+from hf_warmscale.studies import write_result
+
+HERE = Path(__file__).parent
 
 SIZES = {"vocab_size": 256, "num_hidden_layers": 2, "head_dim": 16}
 
@@ -75,7 +79,9 @@ def ours_after() -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    for way, answer in mup_after().items():
+    found, kept = mup_after(), ours_after()
+    write_result(HERE / "results" / "mup_reload.json", {"mup": found, "hf_warmscale, same groups": kept}, code=HERE)
+    for way, answer in found.items():
         print(f"mup, {way}: {answer}")
-    for way, same in ours_after().items():
+    for way, same in kept.items():
         print(f"hf_warmscale, {way}: groups {'the same' if same else 'differ'}")

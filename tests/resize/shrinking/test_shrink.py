@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_warmscale.architecture import describe
-from hf_warmscale.resize import grow_from_pretrained, shrink_from_pretrained
+from hf_warmscale.resize import grow_from_pretrained, shrink_checkpoint, shrink_from_pretrained
 from hf_warmscale.resize.shrinking.selection import most_important, select_heads
 from tests.resize.families import FAMILIES, random_model, tokens
 
@@ -196,3 +197,19 @@ def test_heads_with_a_bias_of_their_own_stay() -> None:
     config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=2, n_head=4, vocab_size=64)
     with pytest.raises(ValueError, match="cannot be shrunk to these sizes: num_attention_heads changes, but"):
         shrink_from_pretrained(random_model(config), num_attention_heads=2)
+
+
+def test_only_padding_of_the_vocabulary_is_cut(tmp_path: Path) -> None:
+    source = random_model(FAMILIES["llama"](True), dtype=torch.float32)
+    assert shrink_from_pretrained(source, vocab_size=60, verify=False).config.vocab_size == 60
+    source.generation_config.eos_token_id = [1, 62]
+    with pytest.raises(ValueError, match=r"vocab_size 60 would cut eos_token_id 62; choose at least 63\.$"):
+        shrink_from_pretrained(source, vocab_size=60)
+    source.generation_config.eos_token_id = 1
+    source.save_pretrained(tmp_path / "source")
+    words = Tokenizer(models.BPE(vocab={chr(97 + number): number for number in range(62)}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"tokens that the tokenizer gives; choose at least 62\.$"):
+        shrink_checkpoint(tmp_path / "source", tmp_path / "out", vocab_size=60)
+    assert not (tmp_path / "out").exists()
+    assert shrink_checkpoint(tmp_path / "source", tmp_path / "out", vocab_size=62).sizes["vocab_size"] == 62

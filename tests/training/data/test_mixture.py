@@ -95,14 +95,29 @@ def test_counts_follow_weights_that_change() -> None:
     assert apportionment.expected(6_000) == pytest.approx(expected[-1].tolist())
 
 
-@pytest.mark.parametrize("count", range(1, 5))
-def test_random_weights_of_up_to_four_sources_stay_within_one(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12, 20, 30])
+@pytest.mark.parametrize("segments", [1, 3])
+def test_counts_of_up_to_thirty_sources_stay_within_the_bound(count: int, segments: int) -> None:
     generator = np.random.default_rng(count)
-    for _ in range(20):
-        shares = generator.dirichlet(np.full(count, 0.5))
-        sources, _ = Apportionment([0], shares[None]).assign(np.arange(5_000))
+    starts = [0, 700, 3_100][:segments]
+    lengths = np.diff([*starts, 6_000])
+    for concentration in (0.1, 0.5, 5.0, 5.0, 0.5, 0.1):
+        weights = generator.dirichlet(np.full(count, concentration), size=segments)
+        apportionment = Apportionment(starts, weights)
+        sources, _ = apportionment.assign(np.arange(6_000))
         counts = np.cumsum(sources[:, None] == np.arange(count), axis=0)
-        assert np.abs(counts - np.arange(1, 5_001)[:, None] * shares).max() < 1
+        expected = np.cumsum(np.repeat(weights, lengths, axis=0), axis=0)
+        assert np.abs(counts - expected).max() <= apportionment.deviation + 1e-9
+        if segments == 1:
+            assert apportionment.deviation < (1.0001 if count <= 4 else 1.7)
+
+
+def test_the_bound_of_a_mixture_is_nearly_reached() -> None:
+    """Two sources: half a sample, which rounding does reach. So the bound says something."""
+    mixed = ReplayMixture({"new": Numbers(9), "old": Numbers(9)}, [0.9, 0.1])
+    assert mixed.deviation == pytest.approx(0.5, abs=1e-4)
+    sources, _ = Apportionment([0], np.asarray([[0.9, 0.1]])).assign(np.arange(1_000))
+    assert np.abs(np.cumsum(sources == 1) - np.arange(1, 1_001) * 0.1).max() == pytest.approx(0.5)
 
 
 def test_every_global_batch_holds_its_replay() -> None:

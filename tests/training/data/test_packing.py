@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage
-from hf_warmscale.training.data.batches import collate_packed
+from hf_warmscale.training.data.collators import collate_packed
 from hf_warmscale.training.data.packing import (
     full_rows,
     load_packed,
