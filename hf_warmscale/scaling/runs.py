@@ -18,6 +18,12 @@ METRIC = "eval_loss"
 MUP_BASE = "base_"
 """How the entries of a muP config begin that say at which sizes the rates were tuned."""
 
+FOLLOW_THE_WIDTH = frozenset(
+    f"model.{name}"
+    for name in ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
+)
+"""Recorded arguments that differ between the rungs of a muP ladder because the rule says so."""
+
 
 @dataclass(frozen=True)
 class LadderRun:
@@ -62,7 +68,7 @@ class LadderRun:
         """Return what all runs of a ladder must share, by name."""
         stage = self.folder.stage or {}
         mup = getattr(self.config, "mup", None) or {}
-        arguments: Mapping[str, Any] = stage.get("arguments", {})
+        arguments = flat(stage.get("arguments", {}))
         return {
             "muP base": {name: value for name, value in sorted(mup.items()) if name.startswith(MUP_BASE)},
             "muP rule": mup.get("rule"),
@@ -70,7 +76,7 @@ class LadderRun:
             "data": self.folder.data_hash,
             "rows in a step": stage.get("samples_per_step"),
             "vocabulary": getattr(self.config, "vocab_size", None),
-            **dict(arguments),
+            **{name: value for name, value in arguments.items() if not mup or name not in FOLLOW_THE_WIDTH},
         }
 
 
@@ -101,6 +107,23 @@ def read_run(path: str | os.PathLike[str], *, metric: str = METRIC) -> LadderRun
             "eval_strategy='steps', or name another metric."
         )
     return LadderRun(folder, float(values[-1][1]), tokens, config_of(folder.config))
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, under dotted names.
+
+    Example:
+
+    ```python
+    >>> flat({"a": 1, "b": {"c": 2}})
+    {'a': 1, 'b.c': 2}
+
+    ```
+    """
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def config_of(content: Mapping[str, Any]) -> PreTrainedConfig:

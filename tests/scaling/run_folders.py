@@ -41,7 +41,7 @@ def write_run(folder: Path, *, hidden_size: int, tokens: int, loss: float, seed:
         "max_steps": STEPS,
         "samples_per_step": 4,
         "mixture": mixture,
-        "arguments": ARGUMENTS,
+        "arguments": {**ARGUMENTS, "model": {"initializer_range": 0.02, "logits_scaling": hidden_size / 16}},
         "progress": {"step": STEPS, "tokens": {"text": tokens // 5}},
         "lineage": [trunk],
     }

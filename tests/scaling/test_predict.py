@@ -75,6 +75,10 @@ CHANGES = {
     "rate": ({"schedule": {"name": "wsd", "learning_rate": 0.02, "min_lr": 0.0}}, "mixed recipes: learning rate"),
     "batch": ({"samples_per_step": 8}, "mixed recipes: rows in a step is 4 or 8"),
     "decay": ({"arguments": {"weight_decay": 0.0}}, "mixed recipes: weight_decay is 0.1 or 0.0"),
+    "init": (
+        {"arguments": {"model": {"initializer_range": 0.5}}},
+        "mixed recipes: model.initializer_range is 0.02 or 0.5",
+    ),
     "data": (
         {
             "lineage": [],
