@@ -9,11 +9,8 @@ command in two shells for two jobs of one thread each. `--smoke` runs `ladder_sm
 """
 
 import argparse
-import gzip
-import json
 import os
-import shutil
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,8 @@ import torch
 import yaml
 from datasets import Dataset
 from ladder_runs import Trunk, base_of, list_trunks, model_config, needed_by, plan_runs, steps_of, trunk_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -51,10 +45,12 @@ from hf_warmscale import (
 from hf_warmscale.checkpoints import RunFolder, load_model, run_checkpoints
 from hf_warmscale.scaling import read_run
 from hf_warmscale.studies import PlannedRun, Study, open_study, run_all, tokens_hash
-from hf_warmscale.training.data.packing import load_packed, pack
+from hf_warmscale.training.data.packing import load_packed
 
 HERE = Path(__file__).parent
-END_OF_TEXT = "<|endoftext|>"
+sys.path.insert(0, str(HERE.parent / "corpora"))
+from corpora import prepare_rows  # noqa: E402
+
 SAVE_EVERY = 2000
 """Steps between the checkpoints from which an interrupted run goes on."""
 ROWS_AT_ONCE = 10_000
@@ -204,48 +200,10 @@ class SaveAt(TrainerCallback):
 
 
 def prepare(data: dict[str, Any], corpora: Path, folder: Path) -> Data:
-    """Train the tokenizer and pack the rows, or load what an earlier call made."""
-    paths = {split: corpora / f"{data['domain']}.{split}.jsonl.gz" for split in ("train", "validation")}
-    if not (folder / "tokenizer").is_dir():
-        train_tokenizer(paths["train"], data["vocab_size"], data["sequence_length"]).save_pretrained(
-            folder / "tokenizer"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-    for split, path in paths.items():
-        if not (folder / split).is_dir():
-            cache = folder / "cache"
-            pack(
-                path,
-                folder / split,
-                tokenizer=tokenizer,
-                sequence_length=data["sequence_length"],
-                cache_dir=str(cache),
-            )
-            shutil.rmtree(cache)
-    train, validation = (load_packed(folder / split, tokenizer=tokenizer) for split in paths)
+    """Pack the rows with the tokenizer of the studies, or load what an earlier call made."""
+    folders = prepare_rows(corpora, folder, sequence_length=data["sequence_length"], domains=[data["domain"]])
+    train, validation = map(load_packed, folders)
     return Data(train, validation.select(range(min(data["validation_rows"], len(validation)))))
-
-
-def train_tokenizer(path: Path, vocab_size: int, row_length: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on a corpus."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts(path), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, model_max_length=row_length)
-
-
-def texts(path: Path) -> Iterator[str]:
-    """Yield the text of every document."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
 
 
 def hash_of(rows: Dataset) -> str:

@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "ladder")
     parser.add_argument("--study", type=Path, default=HERE / "ladder.yaml")
     parser.add_argument("--bootstrap", type=int, default=200)
+    parser.add_argument("--mixed", action="store_true", help="allow runs of several versions, and say so")
     arguments = parser.parse_args()
     study = yaml.safe_load(arguments.study.read_text(encoding="utf-8"))
     stored = [row for kind in ("scratch", "grown") for row in read_runs(arguments.results / kind)]
-    print(provenance_line(stored))
+    print(provenance_line(stored, mixed=arguments.mixed))
     report: dict[str, Rows] = {}
     for embeddings in (True, False):
         suffix = "with embeddings" if embeddings else "without embeddings"
