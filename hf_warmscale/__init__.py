@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
         shrink_checkpoint,
         shrink_from_pretrained,
     )
+    from hf_warmscale.scaling import fit_scaling_law, plan, predict_loss
     from hf_warmscale.training import (
         ContinualTrainer,
         ContinualTrainingArguments,
@@ -53,6 +54,7 @@ __all__ = [
     "describe",
     "document_nll",
     "extend_tokenizer",
+    "fit_scaling_law",
     "fold_majority_kernels",
     "fold_multipliers",
     "freeze_old_blocks",
@@ -65,6 +67,8 @@ __all__ = [
     "merge_checkpoints",
     "mup_param_groups",
     "mup_table",
+    "plan",
+    "predict_loss",
     "push_to_hub",
     "search_merge",
     "shrink_checkpoint",
@@ -85,6 +89,7 @@ _HOME = {
     "describe": "architecture",
     "document_nll": "evaluation",
     "extend_tokenizer": "resize",
+    "fit_scaling_law": "scaling",
     "fold_majority_kernels": "training",
     "fold_multipliers": "mup",
     "freeze_old_blocks": "resize",
@@ -97,6 +102,8 @@ _HOME = {
     "merge_checkpoints": "merging",
     "mup_param_groups": "mup",
     "mup_table": "mup",
+    "plan": "scaling",
+    "predict_loss": "scaling",
     "push_to_hub": "hub",
     "search_merge": "merging",
     "shrink_checkpoint": "resize",

@@ -26,6 +26,13 @@ ExportTarget = Literal["llama", "granite"]
 RuleName = Literal["standard", "mup", "completep"]
 """Parametrizations of a muP study."""
 
+LawForm = Literal["chinchilla", "power", "grown"]
+"""Forms of scaling laws: `E + A/N^alpha + B/D^beta` (2203.15556); `a N^b + c` at fixed data (2304.06875); Chinchilla
+with tokens transferred from a smaller base, `D + k D0^p g^-q` (the form of 2102.01293; g = N / N0)."""
+
+LossUnit = Literal["nats", "bits"]
+"""Units of a loss: nats per token, or bits per byte, which models with different vocabularies share."""
+
 WIDTHS: tuple[WidthName, ...] = get_args(WidthName)
 DEPTHS: tuple[DepthOperator, ...] = get_args(DepthOperator)
 MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
@@ -33,6 +40,8 @@ SPACES: tuple[SpaceName, ...] = get_args(SpaceName)
 AVERAGES: tuple[Average, ...] = get_args(Average)
 EXPORT_TARGETS: tuple[ExportTarget, ...] = get_args(ExportTarget)
 RULES: tuple[RuleName, ...] = get_args(RuleName)
+LAWS: tuple[LawForm, ...] = get_args(LawForm)
+LOSS_UNITS: tuple[LossUnit, ...] = get_args(LossUnit)
 
 
 class Sizes(TypedDict, total=False):

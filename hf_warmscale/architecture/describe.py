@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture.fields import find_field, per_layer_fields
+from hf_warmscale.architecture.fields import experts_per_token, find_field, per_layer_fields
 from hf_warmscale.architecture.labelling import choose_labels, confirm_labels, kind_of, label_options
 from hf_warmscale.architecture.layouts import UnknownLayoutError, heads_differ
 from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
@@ -209,6 +209,7 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
         embedding_scale=template.embedding_scale,
         proof=template.proof,
         proved_on=template.smallest,
+        experts_per_token=experts_per_token(config) if Axis.EXPERTS in sizes else None,
     )
 
 

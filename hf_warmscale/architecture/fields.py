@@ -38,6 +38,16 @@ FIELDS: Mapping[Axis, tuple[str, ...]] = {
 COMPANIONS: Mapping[Axis, tuple[str, ...]] = {Axis.HIDDEN: ("word_embed_proj_dim", "embedding_size")}
 """Fields that must equal the axis wherever they exist (OPT's embedding width)."""
 
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "top_k_experts",
+    "moe_k",
+)
+"""Names of the number of routed experts that a token goes through."""
+
 LEADING_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
 """Fields that count the first blocks, which are dense where the others are mixtures of experts."""
 
@@ -50,6 +60,12 @@ def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
         if name in config.to_dict():
             return name
     return None
+
+
+def experts_per_token(config: PreTrainedConfig) -> int | None:
+    """Return the number of routed experts that a token goes through, or `None` if no field tells."""
+    found = [getattr(config, name, None) for name in EXPERTS_PER_TOKEN]
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:

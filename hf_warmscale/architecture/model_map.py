@@ -139,6 +139,7 @@ class ModelMap:
         proof (`Mapping[Axis, float]`): max |change of a logit| / max |logit| when that axis is permuted, in float64;
             the larger error of models of two sizes.
         proved_on (`PreTrainedConfig`): of the smaller of the two: the same architecture, of a few thousand parameters.
+        experts_per_token (`int` or `None`): the routed experts that a token goes through; `None` without experts.
     """
 
     model_type: str
@@ -154,6 +155,7 @@ class ModelMap:
     embedding_scale: Literal["sqrt"] | None
     proof: Mapping[Axis, float]
     proved_on: PreTrainedConfig
+    experts_per_token: int | None = None
 
     def with_role(self, *roles: Role) -> list[ParameterMap]:
         """Return the parameters that have one of `roles`, in the model's order."""
@@ -162,3 +164,79 @@ class ModelMap:
     def num_parameters(self) -> int:
         """Return the number of scalars, tied weights counted once."""
         return sum(prod(parameter.shape(self.sizes)) for parameter in self.parameters.values())
+
+    def num_active_parameters(self) -> int:
+        """Return the number of scalars that one token uses: of routed experts only those it goes through.
+
+        Raises:
+            ValueError: if the model has experts and its config does not tell how many a token uses.
+        """
+        return sum(self._active(parameter) for parameter in self.parameters.values())
+
+    def flops_per_token(self, sequence_length: int, *, training: bool = True) -> float:
+        """Return the floating-point operations of matrix products per token, a multiplication and an addition as two.
+
+        Counted are the projections (experts by those that a token goes through), the readout, and the attention
+        scores and sums over the full sequence, as they are computed without a causal kernel. Not counted are norms,
+        activations, biases, lookups, and what has no attention of queries and keys (recurrent mixers).
+
+        Args:
+            sequence_length (`int`): tokens in a row.
+            training (`bool`): count the backward pass, which costs twice the forward pass.
+
+        Raises:
+            ValueError: if the model has experts and its config does not tell how many a token uses.
+
+        Example:
+
+        ```python
+        >>> from transformers import LlamaConfig
+        >>> from hf_warmscale import describe
+        >>> config = LlamaConfig(hidden_size=64, intermediate_size=128, num_attention_heads=4, vocab_size=100,
+        ...                      num_hidden_layers=2)
+        >>> describe(config).flops_per_token(32)
+        579072.0
+
+        ```
+        """
+        matrices = [each for each in self.parameters.values() if each.fan_in is not None and len(each.dimensions) > 1]
+        multiplied = sum(self._active(parameter) for parameter in matrices)
+        multiplied += sum(
+            self._active(self.parameters[name]) for name in self.tied.values() if name not in self._projections()
+        )
+        layers = {parameter.layer for parameter in matrices}
+        multiplied += sequence_length * sum(self._attention_width(layer) for layer in layers)
+        return float(2 * multiplied * (3 if training else 1))
+
+    def _projections(self) -> set[str]:
+        return {name for name, parameter in self.parameters.items() if parameter.fan_in is not None}
+
+    def _active(self, parameter: ParameterMap) -> int:
+        """Return how many of its scalars a token uses."""
+        size = prod(parameter.shape(self.sizes))
+        stacked = len(parameter.dimensions) > 1 and Block((Axis.EXPERTS,)) in parameter.dimensions[0]
+        if not stacked or parameter.role == "router":
+            return size
+        if self.experts_per_token is None:
+            raise ValueError(f"The config of this {self.model_type} does not tell how many experts a token uses.")
+        return size * self.experts_per_token // self.sizes[Axis.EXPERTS]
+
+    def _attention_width(self, layer: int | None) -> int:
+        """Return the width over all heads of a query plus that of a value, in a layer; 0 without attention."""
+        own = [each for each in self.parameters.values() if each.layer == layer and each.component == "attention"]
+        values = [
+            each.shape(self.sizes)[each.fan_in] for each in own if each.fan_in is not None and each.reads(Axis.HEADS)
+        ]
+        queries = [
+            block for each in own if each.fan_in is not None for block in self._written(each) if Axis.HEADS in block
+        ]
+        if not values or not queries:
+            return 0
+        first = queries[0]
+        width = (
+            Block((Axis.HEADS, Axis.HEAD_DIM)) if Axis.HEAD_DIM in first else first
+        )  # fused ones: (HEADS, 3, HEAD_DIM)
+        return values[0] + width.size(self.sizes)
+
+    def _written(self, parameter: ParameterMap) -> Dimension:
+        return () if parameter.fan_out is None else parameter.dimensions[parameter.fan_out]

@@ -20,6 +20,7 @@ from hf_warmscale.cli.parser import Parser, UsageError
 from hf_warmscale.cli.push import PUSH
 from hf_warmscale.cli.quickstart import QUICKSTART
 from hf_warmscale.cli.quiet import quieten
+from hf_warmscale.cli.scaling import SCALING
 from hf_warmscale.cli.shrink import SHRINK
 from hf_warmscale.cli.train import TRAIN
 from hf_warmscale.cli.verb import Verb, add_verbs
@@ -28,7 +29,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 DEBUG_VARIABLE = "WARMSCALE_DEBUG"
 
-VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, SHRINK, TRAIN, AVERAGE, MERGE, MUP, DATA, PUSH, ENV, COMPLETION)
+VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, SHRINK, TRAIN, AVERAGE, MERGE, MUP, SCALING, DATA, PUSH, ENV, COMPLETION)
 
 
 def make_parser() -> Parser:

@@ -1,0 +1,79 @@
+"""How far a prediction may be off: resampling over runs, and the noise of a single run."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from hf_warmscale.scaling.frame import Frame
+from hf_warmscale.scaling.laws import Array, log_loss
+from hf_warmscale.scaling.solve import Problem, resolve
+
+MIN_SIZES = 3
+"""A resample with fewer sizes than this, where there are more, is drawn again: no law can be fitted to it."""
+
+
+def resample(problem: Problem, frame: Frame, theta: Array, *, draws: int, seed: int) -> Array:
+    """Return the vectors fitted to resampled runs, `[draws, coordinates]`.
+
+    Whole runs are drawn with replacement, as the checkpoints of a run are not independent.
+    """
+    generator = np.random.default_rng(seed)
+    runs = run_numbers(frame)
+    count = runs.max() + 1
+    needed = min(MIN_SIZES, len(np.unique(frame.N)))
+    found = np.empty((draws, len(theta)))
+    for draw in range(draws):
+        weights = np.zeros(len(frame))
+        while len(np.unique(frame.N[weights > 0])) < needed:
+            weights = np.bincount(generator.integers(count, size=count), minlength=count)[runs].astype(float)
+        found[draw] = resolve(problem, frame, weights, theta)
+    return found
+
+
+def run_numbers(frame: Frame) -> NDArray[np.int64]:
+    """Return the number of the run of each point."""
+    numbers: NDArray[np.int64] = np.unique(np.array(frame.run), return_inverse=True)[1]
+    return numbers
+
+
+def noise(problem: Problem, frame: Frame, theta: Array) -> tuple[float, int]:
+    """Return the standard deviation of the log loss of one run about the law, and its degrees of freedom.
+
+    The degrees of freedom are those of the runs: the further checkpoints of a run add hardly any.
+    """
+    residuals = problem.objective(frame).residuals(theta)
+    freedom = len(frame) - problem.num_free()
+    of_runs = int(run_numbers(frame).max()) + 1 - problem.num_free()
+    if freedom <= 0 or of_runs <= 0:
+        return float("nan"), 0
+    return float(np.sqrt(np.sum(residuals**2) / freedom)), of_runs
+
+
+def half_width(
+    problem: Problem, frame: Frame, theta: Array, resampled: Array | None, wanted: Frame, level: float
+) -> Array:
+    """Return half the width of the interval of a new run's log loss, `[points]` of `wanted`.
+
+    The variance of the prediction, over the resampled fits or by the delta method, and that of a run's noise add up.
+    """
+    deviation, freedom = noise(problem, frame, theta)
+    inputs = problem.inputs(wanted)
+    if resampled is None:
+        variance = deviation**2 * _leverage(problem, frame, theta, log_loss(theta, inputs)[1])
+    else:
+        predictions = np.stack([log_loss(draw, inputs)[0] for draw in resampled])
+        variance = np.mean((predictions - log_loss(theta, inputs)[0]) ** 2, axis=0)
+    width: Array = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(variance + deviation**2)
+    return width
+
+
+def _leverage(problem: Problem, frame: Frame, theta: Array, slopes: Array) -> Array:
+    """Return the variance of predictions in units of the noise, with the runs as clusters."""
+    free = [place for place, (low, high) in enumerate(problem.bounds) if low < high]
+    own = log_loss(theta, problem.inputs(frame))[1][:, free]
+    inverse = np.linalg.pinv(own.T @ own, rcond=1e-12)
+    runs = run_numbers(frame)
+    summed = np.stack([own[runs == run].sum(axis=0) for run in range(runs.max() + 1)])
+    middle = inverse @ (summed.T @ summed) @ inverse
+    leverage: Array = np.einsum("pi,ij,pj->p", slopes[:, free], middle, slopes[:, free])
+    return leverage
