@@ -36,7 +36,7 @@ from hf_warmscale.checkpoints import (
     staged_directory,
     write_json,
 )
-from hf_warmscale.mup.factors import TrainingFactors
+from hf_warmscale.mup.factors import FILE_NAME, TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
 from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup
 from hf_warmscale.options import EXPORT_TARGETS, ExportTarget
@@ -77,7 +77,8 @@ def export_checkpoint(
 
     `mup_factors.json` beside the weights holds the learning rate, weight decay and eps factors of every parameter,
     with which training goes on identically: `mup_param_groups(model, factors=TrainingFactors.load(output), lr=...)`,
-    without clipping by the global gradient norm. The tokenizer and the generation config come along.
+    without clipping by the global gradient norm. The export of an export carries the factors on. The tokenizer and the
+    generation config come along.
 
     Args:
         source (`str` or `PathLike`): a saved [`MupForCausalLM`] or any Granite: a folder or a Hub id.
@@ -112,6 +113,11 @@ def export_checkpoint(
     factors = {name: fold_factor(config, name) if to == "llama" else 1.0 for name in weights.specs}
     target = llama_config(config) if to == "llama" else stock_granite(config)
     receipt = _receipt(checkpoint.source.identity, to, factors, config)
+    if (checkpoint.folder / FILE_NAME).is_file() and not is_mup(config):
+        # The source is an export: its config has lost the entry from which the rates would follow.
+        trained = TrainingFactors.load(checkpoint.folder).absorb(factors)
+    else:
+        trained = training_factors(config, folded=to == "llama")
     with staged_directory(output) as folder:
         copy_side_files(checkpoint.folder, folder)
         with ModelWriter(folder, skeleton(target), weights.specs, max_shard_size=max_shard_size) as writer:
@@ -119,7 +125,7 @@ def export_checkpoint(
                 refuse_non_finite(name, tensor)
                 writer.write(name, tensor if factors[name] == 1 else tensor * factors[name])
         target.save_pretrained(folder)
-        training_factors(config, folded=to == "llama").save(folder)
+        trained.save(folder)
         write_json(folder / RECEIPT, asdict(receipt))
     return receipt
 

@@ -42,9 +42,13 @@ class MupForCausalLM(MupPreTrainedModel, GraniteForCausalLM):
     >>> model.save_pretrained(folder)
     >>> AutoModelForCausalLM.from_pretrained(folder)  # GraniteForCausalLM: the same logits
     ```
+
+    Raises:
+        ValueError: if the config's multipliers do not follow from its sizes.
     """
 
     def __init__(self, config: MupConfig) -> None:
+        config.refuse_stale_multipliers()
         # Not GraniteForCausalLM.__init__: it would build, and draw, a GraniteModel first.
         super(GraniteForCausalLM, self).__init__(config)
         self.model = MupModel(config)
