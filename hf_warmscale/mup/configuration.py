@@ -90,19 +90,6 @@ class MupConfig(GraniteConfig):
             return made[0].resized(**sizes), *made[1:]
         return made.resized(**sizes)
 
-    def refuse_stale_multipliers(self) -> None:
-        """Refuse a forward multiplier that no longer follows from the entry and the sizes.
-
-        Raises:
-            ValueError: if a size, or a multiplier, was assigned after the config was made.
-        """
-        for name, value in GraniteForm.from_config(self).forward_multipliers().items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"The config's {name} is {getattr(self, name)}, and its sizes and mup entry make it {value}; "
-                    "change sizes with config.resized(...), and the entry with config.with_mup(...)."
-                )
-
     def resized(self, **sizes: int) -> "MupConfig":
         """Return this config with other sizes, the same base shape, and the multipliers that follow.
 

@@ -38,7 +38,7 @@ from hf_warmscale.checkpoints import (
 )
 from hf_warmscale.mup.factors import FILE_NAME, TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
-from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup
+from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup, refuse_stale_multipliers
 from hf_warmscale.options import EXPORT_TARGETS, ExportTarget
 
 RECEIPT = "export.json"
@@ -88,8 +88,8 @@ def export_checkpoint(
         max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
 
     Raises:
-        ValueError: if the source is no Granite, a weight is not finite, Llama does not allow the shape, or `output` is
-            not empty.
+        ValueError: if the source is no Granite, its multipliers do not follow from its mup entry, a weight is not
+            finite, Llama does not allow the shape, or `output` is not empty.
         FileNotFoundError: if there is no such checkpoint.
         OSError: if the disk is full.
 
@@ -109,6 +109,8 @@ def export_checkpoint(
         raise ValueError(
             f"The checkpoint {checkpoint.source.name} is a {config.model_type}, not a Granite or muP model."
         )
+    if is_mup(config):
+        refuse_stale_multipliers(config)
     weights = ModelWeights(checkpoint)
     factors = {name: fold_factor(config, name) if to == "llama" else 1.0 for name in weights.specs}
     target = llama_config(config) if to == "llama" else stock_granite(config)

@@ -6,7 +6,7 @@ from transformers import initialization as init
 from transformers.models.granite.modeling_granite import GranitePreTrainedModel
 
 from hf_warmscale.mup.configuration import MupConfig
-from hf_warmscale.mup.granite_form import GraniteForm
+from hf_warmscale.mup.granite_form import GraniteForm, refuse_stale_multipliers
 
 
 class MupPreTrainedModel(GranitePreTrainedModel):
@@ -48,7 +48,7 @@ class MupForCausalLM(MupPreTrainedModel, GraniteForCausalLM):
     """
 
     def __init__(self, config: MupConfig) -> None:
-        config.refuse_stale_multipliers()
+        refuse_stale_multipliers(config)
         # Not GraniteForCausalLM.__init__: it would build, and draw, a GraniteModel first.
         super(GraniteForCausalLM, self).__init__(config)
         self.model = MupModel(config)

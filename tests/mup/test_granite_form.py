@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_warmscale.architecture import describe
-from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, mup_param_groups
+from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, mup_param_groups, mup_table
 from hf_warmscale.mup.folded_form import folded_scalings
 from hf_warmscale.mup.granite_form import GraniteForm
 from tests.conftest import perturb
@@ -242,7 +242,11 @@ def test_a_size_in_from_pretrained_moves_the_multipliers(tmp_path: Path, sizes: 
 @pytest.mark.parametrize("stale", [{"num_hidden_layers": 2}, {"hidden_size": 32}, {"residual_multiplier": 0.3}])
 def test_stale_multipliers_are_refused(stale: dict[str, Any]) -> None:
     config = tiny_mup().config
+    stock = GraniteConfig(**config.to_dict())
     for name, value in stale.items():
         setattr(config, name, value)
+        setattr(stock, name, value)
     with pytest.raises(ValueError, match=r"change sizes with config\.resized"):
         MupForCausalLM(config)
+    with pytest.raises(ValueError, match=r"change sizes with config\.resized"):
+        mup_table(stock)
