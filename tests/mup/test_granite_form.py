@@ -230,7 +230,7 @@ def test_a_size_in_from_pretrained_moves_the_multipliers(tmp_path: Path, sizes: 
     """The blocks that are loaded train, and save, with the multipliers of their own number."""
     whole = tiny_mup()
     whole.save_pretrained(tmp_path / "whole")
-    cut = MupForCausalLM.from_pretrained(tmp_path / "whole", **sizes)
+    cut = MupForCausalLM.from_pretrained(tmp_path / "whole", **dict[str, Any](sizes))
     expected = whole.config.resized(**sizes)
     assert cut.config.residual_multiplier == expected.residual_multiplier == 2 / sizes["num_hidden_layers"]
     assert torch.equal(cut.model.layers[0].mlp.up_proj.weight, whole.model.layers[0].mlp.up_proj.weight)

@@ -45,7 +45,7 @@ def test_every_parameter_is_in_one_group() -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model(input_ids=ids, labels=ids).loss.backward()
     for optimizer in optimizers:
-        optimizer.step()
+        optimizer.step()  # type: ignore[no-untyped-call]
     assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
