@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_warmscale.checkpoints.run_folder import read_trainer_state
 from hf_warmscale.compat.transformers import loss_shifts_labels
@@ -327,6 +327,8 @@ class ContinualMixin(CheckpointMixin):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the trainer does, and note it by source."""
+        if self._shared_evaluation is not None and "num_items_in_batch" in kwargs:
+            kwargs["num_items_in_batch"] = None  # the mean of this batch, not that of all ranks
         sources, self._sources = self._sources, None
         run, labels = self.stage_run, inputs.get("labels")
         if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
@@ -383,6 +385,45 @@ class ContinualMixin(CheckpointMixin):
         self.log(dict(summary))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, summary)
         return {**metrics, **summary}
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate one data set; on several ranks the loss is the one that a single rank computes."""
+        shared = self._share_evaluation(dataloader)
+        self._shared_evaluation = shared
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._shared_evaluation = None
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        if shared is not None and output.metrics and name in output.metrics:
+            output.metrics[name] = shared.loss(self.accelerator.gather)
+        return output
+
+    def _share_evaluation(self, dataloader: DataLoader[Any]) -> SharedEvaluation | None:
+        rows, ranks = getattr(dataloader, "dataset", None), self.args.world_size
+        config = self.accelerator.dataloader_config
+        if self.stage is None or ranks == 1 or config.split_batches or config.dispatch_batches:
+            return None
+        if not hasattr(rows, "__len__") or self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            return None
+        return SharedEvaluation(
+            cast(Rows, rows),
+            self.args.eval_batch_size,
+            rank=self.args.process_index,
+            num_ranks=ranks,
+            device=self.args.device,
+        )
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch; see `Trainer.prediction_step`."""
+        shared = self._shared_evaluation
+        if shared is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs, rows = shared.next_batch(inputs)
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None:
+            shared.add(loss, rows)
+        return (loss, *rest)
 
     def _summary(self, losses: Mapping[str, float]) -> dict[str, float]:
         assert self.stage_run is not None
