@@ -78,8 +78,8 @@ class ContinualMixin(CheckpointMixin):
         self._collates_samples = False
         self._created_optimizer = False
         self._waiting_sources: deque[Tensor | None] = deque()
-        self._sources: Tensor | None = None
-        self._said: bool | None = None
+        self._measured_nll: Tensor | None = None
+        self._is_measured = self._said = False
         self._shared_evaluation: SharedEvaluation | None = None
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
@@ -260,6 +260,7 @@ class ContinualMixin(CheckpointMixin):
                 self._take_over_moments(prepared[0], self.stage_run.moments_of)
             self._settle_groups()
             self._token_loss = TokenLoss(self.accelerator.unwrap_model(prepared[0]))
+            self._shifts_labels = loss_shifts_labels(self)
         return prepared
 
     def _take_over_moments(self, model: nn.Module, parent: str) -> None:
@@ -312,48 +313,51 @@ class ContinualMixin(CheckpointMixin):
             self._is_first_batch = False
         for batch, sources in zip(batches, self._waiting_sources, strict=True):
             if sources is not None:
-                self.stage_run.meter.count(sources, batch, shifted=loss_shifts_labels(self))
+                self.stage_run.meter.count(sources, batch, shifted=self._shifts_labels)
         return batches, num_items
 
     # ---- Loss and metrics ----
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Make a training step on one micro-batch; its sources are known until it ends."""
-        self._sources = self._waiting_sources.popleft() if self._waiting_sources else None
-        try:
-            return super().training_step(*args, **kwargs)
-        finally:
-            self._sources = None
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the trainer does, and note it by source."""
-        if self._shared_evaluation is not None and "num_items_in_batch" in kwargs:
-            kwargs["num_items_in_batch"] = None  # the mean of this batch, not that of all ranks
-        sources, self._sources = self._sources, None
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Make a training step on one micro-batch, and note its loss by source."""
+        sources = self._waiting_sources.popleft() if self._waiting_sources else None
         run, labels = self.stage_run, inputs.get("labels")
         if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        installs = bool(self._token_loss.owners) and self.args.n_gpu <= 1 and not self.args.torch_compile
-        with captured(model) as seen, self._token_loss.installed() if installs else nullcontext():
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-        nll = self._token_loss.nll if installs else None
-        if nll is None or nll.numel() < labels.numel():
-            nll = nll_of_outputs(seen[0], labels) if seen and loss_shifts_labels(self) else None
-            self._say_once(measured=nll is not None)
-        if nll is not None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        self._measured_nll, self._is_measured = None, True
+        # Data parallelism of one process copies the model for each device, and a compiled one would be compiled anew.
+        installs = self.args.n_gpu <= 1 and not self.args.torch_compile
+        try:
+            with self._token_loss.installed() if installs else nullcontext():
+                loss = super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self._is_measured = False
+        nll = self._token_loss.nll if self._token_loss.nll is not None else self._measured_nll
+        if nll is not None and nll.numel() >= labels.numel():
             # Prompt tuning puts virtual tokens before each row.
             run.meter.add_losses(sources, nll.reshape(len(labels), -1)[:, -labels.shape[1] :], labels)
+        self._token_loss.nll = self._measured_nll = None
+        self._say_once(measured=nll is not None)
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the trainer does; where the model has a loss of its own, measure its outputs too."""
+        if self._shared_evaluation is not None and "num_items_in_batch" in kwargs:
+            kwargs["num_items_in_batch"] = None  # the mean of this batch, not that of all ranks
+        labels = inputs.get("labels")
+        if not self._is_measured or labels is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with captured(model) as seen:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._token_loss.nll is None and seen and self._shifts_labels:
+            self._measured_nll = nll_of_outputs(seen[0], labels)
         return loss
 
     def _say_once(self, *, measured: bool) -> None:
-        """Say that the losses by source cost a second cross-entropy, or that there are none."""
-        if self._said == measured:
-            return
-        self._said = measured
-        name = type(self.accelerator.unwrap_model(self.model)).__name__
-        if measured:
-            logger.info("The loss of %s is not that of loss_function; losses by source are computed again.", name)
-        else:
+        """Say that a model gives no losses by source."""
+        if not measured and not self._said:
+            self._said = True
+            name = type(self.accelerator.unwrap_model(self.model)).__name__
             logger.warning("%s gives no loss of the next token, so there are no losses by source.", name)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
