@@ -27,7 +27,9 @@ class Narrow(Trainer):
         self.called = "create_optimizer"
         return super().create_optimizer()
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
         assert set(inputs) <= {"input_ids", "labels"}, inputs.keys()
         outputs = model(**inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -144,7 +146,7 @@ def test_the_model_is_saved_as_it_came(tmp_path: Path) -> None:
 def test_an_evaluation_by_hand_has_its_prefix(prefix: str, tmp_path: Path) -> None:
     trainer = ContinualTrainer(tiny_model(), arguments(tmp_path, save_strategy="no"), stage=stage())
     trainer.train()
-    found = trainer.evaluate(DOMAINS, metric_key_prefix=prefix)  # type: ignore[arg-type]
+    found = trainer.evaluate(DOMAINS, metric_key_prefix=prefix)
     assert found[f"{prefix}_loss"] == pytest.approx((found[f"{prefix}_new_loss"] + found[f"{prefix}_old_loss"]) / 2)
 
 
@@ -163,7 +165,7 @@ class NoFloat64(TorchDispatchMode):
 def test_no_step_evaluation_or_log_makes_a_float64_tensor(settings: dict[str, Any], tmp_path: Path) -> None:
     args = arguments(tmp_path, save_steps=STEPS, eval_strategy="steps", eval_steps=STEPS, **settings)
     trainer = ContinualTrainer(tiny_model(), args, stage=stage(), eval_dataset=DOMAINS)
-    with NoFloat64():
+    with NoFloat64():  # type: ignore[no-untyped-call]
         trainer.train()
     assert any("loss/new" in entry for entry in trainer.state.log_history)
 
