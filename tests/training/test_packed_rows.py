@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_warmscale.cli import main
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage
-from hf_warmscale.training.data.batches import RowCollator, collate_packed
+from hf_warmscale.training.data.collators import RowCollator, collate_packed
 from hf_warmscale.training.data.packing import load_packed
 from tests.test_package import ROOT
 from tests.training.tiny import arguments, train_tokenizer, write_corpus
