@@ -104,11 +104,17 @@ def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
         raise ValueError(f"The model type {config.model_type!r} is not known to transformers, so it is not described.")
     for axis in (Axis.LAYERS, Axis.HIDDEN, Axis.HEADS, Axis.VOCAB):
         if find_field(config, axis) is None:
-            raise ValueError(
-                f"{config.model_type} has no config field for {axis}, so it is not described; if it wraps a language "
-                "model, describe the config of that (text_config)."
-            )
+            raise ValueError(_why_not_described(config, axis))
     return CONFIG_MAPPING[config.model_type].from_dict(config.to_dict())
+
+
+def _why_not_described(config: PreTrainedConfig, axis: Axis) -> str:
+    if config.get_text_config() is not config:
+        return (
+            f"A {config.model_type} model wraps a language model with other parts; save its language model, which has "
+            "the config text_config, as a checkpoint of its own and use that."
+        )
+    return f"{config.model_type} has no config field for {axis}, so it is not described; use another family."
 
 
 def _depth(config: PreTrainedConfig) -> int:
@@ -257,7 +263,9 @@ def _full_sizes(
                     )
                     sizes[unknown[0]] = size // (known * len(dimension))
                     solved = True
-    missing = template.axes - set(sizes)
+    # An axis that follows from others need not occur in any weight: Qwen3-Next of two blocks has no attention.
+    occurring = frozenset[Axis]().union(*(parameter.axes() for parameter in parameters.values()))
+    missing = template.axes - set(sizes) - (template.law.derived - occurring)
     if missing:
         raise ValueError(f"{config.model_type}: the config does not tell {', '.join(sorted(missing))}; set it.")
     return {axis: sizes[axis] for axis in Axis if axis in sizes}

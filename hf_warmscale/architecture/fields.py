@@ -1,6 +1,7 @@
 """Which config field sets which axis, and configs of other sizes."""
 
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from typing import Any
 
@@ -53,11 +54,16 @@ LEADING_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
 
 
 def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
-    """Return the config's own name for `axis`, or `None` if the family has no such field."""
+    """Return the config's own name for `axis`, or `None` if the family has no such field.
+
+    A field that the family does not declare is ignored: a stray `intermediate_size` sets nothing in a GPT-2. The head
+    size is an exception, because many families read it undeclared.
+    """
+    declared = _declared(config.model_type)
     for name in FIELDS[axis]:
         if name in config.attribute_map:
             return config.attribute_map[name]
-        if name in config.to_dict():
+        if name in config.to_dict() and (axis is Axis.HEAD_DIM or not declared or name in declared):
             return name
     return None
 
@@ -68,24 +74,41 @@ def experts_per_token(config: PreTrainedConfig) -> int | None:
     return next((value for value in found if isinstance(value, int)), None)
 
 
-def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Return the fields that hold one entry for each layer (`layer_types` and its like).
+@lru_cache
+def _declared(model_type: str) -> frozenset[str]:
+    """Return the fields of a family's config; empty for a type that transformers does not know."""
+    if model_type not in CONFIG_MAPPING:
+        return frozenset()
+    family = CONFIG_MAPPING[model_type]
+    names = {each.name for each in dataclass_fields(family)}
+    try:
+        return frozenset(names | family().to_dict().keys())
+    except (StrictDataclassError, ValueError, TypeError):  # a family with sizes that it cannot guess
+        return frozenset(names)
 
-    A list that happens to be as long as the model is deep is none, if in the family's default config it is not.
+
+def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the fields that hold one entry per layer, such as `layer_types`.
+
+    A list whose length merely coincides with the depth is ignored: a list that the family does not declare (a user's
+    own, `architectures`), or one whose length differs from the depth in the family's default config.
     """
-    layers, others = getattr(config, "num_hidden_layers", None), _other_lists(config.model_type)
-    return tuple(name for name, length in _lists(config).items() if length == layers and name not in others)
+    layers, known = getattr(config, "num_hidden_layers", None), _family_lists(config.model_type)
+    return tuple(name for name, length in _lists(config).items() if length == layers and known.get(name, False))
 
 
 @lru_cache
-def _other_lists(model_type: str) -> frozenset[str]:
-    """Return the fields whose list has another length in the default config than its number of layers."""
+def _family_lists(model_type: str) -> Mapping[str, bool]:
+    """Return the fields of a family, each with whether it can hold one entry per layer."""
+    family, common = CONFIG_MAPPING[model_type], {each.name for each in dataclass_fields(PreTrainedConfig)}
+    declared = {each.name: True for each in dataclass_fields(family) if each.name not in common}
     try:
-        default = CONFIG_MAPPING[model_type]()
-    except (KeyError, StrictDataclassError, ValueError, TypeError):  # a family with sizes that it cannot guess
-        return frozenset()
+        default = family()
+    except (StrictDataclassError, ValueError, TypeError):  # a family with sizes that it cannot guess
+        return declared
     layers = getattr(default, "num_hidden_layers", None)
-    return frozenset(name for name, length in _lists(default).items() if length not in (0, layers))
+    computed = {name: length in (0, layers) for name, length in _lists(default).items() if name not in common}
+    return declared | computed
 
 
 def _lists(config: PreTrainedConfig) -> dict[str, int]:

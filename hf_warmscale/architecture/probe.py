@@ -133,14 +133,26 @@ def _obeys_head_dim(config: PreTrainedConfig, law: SizeLaw, layers: int) -> bool
 
 
 def _runs_at_any_head_dim(config: PreTrainedConfig, law: SizeLaw, layers: int) -> bool:
-    """Tell whether hidden may differ from heads x head_dim (Helium has the field, but its projections do not fit)."""
-    settings = {axis: TINY[axis] for axis in law.settable} | {Axis.LAYERS: layers}
+    """Tell whether hidden may differ from heads x head_dim (Helium has the field, but its projections do not fit).
+
+    Routers and scans may not run on the meta device whatever the sizes, so two failures count only if they differ.
+    """
+    apart = {axis: TINY[axis] for axis in law.settable}
+    failure = _failure(config, apart, layers)
+    return failure is None or failure == _failure(
+        config, {**apart, Axis.HIDDEN: TINY[Axis.HEADS] * TINY[Axis.HEAD_DIM]}, layers
+    )
+
+
+def _failure(config: PreTrainedConfig, sizes: Sizes, layers: int) -> str | None:
+    """Return the error of a model of these sizes on the meta device; `None` if it runs."""
     try:
         with torch.no_grad():
-            build_meta(tiny_config(config, settings))(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+            model = build_meta(tiny_config(config, {**sizes, Axis.LAYERS: layers}))
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
     except (RuntimeError, ValueError) as error:
-        return "size" not in str(error) and "shape" not in str(error)
-    return True
+        return str(error)
+    return None
 
 
 def _intermediate_ratio(config: PreTrainedConfig, law: SizeLaw, layers: int) -> int | None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -104,7 +105,21 @@ def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrain
         for name, value in values.items()
         if name.endswith("token_id") and isinstance(value, int | list)
     }
-    return type(config).from_dict({**values, **neutral, **tokens})
+    rope = {name: _plain_rope(values[name]) for name in ("rope_parameters", "rope_scaling") if values.get(name)}
+    return type(config).from_dict({**values, **neutral, **tokens, **rope})
+
+
+def _plain_rope(parameters: Any) -> Any:
+    """Return rotary parameters without factors per frequency (longrope), which fit one head size only.
+
+    They act alike in all heads, so they change nothing that the proof looks at.
+    """
+    if not isinstance(parameters, dict):
+        return parameters
+    if any(isinstance(value, list) for value in parameters.values()):
+        kept = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+        return {"rope_type": "default", **kept}
+    return {name: _plain_rope(value) for name, value in parameters.items()}
 
 
 def axes_of(config: PreTrainedConfig) -> frozenset[Axis]:

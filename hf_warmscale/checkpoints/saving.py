@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints.files import SIDE_FILES
 from hf_warmscale.staging import staged_directory, write_json
+
+SAMPLING = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
+"""Settings of a generation config that only apply with `do_sample`."""
 
 
 def save_model(
@@ -41,11 +44,25 @@ def save_model(
     with staged_directory(output) as folder:
         if side_files is not None:
             copy_side_files(side_files, folder)
+        if model.generation_config is not None:
+            unset_unused_sampling(model.generation_config)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         for name, content in (receipts or {}).items():
             write_json(folder / name, content)
+
+
+def unset_unused_sampling(generation: GenerationConfig) -> None:
+    """Unset sampling settings that have no effect, in place, where transformers would refuse to save them.
+
+    Published models have `do_sample: false` beside a `temperature`: it loads, but `save_pretrained` raises.
+    """
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        if not generation.do_sample:
+            generation.update(**dict.fromkeys(SAMPLING))
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:

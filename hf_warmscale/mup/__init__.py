@@ -8,6 +8,7 @@ from hf_warmscale.mup.granite_form import is_mup
 from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.initialization import init_mup
 from hf_warmscale.mup.modeling import MupForCausalLM
+from hf_warmscale.mup.muon import muon_param_groups, muon_shape_factor
 from hf_warmscale.mup.optimizer import MupOptimizerFactory, mup_optimizer, refuse_deepspeed_optimizer
 from hf_warmscale.mup.rules import OptimizerFactors, Parametrization, Power, Ratios, Rule, rule_table
 from hf_warmscale.mup.table import Cell, TableRow, mup_table
@@ -34,6 +35,8 @@ __all__ = [
     "group_weight_decay",
     "init_mup",
     "is_mup",
+    "muon_param_groups",
+    "muon_shape_factor",
     "mup_optimizer",
     "mup_param_groups",
     "mup_table",

@@ -9,6 +9,16 @@ from transformers import GraniteConfig
 
 from hf_warmscale.mup.granite_form import BASE_WIDTHS, GraniteForm, complete_entry, head_dim, mup_entry
 
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+
 
 @strict
 class MupConfig(GraniteConfig):
@@ -64,6 +74,20 @@ class MupConfig(GraniteConfig):
 
     def validate_architecture(self) -> None:
         """Allow a hidden size that is not a multiple of the number of heads: the size of a head is a field."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MupConfig":
+        """Make the config of a stored one; sizes among the arguments change it as `resized` does.
+
+        `from_pretrained(folder, num_hidden_layers=2)` comes through here, and would else keep the multipliers of the
+        stored depth.
+        """
+        sizes = {name: kwargs.pop(name) for name in SIZES if name in kwargs}
+        made: Any = super().from_dict(config_dict, **kwargs)
+        if isinstance(made, tuple):  # with the arguments that are no fields, if they were asked for
+            made, *unused = made
+            return (made.resized(**sizes) if sizes else made, *unused)  # type: ignore[return-value]
+        return made.resized(**sizes) if sizes else made  # type: ignore[no-any-return]
 
     def resized(self, **sizes: int) -> "MupConfig":
         """Return this config with other sizes, the same base shape, and the multipliers that follow.

@@ -36,9 +36,9 @@ from hf_warmscale.checkpoints import (
     staged_directory,
     write_json,
 )
-from hf_warmscale.mup.factors import TrainingFactors
+from hf_warmscale.mup.factors import FILE_NAME, TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
-from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup
+from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup, refuse_stale_multipliers
 from hf_warmscale.options import EXPORT_TARGETS, ExportTarget
 
 RECEIPT = "export.json"
@@ -77,7 +77,8 @@ def export_checkpoint(
 
     `mup_factors.json` beside the weights holds the learning rate, weight decay and eps factors of every parameter,
     with which training goes on identically: `mup_param_groups(model, factors=TrainingFactors.load(output), lr=...)`,
-    without clipping by the global gradient norm. The tokenizer and the generation config come along.
+    without clipping by the global gradient norm. The export of an export carries the factors on. The tokenizer and the
+    generation config come along.
 
     Args:
         source (`str` or `PathLike`): a saved [`MupForCausalLM`] or any Granite: a folder or a Hub id.
@@ -87,8 +88,8 @@ def export_checkpoint(
         max_shard_size (`int` or `str`): bytes, or a string such as `"5GB"`.
 
     Raises:
-        ValueError: if the source is no Granite, a weight is not finite, Llama does not allow the shape, or `output` is
-            not empty.
+        ValueError: if the source is no Granite, its multipliers do not follow from its mup entry, a weight is not
+            finite, Llama does not allow the shape, or `output` is not empty.
         FileNotFoundError: if there is no such checkpoint.
         OSError: if the disk is full.
 
@@ -108,10 +109,17 @@ def export_checkpoint(
         raise ValueError(
             f"The checkpoint {checkpoint.source.name} is a {config.model_type}, not a Granite or muP model."
         )
+    if is_mup(config):
+        refuse_stale_multipliers(config)
     weights = ModelWeights(checkpoint)
     factors = {name: fold_factor(config, name) if to == "llama" else 1.0 for name in weights.specs}
     target = llama_config(config) if to == "llama" else stock_granite(config)
     receipt = _receipt(checkpoint.source.identity, to, factors, config)
+    if (checkpoint.folder / FILE_NAME).is_file() and not is_mup(config):
+        # The source is an export: its config has lost the entry from which the rates would follow.
+        trained = TrainingFactors.load(checkpoint.folder).absorb(factors)
+    else:
+        trained = training_factors(config, folded=to == "llama")
     with staged_directory(output) as folder:
         copy_side_files(checkpoint.folder, folder)
         with ModelWriter(folder, skeleton(target), weights.specs, max_shard_size=max_shard_size) as writer:
@@ -119,7 +127,7 @@ def export_checkpoint(
                 refuse_non_finite(name, tensor)
                 writer.write(name, tensor if factors[name] == 1 else tensor * factors[name])
         target.save_pretrained(folder)
-        training_factors(config, folded=to == "llama").save(folder)
+        trained.save(folder)
         write_json(folder / RECEIPT, asdict(receipt))
     return receipt
 

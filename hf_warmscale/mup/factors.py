@@ -70,6 +70,18 @@ class TrainingFactors:
         ]
         write_json(Path(folder) / FILE_NAME, {"groups": groups})
 
+    def absorb(self, factors: Mapping[str, float]) -> "TrainingFactors":
+        """Return what the parameters need once each weight is multiplied by its factor.
+
+        See [`OptimizerFactors.absorb`].
+
+        Raises:
+            ValueError: if the factors are of other parameters.
+        """
+        if strange := factors.keys() ^ self.factors.keys():
+            raise ValueError(f"{FILE_NAME} and the model differ in {min(strange)}; remove {FILE_NAME}, or its model.")
+        return TrainingFactors({name: (role, own.absorb(factors[name])) for name, (role, own) in self.factors.items()})
+
     def find(self, name: str) -> tuple[Role, OptimizerFactors]:
         """Return the role and the factors of a parameter by its name, whatever wraps the model.
 

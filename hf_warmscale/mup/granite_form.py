@@ -152,6 +152,20 @@ def is_mup(config: object) -> TypeGuard[GraniteConfig]:
     return isinstance(config, GraniteConfig) and getattr(config, "mup", None) is not None
 
 
+def refuse_stale_multipliers(config: GraniteConfig) -> None:
+    """Refuse a forward multiplier that does not follow from the `mup` entry and the sizes.
+
+    Raises:
+        ValueError: if a size, or a multiplier, was changed after the config was made.
+    """
+    for name, value in GraniteForm.from_config(config).forward_multipliers().items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"The config's {name} is {getattr(config, name)}, and its sizes and mup entry make it {value}; change "
+                "sizes with config.resized(...), and the entry with config.with_mup(...)."
+            )
+
+
 def head_dim(config: GraniteConfig) -> int:
     """Return the size of an attention head: the config's own, or what follows from the hidden size."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

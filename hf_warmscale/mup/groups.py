@@ -1,7 +1,7 @@
 """Parameter groups that give every parameter its muP learning rate, weight decay and eps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,8 @@ from hf_warmscale.mup.realization import config_of, realize
 from hf_warmscale.mup.rules import OptimizerFactors, Parametrization
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
 
-Trainable = Iterator[tuple[nn.Parameter, str, OptimizerFactors]]
+Trainable = tuple[nn.Parameter, str, OptimizerFactors]
+Groups = list[dict[str, Any]]
 
 
 def mup_param_groups(
@@ -73,6 +74,20 @@ def mup_param_groups(
         )
 
     trainable = _by_factors(model, factors) if factors else _by_rules(model, base_config, parametrization)
+    return _grouped(trainable, lr, decay, eps)
+
+
+def group_by_factors(trainable: Iterable[Trainable], *, lr: float, weight_decay: float, eps: float) -> Groups:
+    """Group parameters by what their factors make of a rate, a weight decay and an eps.
+
+    Args:
+        trainable (`Iterable[tuple]`): parameter, role and factors.
+        lr, weight_decay, eps (`float`): at the base shape.
+    """
+    return _grouped(trainable, lr, lambda _, factor: weight_decay * factor, eps)
+
+
+def _grouped(trainable: Iterable[Trainable], lr: float, decay: Callable[[float, float], float], eps: float) -> Groups:
     members: dict[tuple[float, float, float], list[tuple[nn.Parameter, str]]] = {}
     for parameter, role, own in trainable:
         key = lr * own.lr, decay(lr * own.lr, own.weight_decay), eps * own.eps
@@ -92,7 +107,7 @@ def mup_param_groups(
 
 def _by_rules(
     model: nn.Module, base_config: PreTrainedConfig | None, parametrization: Parametrization | None
-) -> Trainable:
+) -> Iterator[Trainable]:
     realization = realize(config_of(model), base_config, parametrization)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -100,7 +115,7 @@ def _by_rules(
             yield parameter, scaling.role, scaling.factors(realization.parametrization)
 
 
-def _by_factors(model: nn.Module, factors: TrainingFactors) -> Trainable:
+def _by_factors(model: nn.Module, factors: TrainingFactors) -> Iterator[Trainable]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             yield parameter, *factors.find(name)

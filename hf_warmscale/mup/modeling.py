@@ -6,7 +6,7 @@ from transformers import initialization as init
 from transformers.models.granite.modeling_granite import GranitePreTrainedModel
 
 from hf_warmscale.mup.configuration import MupConfig
-from hf_warmscale.mup.granite_form import GraniteForm
+from hf_warmscale.mup.granite_form import GraniteForm, refuse_stale_multipliers
 
 
 class MupPreTrainedModel(GranitePreTrainedModel):
@@ -42,9 +42,13 @@ class MupForCausalLM(MupPreTrainedModel, GraniteForCausalLM):
     >>> model.save_pretrained(folder)
     >>> AutoModelForCausalLM.from_pretrained(folder)  # GraniteForCausalLM: the same logits
     ```
+
+    Raises:
+        ValueError: if the config's multipliers do not follow from its sizes.
     """
 
     def __init__(self, config: MupConfig) -> None:
+        refuse_stale_multipliers(config)
         # Not GraniteForCausalLM.__init__: it would build, and draw, a GraniteModel first.
         super(GraniteForCausalLM, self).__init__(config)
         self.model = MupModel(config)

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.mup.folded_form import folded_scalings
-from hf_warmscale.mup.granite_form import GraniteForm, is_mup
+from hf_warmscale.mup.granite_form import GraniteForm, is_mup, refuse_stale_multipliers
 from hf_warmscale.mup.parameter_scaling import ParameterScaling
 from hf_warmscale.mup.rules import Parametrization
 
@@ -40,11 +40,13 @@ def realize(
         parametrization (`Parametrization`, *optional*): with `base_config`; by default CompleteP.
 
     Raises:
-        ValueError: if neither or both are there, or they do not fit (see [`folded_scalings`]).
+        ValueError: if neither or both are there, or they do not fit (see [`folded_scalings`]), or the config's
+            multipliers do not follow from its entry.
     """
     if is_mup(config):
         if base_config is not None or parametrization is not None:
             raise ValueError("The config has a mup entry with its own base shape; leave out the base config.")
+        refuse_stale_multipliers(config)
         form = GraniteForm.from_config(config)
         return Realization(form.parametrization, form.scalings(), form.forward_multipliers())
     if base_config is None:

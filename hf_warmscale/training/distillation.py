@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_warmscale.training.token_loss import IGNORED, captured
+from hf_warmscale.evaluation import IGNORE_INDEX
+from hf_warmscale.training.token_loss import captured
 from hf_warmscale.training.trainer import ContinualTrainer
 
 
@@ -59,7 +60,7 @@ class HealingTrainer(ContinualTrainer):
             expected = self.teacher(**given, use_cache=False).logits
         with captured(model) as seen:
             super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        counted = labels[:, 1:] != IGNORED
+        counted = labels[:, 1:] != IGNORE_INDEX
         loss = divergence(expected[:, :-1][counted], seen[0]["logits"][:, :-1][counted]).sum()
         if num_items_in_batch is None:
             loss = loss / counted.sum()

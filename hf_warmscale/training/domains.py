@@ -1,10 +1,15 @@
 """What an evaluation says of several domains together, and of the end of a data set that several ranks share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hf_warmscale.training.data.mixture import Rows
+
+Gather = Callable[[Tensor], Tensor]
 
 
 def summarise(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -39,32 +44,43 @@ class SharedEvaluation:
     """The loss of a data set that several ranks evaluate together, equal to that of one rank.
 
     So that all ranks have as many batches, accelerate fills the last ones up with rows from the beginning. Trainer
-    counts these too: it weighs the mean of such a batch by the rows that belong there, but the mean is over all of its
-    rows. Here the rows that were filled in are cut off, and each rank keeps the sum over its own batches.
+    gives such a batch the weight of the rows that belong there, but takes its mean over all of its rows, and over the
+    batches of all ranks together. Here the rows that were filled in are cut off, and each batch has its own mean.
 
     Args:
-        num_rows (`int`): of the data set.
+        rows (`Sequence`): the data set.
         batch_size (`int`): rows of a rank's batch.
         rank, num_ranks (`int`): whose batches these are; rank r has the batches r, r + num_ranks, ...
         device (`torch.device`): where the sums are kept.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, *, rank: int, num_ranks: int, device: torch.device) -> None:
-        self.num_rows, self.batch_size = num_rows, batch_size
+    def __init__(self, rows: Rows, batch_size: int, *, rank: int, num_ranks: int, device: torch.device) -> None:
+        self.rows, self.batch_size = rows, batch_size
         self._next, self._num_ranks = rank, num_ranks
         self._sums = torch.zeros(2, device=device)
 
-    def next_rows(self) -> int:
-        """Return how many rows of the next batch belong to the data set; 0 if all of them were filled in."""
+    def next_batch(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return the next batch without the rows that were filled in, and how many are left.
+
+        Where none is left, all are returned, since ranks may have to compute together (ZeRO-3); they weigh nothing.
+        """
         start = self._next * self.batch_size
         self._next += self._num_ranks
-        return min(max(self.num_rows - start, 0), self.batch_size)
+        left = min(max(len(self.rows) - start, 0), self.batch_size)
+        if left in (0, self.batch_size):
+            return inputs, left
+        sizes = {len(value) for value in inputs.values() if isinstance(value, Tensor)}
+        if sizes == {1}:  # the rows are laid end to end
+            tokens = sum(len(self.rows[index]["input_ids"]) for index in range(start, start + left))
+            return {key: value[:, :tokens] for key, value in inputs.items()}, left
+        return {key: value[:left] if isinstance(value, Tensor) else value for key, value in inputs.items()}, left
 
     def add(self, loss: Tensor, rows: int) -> None:
-        """Add the mean loss of a batch of so many rows."""
-        if rows:
-            self._sums += torch.stack([loss.float() * rows, torch.full_like(loss, rows, dtype=torch.float32)])
+        """Add the mean loss of a batch of so many rows; like Trainer, leave out what is not finite."""
+        added = torch.stack([loss.float() * rows, torch.full_like(loss, rows, dtype=torch.float32)])
+        self._sums += torch.where(torch.isfinite(loss), added, 0.0)
 
-    def sums(self) -> Tensor:
-        """Return the sum of the losses, each by its rows, and the rows, of this rank: `[1, 2]`."""
-        return self._sums[None]
+    def loss(self, gather: Gather) -> float:
+        """Return the mean over all ranks, in nats per token; NaN if no batch had a finite loss."""
+        total, rows = gather(self._sums[None]).sum(dim=0).tolist()
+        return total / rows if rows else math.nan

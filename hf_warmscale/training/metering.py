@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_warmscale.evaluation import IGNORE_INDEX
 from hf_warmscale.training.stage import Progress
-from hf_warmscale.training.token_loss import IGNORED
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -87,7 +87,7 @@ class SourceMeter:
 
 
 def _counted(labels: Tensor, shifted: bool) -> Tensor:
-    counted = labels != IGNORED
+    counted = labels != IGNORE_INDEX
     if shifted:
         counted = counted.clone()
         counted[:, 0] = False

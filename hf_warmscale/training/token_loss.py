@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_warmscale.compat.transformers import models_with_causal_lm_loss, replaced_loss
-
-IGNORED = -100
-CHUNK_ELEMENTS = 1 << 24
-"""Logits that are turned into float32 at once where the loss has to be computed a second time: 64 MB."""
+from hf_warmscale.evaluation import IGNORE_INDEX, token_nll
 
 
 class TokenLoss:
@@ -35,7 +32,7 @@ class TokenLoss:
         labels: Tensor | None,
         vocab_size: int,
         num_items_in_batch: Tensor | int | None = None,
-        ignore_index: int = IGNORED,
+        ignore_index: int = IGNORE_INDEX,
         shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -55,7 +52,7 @@ class TokenLoss:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Let the model call this loss inside the block; `nll` is `None` until it does."""
+        """Let the model call this loss inside the block; `nll` is `None` until it does, and stays after the block."""
         self.nll = None
         with replaced_loss(self.owners, self):
             yield
@@ -81,7 +78,7 @@ def captured(model: nn.Module) -> Iterator[list[Mapping[str, Any]]]:
 def nll_of_outputs(outputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
     """Return the loss of every next token, `[rows, tokens]`, from what a model returned; `None` if that has no loss.
 
-    The last column and ignored labels are 0. Logits are read in chunks; trl's fused head gives `log_probs` instead.
+    The last column and ignored labels are 0. trl's fused head gives `log_probs` instead of logits.
 
     Args:
         outputs (`Mapping`): of the model.
@@ -92,11 +89,5 @@ def nll_of_outputs(outputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
         return -nn.functional.pad(log_probs, (0, labels.shape[1] - log_probs.shape[1]))
     if logits is None:
         return None
-    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    flat, wanted = logits[:, -labels.shape[1] :].reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-    parts = [
-        nn.functional.cross_entropy(part.float(), target, reduction="none", ignore_index=IGNORED)
-        for part, target in zip(flat.split(rows), wanted.split(rows), strict=True)
-    ]
-    return torch.cat(parts).reshape(labels.shape)
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    return token_nll(logits[:, -labels.shape[1] :], targets)

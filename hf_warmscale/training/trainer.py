@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_warmscale.checkpoints.run_folder import read_trainer_state
 from hf_warmscale.compat.transformers import loss_shifts_labels
@@ -78,8 +78,8 @@ class ContinualMixin(CheckpointMixin):
         self._collates_samples = False
         self._created_optimizer = False
         self._waiting_sources: deque[Tensor | None] = deque()
-        self._sources: Tensor | None = None
-        self._said: bool | None = None
+        self._measured_nll: Tensor | None = None
+        self._is_measured = self._said = False
         self._shared_evaluation: SharedEvaluation | None = None
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
@@ -260,6 +260,7 @@ class ContinualMixin(CheckpointMixin):
                 self._take_over_moments(prepared[0], self.stage_run.moments_of)
             self._settle_groups()
             self._token_loss = TokenLoss(self.accelerator.unwrap_model(prepared[0]))
+            self._shifts_labels = loss_shifts_labels(self)
         return prepared
 
     def _take_over_moments(self, model: nn.Module, parent: str) -> None:
@@ -312,46 +313,51 @@ class ContinualMixin(CheckpointMixin):
             self._is_first_batch = False
         for batch, sources in zip(batches, self._waiting_sources, strict=True):
             if sources is not None:
-                self.stage_run.meter.count(sources, batch, shifted=loss_shifts_labels(self))
+                self.stage_run.meter.count(sources, batch, shifted=self._shifts_labels)
         return batches, num_items
 
     # ---- Loss and metrics ----
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Make a training step on one micro-batch; its sources are known until it ends."""
-        self._sources = self._waiting_sources.popleft() if self._waiting_sources else None
-        try:
-            return super().training_step(*args, **kwargs)
-        finally:
-            self._sources = None
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the trainer does, and note it by source."""
-        sources, self._sources = self._sources, None
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Make a training step on one micro-batch, and note its loss by source."""
+        sources = self._waiting_sources.popleft() if self._waiting_sources else None
         run, labels = self.stage_run, inputs.get("labels")
         if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        installs = bool(self._token_loss.owners) and self.args.n_gpu <= 1 and not self.args.torch_compile
-        with captured(model) as seen, self._token_loss.installed() if installs else nullcontext():
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-        nll = self._token_loss.nll if installs else None
-        if nll is None or nll.numel() < labels.numel():
-            nll = nll_of_outputs(seen[0], labels) if seen and loss_shifts_labels(self) else None
-            self._say_once(measured=nll is not None)
-        if nll is not None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        self._measured_nll, self._is_measured = None, True
+        # Data parallelism of one process copies the model for each device, and a compiled one would be compiled anew.
+        installs = self.args.n_gpu <= 1 and not self.args.torch_compile
+        try:
+            with self._token_loss.installed() if installs else nullcontext():
+                loss = super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self._is_measured = False
+        nll = self._token_loss.nll if self._token_loss.nll is not None else self._measured_nll
+        if nll is not None and nll.numel() >= labels.numel():
             # Prompt tuning puts virtual tokens before each row.
             run.meter.add_losses(sources, nll.reshape(len(labels), -1)[:, -labels.shape[1] :], labels)
+        self._token_loss.nll = self._measured_nll = None
+        self._say_once(measured=nll is not None)
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the trainer does; where the model has a loss of its own, measure its outputs too."""
+        if self._shared_evaluation is not None and "num_items_in_batch" in kwargs:
+            kwargs["num_items_in_batch"] = None  # the mean of this batch, not that of all ranks
+        labels = inputs.get("labels")
+        if not self._is_measured or labels is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with captured(model) as seen:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._token_loss.nll is None and seen and self._shifts_labels:
+            self._measured_nll = nll_of_outputs(seen[0], labels)
         return loss
 
     def _say_once(self, *, measured: bool) -> None:
-        """Say that the losses by source cost a second cross-entropy, or that there are none."""
-        if self._said == measured:
-            return
-        self._said = measured
-        name = type(self.accelerator.unwrap_model(self.model)).__name__
-        if measured:
-            logger.info("The loss of %s is not that of loss_function; losses by source are computed again.", name)
-        else:
+        """Say that a model gives no losses by source."""
+        if not measured and not self._said:
+            self._said = True
+            name = type(self.accelerator.unwrap_model(self.model)).__name__
             logger.warning("%s gives no loss of the next token, so there are no losses by source.", name)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -383,6 +389,45 @@ class ContinualMixin(CheckpointMixin):
         self.log(dict(summary))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, summary)
         return {**metrics, **summary}
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate one data set; on several ranks the loss is the one that a single rank computes."""
+        shared = self._share_evaluation(dataloader)
+        self._shared_evaluation = shared
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._shared_evaluation = None
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        if shared is not None and output.metrics and name in output.metrics:
+            output.metrics[name] = shared.loss(self.accelerator.gather)
+        return output
+
+    def _share_evaluation(self, dataloader: DataLoader[Any]) -> SharedEvaluation | None:
+        rows, ranks = getattr(dataloader, "dataset", None), self.args.world_size
+        config = self.accelerator.dataloader_config
+        if self.stage is None or ranks == 1 or config.split_batches or config.dispatch_batches:
+            return None
+        if not hasattr(rows, "__len__") or self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            return None
+        return SharedEvaluation(
+            cast(Rows, rows),
+            self.args.eval_batch_size,
+            rank=self.args.process_index,
+            num_ranks=ranks,
+            device=self.args.device,
+        )
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch; see `Trainer.prediction_step`."""
+        shared = self._shared_evaluation
+        if shared is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs, rows = shared.next_batch(inputs)
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None:
+            shared.add(loss, rows)
+        return (loss, *rest)
 
     def _summary(self, losses: Mapping[str, float]) -> dict[str, float]:
         assert self.stage_run is not None

@@ -20,6 +20,7 @@ from hf_warmscale.tuning.coordinate_result import TOLERANCE, CoordinateResult, f
 from hf_warmscale.tuning.ladder import Axis, describe_study, ladder, refuse_one_size
 from hf_warmscale.tuning.point import Point
 from hf_warmscale.tuning.proxy import ProxyTask
+from hf_warmscale.tuning.sweep import refuse_rates
 
 PROBE_SEED = 1_000_000
 
@@ -64,6 +65,7 @@ def coordinate_check(
         ValueError: if the sizes do not fit, a run diverges, or `output` holds another study.
     """
     refuse_one_size(sizes)
+    refuse_rates([lr])
     results = []
     for rule in rules:
         configs = ladder(config.with_mup(rule=rule), axis, sizes)

@@ -44,6 +44,7 @@ def sweep(
     Raises:
         ValueError: if `output` holds another study, or there are fewer than three rates.
     """
+    refuse_rates(lrs)
     if len(lrs) < 3 or sorted(set(lrs)) != list(lrs):
         raise ValueError(f"The learning rates {list(lrs)} must be at least three, different and ascending.")
     opened, runs = open_study(output, study, tokens=tokens), Path(output) / RUNS
@@ -53,6 +54,17 @@ def sweep(
             run_all(opened, [*map(Point.planned, points)], partial(_loss, train), pool=pool)
             curves = read_curves(runs, sizes, lrs)
     return curves
+
+
+def refuse_rates(lrs: Iterable[float]) -> None:
+    """Refuse learning rates that are not positive numbers, before a study is begun.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    for lr in lrs:
+        if not 0 < lr < math.inf:
+            raise ValueError(f"The learning rate is {lr}; give a positive number, the rate at the base shape.")
 
 
 def next_points(curves: Mapping[int, Curve], *, sizes: Sequence[int], lrs: Sequence[float], seeds: int) -> list[Point]:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
-from hf_warmscale.architecture import Axis, ModelMap, NormMap, describe
+from hf_warmscale.architecture import Axis, ModelMap, NormMap, describe, per_layer_fields, resized_config
 from hf_warmscale.architecture.proof import TOLERANCE
 from hf_warmscale.architecture.tiny import build_meta
 
@@ -169,3 +169,34 @@ def test_describing_leaves_the_random_state() -> None:
     torch.manual_seed(3)
     describe(LlamaConfig(num_hidden_layers=2, rms_norm_eps=1e-4))
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_only_lists_by_layer_follow_the_depth() -> None:
+    """A user's list, and one that every config has, may be as long as the model is deep."""
+    values: dict[str, Any] = {"architectures": ["A", "B"], "languages": ["de", "fr"], "no_rope_layers": [1, 0]}
+    config: Any = SmolLM3Config(num_hidden_layers=2, **values)
+    assert set(per_layer_fields(config)) == {"layer_types", "no_rope_layers"}
+    deeper: Any = resized_config(config, {Axis.LAYERS: 4})
+    assert deeper.no_rope_layers == [1, 0, 1, 0] and len(deeper.layer_types) == 4
+    assert deeper.architectures == ["A", "B"] and deeper.to_dict()["languages"] == ["de", "fr"]
+
+
+def test_no_family_takes_a_common_list_for_one_by_layer() -> None:
+    for kind in (
+        "llama",
+        "qwen3",
+        "gemma3_text",
+        "gpt_oss",
+        "lfm2",
+        "qwen3_next",
+        "deepseek_v3",
+        "gpt_neo",
+        "falcon_h1",
+    ):
+        default = CONFIG_MAPPING[kind]()
+        depth = default.num_hidden_layers
+        fields = per_layer_fields(type(default).from_dict({**default.to_dict(), "architectures": ["A"] * depth}))
+        assert "architectures" not in fields
+        assert set(fields) == {
+            name for name, value in default.to_dict().items() if isinstance(value, list) and len(value) == depth
+        }

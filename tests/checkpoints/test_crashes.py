@@ -112,7 +112,7 @@ def test_file_size_limit(tmp_path: Path, write: Callable[[Path], None]) -> None:
 
 def test_a_full_disk_keeps_the_old_text(tmp_path: Path) -> None:
     write_json(tmp_path / "file.json", {"step": 1})
-    with limited_files(1000), pytest.raises(OSError, match="File too large"):
+    with limited_files(1000), pytest.raises(OSError, match="There is no room left to write"):
         write_json(tmp_path / "file.json", {"text": "x" * 2000})
     assert (tmp_path / "file.json").read_text() == '{\n  "step": 1\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]

@@ -144,6 +144,36 @@ def test_training_the_folded_llama_follows_the_granite_form(tied: bool, tmp_path
         assert norms[1] == pytest.approx(fold_factor(granite.config, name) * norms[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_export_of_an_export_keeps_its_rates(tied: bool, tmp_path: Path) -> None:
+    """Through Granite to Llama, the factors are those of the direct way."""
+    model(OTHERS, {"tie_word_embeddings": tied}).save_pretrained(tmp_path / "mup")
+    export_checkpoint(tmp_path / "mup", tmp_path / "granite", to="granite")
+    export_checkpoint(tmp_path / "granite", tmp_path / "again", to="granite")
+    for source, output in (("mup", "direct"), ("granite", "through"), ("again", "twice")):
+        export_checkpoint(tmp_path / source, tmp_path / output)
+    direct, *others = (TrainingFactors.load(tmp_path / name) for name in ("direct", "through", "twice"))
+    assert {own.lr for _, own in direct.factors.values()} != {1.0}
+    for other in others:
+        assert other.factors.keys() == direct.factors.keys()
+        for name, (role, own) in direct.factors.items():
+            same = other.factors[name]
+            assert same[0] == role
+            assert (same[1].lr, same[1].weight_decay, same[1].eps) == pytest.approx(
+                (own.lr, own.weight_decay, own.eps), rel=1e-12
+            )
+
+
+def test_factors_of_another_model_are_refused(tmp_path: Path) -> None:
+    model(OTHERS, {}).save_pretrained(tmp_path / "mup")
+    export_checkpoint(tmp_path / "mup", tmp_path / "granite", to="granite")
+    path = tmp_path / "granite" / "mup_factors.json"
+    path.write_text(path.read_text().replace("layers.3.", "layers.9."))
+    with pytest.raises(ValueError, match=r"mup_factors\.json and the model differ in model\.layers\.3"):
+        export_checkpoint(tmp_path / "granite", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_engines_that_cannot_run_an_export_are_named() -> None:
     usual = model(POWERS_OF_TWO, {}).config
     odd = model(POWERS_OF_TWO, {"num_attention_heads": 4, "head_dim": 8, "hidden_act": "gelu"}).config

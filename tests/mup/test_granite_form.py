@@ -10,10 +10,11 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_warmscale.architecture import describe
-from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, mup_param_groups
+from hf_warmscale.mup import MupConfig, MupForCausalLM, Parametrization, mup_param_groups, mup_table
 from hf_warmscale.mup.folded_form import folded_scalings
 from hf_warmscale.mup.granite_form import GraniteForm
 from tests.conftest import perturb
+from tests.mup.tiny import tiny_mup
 
 BASE = {"base_hidden_size": 16, "base_num_hidden_layers": 2}
 IDS = torch.arange(24).reshape(2, 12) % 48
@@ -222,3 +223,30 @@ def test_a_config_without_a_base_is_refused() -> None:
 def test_fields_are_strict_when_assigned_later() -> None:
     with pytest.raises(StrictDataclassFieldValidationError):
         config().hidden_size = "wide"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 2}, {"num_hidden_layers": 1}])
+def test_a_size_in_from_pretrained_moves_the_multipliers(tmp_path: Path, sizes: dict[str, int]) -> None:
+    """The blocks that are loaded train, and save, with the multipliers of their own number."""
+    whole = tiny_mup()
+    whole.save_pretrained(tmp_path / "whole")
+    cut = MupForCausalLM.from_pretrained(tmp_path / "whole", **dict[str, Any](sizes))
+    expected = whole.config.resized(**sizes)
+    assert cut.config.residual_multiplier == expected.residual_multiplier == 2 / sizes["num_hidden_layers"]
+    assert torch.equal(cut.model.layers[0].mlp.up_proj.weight, whole.model.layers[0].mlp.up_proj.weight)
+    cut.save_pretrained(tmp_path / "cut")
+    again = MupForCausalLM.from_pretrained(tmp_path / "cut")
+    assert again.config.residual_multiplier == expected.residual_multiplier
+
+
+@pytest.mark.parametrize("stale", [{"num_hidden_layers": 2}, {"hidden_size": 32}, {"residual_multiplier": 0.3}])
+def test_stale_multipliers_are_refused(stale: dict[str, Any]) -> None:
+    config = tiny_mup().config
+    stock = GraniteConfig(**config.to_dict())
+    for name, value in stale.items():
+        setattr(config, name, value)
+        setattr(stock, name, value)
+    with pytest.raises(ValueError, match=r"change sizes with config\.resized"):
+        MupForCausalLM(config)
+    with pytest.raises(ValueError, match=r"change sizes with config\.resized"):
+        mup_table(stock)

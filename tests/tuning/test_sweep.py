@@ -71,6 +71,13 @@ def test_rates_must_ascend(tmp_path: Path) -> None:
         sweep(toy_loss, sizes=[16], lrs=[2.0, 1.0, 4.0], seeds=1, output=tmp_path, study={})
 
 
+@pytest.mark.parametrize("lr", [0.0, -0.1, math.inf, math.nan])
+def test_a_rate_that_is_none_is_refused_before_anything_is_written(lr: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"The learning rate is .*; give a positive number"):
+        sweep(toy_loss, sizes=[16], lrs=[0.1, 0.2, lr], seeds=1, output=tmp_path / "out", study={})
+    assert not (tmp_path / "out").exists()
+
+
 def test_assertion_for_own_models(tmp_path: Path) -> None:
     assert_lr_transfers(toy_loss, sizes=[16, 64], lrs=LRS, output=tmp_path / "steady")
     with pytest.raises(AssertionError, match=r"drifts, in octaves: 16: \+0\.00, 64: -1\.20"):

@@ -16,7 +16,8 @@ LEGEND = """\
 σ, η, λ, ε   init std, learning rate, weight decay and eps that were tuned at the base shape
 m_N, m_L     how much wider and deeper the model is
 m_in, m_out  the same of what a matrix sums over, and of what it writes
-A gain starts at the value of init, a matrix at N(0, init); what has no Muon lines stays with AdamW."""
+A gain starts at the value of init, a matrix at N(0, init); what has no Muon lines stays with AdamW.
+The lines for Muon hold for updates of spectral norm 1: muon_param_groups takes out the shape factor of torch's own."""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -1,5 +1,6 @@
 """`warmscale mup transfer`: is the best learning rate of the small model that of the large ones?"""
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def run(arguments: Namespace) -> None:
         make_task(arguments, config, steps=arguments.steps, warmup_steps=arguments.steps // 10),
         axis=axis_of(arguments),
         sizes=arguments.widths or arguments.depths,
-        lrs=[2.0**exponent for exponent in sorted(arguments.log2_lrs)],
+        lrs=[power_of_two(exponent) for exponent in sorted(arguments.log2_lrs)],
         rules=arguments.rules,
         seeds=arguments.seeds,
         jobs=arguments.jobs,
@@ -39,6 +40,14 @@ def run(arguments: Namespace) -> None:
         if any(optimum.at_edge for optimum in result.optima):
             print("A best rate lies at an end of the grid, so the drift is not known; name more --log2-lrs.")
     show([], written=[output / "transfer.json", output / "transfer.png"])
+
+
+def power_of_two(exponent: float) -> float:
+    """Return 2^exponent, infinite where it is too large for a float."""
+    try:
+        return float(2.0**exponent)
+    except OverflowError:
+        return math.inf
 
 
 TRANSFER = Verb(

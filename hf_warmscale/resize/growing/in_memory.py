@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from hf_warmscale.checkpoints.saving import unset_unused_sampling
 from hf_warmscale.compat.transformers import model_from_tensors
 from hf_warmscale.resize.model_source import LiveModel, ModelSource
 from hf_warmscale.resize.planning.target import EMBEDDING_BUFFER
@@ -28,6 +29,7 @@ def make_model(config: PreTrainedConfig, tensors: Mapping[str, Tensor], source: 
     model = model_from_tensors(_model_class(config, source), config, tensors, dtype)
     if source.generation_config is not None:
         model.generation_config = copy.deepcopy(source.generation_config)
+        unset_unused_sampling(model.generation_config)
     if isinstance(source, LiveModel):
         _match(model, source.model)
     return model

@@ -36,13 +36,27 @@ def probe_tokens(model: PreTrainedModel, vocab_size: int) -> Tensor:
         model (`PreTrainedModel`): the tokenizer is looked for where this model was loaded from.
         vocab_size (`int`): of the smaller model.
     """
-    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
+    longest = longest_input(model) or LONGEST_PROBE
     if (tokenizer := find_tokenizer(model.config.name_or_path)) is not None:
         tokens = torch.tensor([tokenizer(PROBE_TEXT, verbose=False)["input_ids"][:longest]])
         if int(tokens.max()) < vocab_size:
             return tokens
     random = torch.Generator().manual_seed(0)
     return torch.randint(vocab_size, (PROBE_SHAPE[0], min(PROBE_SHAPE[1], longest)), generator=random)
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model can read; `None` if its config sets no limit.
+
+    RoBERTa and its like begin to count positions behind the padding token, so that many rows of their table are lost.
+    """
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    lost = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None
+    ]
+    return positions - max(lost, default=0) if positions else None
 
 
 def compare_models(

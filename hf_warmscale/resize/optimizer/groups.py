@@ -13,9 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 from hf_warmscale.architecture import ModelMap
 from hf_warmscale.checkpoints import skeleton
-from hf_warmscale.mup import OptimizerFactors, Parametrization, TrainingFactors, is_mup, mup_param_groups
+from hf_warmscale.mup import (
+    OptimizerFactors,
+    Parametrization,
+    TrainingFactors,
+    is_mup,
+    muon_shape_factor,
+    mup_param_groups,
+)
 from hf_warmscale.mup.folded_form import folded_scalings
-from hf_warmscale.resize.optimizer.moments import POWERS, OptimizerKind, growth_factors, muon_shape_factor
+from hf_warmscale.resize.optimizer.moments import POWERS, OptimizerKind, growth_factors
 from hf_warmscale.resize.planning.plan import Plan
 
 Group = Mapping[str, Any]

@@ -68,12 +68,6 @@ def growth_factors(transfer: Transfer, kind: OptimizerKind = "adam") -> Optimize
     return OptimizerFactors(lr=factor, weight_decay=1 / factor, eps=gradient)
 
 
-def muon_shape_factor(shape: tuple[int, ...], adjust_lr_fn: str | None) -> float:
-    """Return what `torch.optim.Muon` itself multiplies the rate by, for a matrix `[out, in]`."""
-    rows, columns = shape
-    return sqrt(max(rows, columns)) if adjust_lr_fn == "match_rms_adamw" else sqrt(max(1.0, rows / columns))
-
-
 def _first_copies(index: Tensor) -> Tensor:
     return torch.where(rank(index) == 0, index, NEW)
 

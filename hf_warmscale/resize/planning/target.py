@@ -123,7 +123,9 @@ def target_config(
         lists = {name: [getattr(config, name)[layer] for layer in layers.source] for name in source.layer_fields}
         counts = {name: _leading_blocks(count, layers) for name in LEADING_BLOCKS if (count := values.get(name))}
         dtypes = {} if dtype is None else {"dtype": dtype}
-        return type(config).from_dict({**target.to_dict(), **lists, **counts, **dtypes})
+        content = {**target.to_dict(), **lists, **counts, **dtypes}
+        content.pop("auto_map", None)  # it names code that is not copied; the stock class needs none
+        return type(config).from_dict(content)
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = error.__cause__ or error
         raise ValueError(f"A {config.model_type} config refuses these sizes: {reason}") from error

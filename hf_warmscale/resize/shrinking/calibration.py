@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_warmscale.checkpoints import find_tokenizer
-from hf_warmscale.resize.growing.verify import LONGEST_PROBE, probe_tokens
+from hf_warmscale.resize.growing.verify import LONGEST_PROBE, longest_input, probe_tokens
 
 Calibration = Sequence[str] | Tensor
 """Texts, or token ids `[batch, tokens]`."""
@@ -53,7 +53,7 @@ def _tokenized(texts: Sequence[str], model: PreTrainedModel, known: int) -> Tens
             f"{model.config.name_or_path or 'The model'} has no tokenizer that transformers can load; give the "
             "calibration as token ids."
         )
-    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_PROBE
+    longest = longest_input(model) or LONGEST_PROBE
     ids = [token for text in texts for token in tokenizer(text, verbose=False)["input_ids"]]
     if max(ids) >= known:
         raise ValueError(

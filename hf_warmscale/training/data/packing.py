@@ -172,7 +172,7 @@ def load_packed(folder: str | os.PathLike[str], *, tokenizer: PreTrainedTokenize
 
     Raises:
         FileNotFoundError: if the folder holds no packed data.
-        ValueError: if they were made with another tokenizer.
+        ValueError: if they were made with another tokenizer, or are damaged.
     """
     manifest = read_manifest(folder)
     if tokenizer is not None and tokenizer_hash(tokenizer) != manifest.tokenizer:
@@ -180,7 +180,10 @@ def load_packed(folder: str | os.PathLike[str], *, tokenizer: PreTrainedTokenize
             f"The data in {folder} were packed with another tokenizer ({manifest.vocab_size} tokens) than the one "
             f"given ({len(tokenizer)} tokens); pack them again."
         )
-    return load_from_disk(str(folder)).with_format("torch")
+    try:
+        return load_from_disk(str(folder)).with_format("torch")
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's and json's errors name no file
+        raise ValueError(f"The packed rows in {folder} are damaged ({error}); pack the text again.") from error
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> PackManifest:
@@ -188,7 +191,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> PackManifest:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}; make packed data with `warmscale data pack`.")
-    return PackManifest(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return PackManifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); pack the text again.") from error
 
 
 def tokenize(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, text_column: str) -> dict[str, Any]:

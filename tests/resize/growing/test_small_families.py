@@ -1,0 +1,96 @@
+"""Families and configs that once failed for a small reason are described, grown and measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from hf_warmscale.architecture import StayInFloat64, describe
+from hf_warmscale.resize import grow_from_pretrained
+from tests.resize.families import GROUPED, SIZES, random_model
+from tests.resize.growing.test_exactness import logit_error
+
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 32,
+}
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "helium": {**GROUPED, "head_dim": 8},  # its projections need hidden size = heads x head size
+    "phi3": {**GROUPED, "rope_parameters": LONG},  # a factor for each frequency
+    "roberta": {**SIZES, "is_decoder": True},  # positions begin behind the padding token
+    "xlm-roberta-xl": {**SIZES, "is_decoder": True},
+    "gpt_neox_japanese": {**SIZES},
+    "persimmon": {**SIZES},
+    "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+}
+HEADS: Mapping[str, Any] = {"phi3": {"num_attention_heads": 8, "num_key_value_heads": 4}}
+"""Where a family checks the rotary factors against hidden size / heads."""
+
+
+def config_of(family: str) -> PreTrainedConfig:
+    return AutoConfig.for_model(family, **CONFIGS[family])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_described_grown_and_measured(family: str) -> None:
+    source = random_model(config_of(family))
+    grown = grow_from_pretrained(source, num_hidden_layers=2 * source.config.num_hidden_layers, depth="stack")
+    wide: Any = grow_from_pretrained(source, hidden_size=64, **HEADS.get(family, {}), snr_db=None)
+    assert grown.growth_receipt["verification"] is not None  # type: ignore[index]
+    assert wide.growth_receipt["exact"], wide.growth_receipt["inexact_because"]
+    with StayInFloat64():
+        assert logit_error(source, wide) <= 1e-11
+
+
+def test_a_stray_field_sets_nothing() -> None:
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_head=4, n_layer=2, n_inner=48, vocab_size=64, n_positions=64)
+    config.intermediate_size = 99
+    source = random_model(config)
+    grown = grow_from_pretrained(source, intermediate_size=96, verify=False)
+    assert grown.config.to_dict()["n_inner"] == 96
+    assert describe(AutoConfig.for_model("bloom", hidden_size=32, n_head=4, intermediate_size=7)).derived
+
+
+def test_a_model_of_several_parts_is_refused_in_one_sentence() -> None:
+    config = AutoConfig.for_model("gemma3")
+    for refused in (lambda: describe(config), lambda: grow_from_pretrained(tiny_composite(), num_hidden_layers=4)):
+        with pytest.raises(ValueError, match=r"wraps a language model with other parts; save its language model.*\.$"):
+            refused()
+
+
+def tiny_composite() -> Any:
+    text = {**GROUPED, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "image_size": 28})
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_an_ambient_device_changes_nothing() -> None:
+    source = random_model(config_of("phi3"), dtype=torch.float32)
+    expected = grow_from_pretrained(source, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    with torch.device("meta"):
+        described = describe(source.config)
+        grown = grow_from_pretrained(source, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    assert described.sizes == describe(source.config).sizes
+    assert grown.device.type == "cpu" and grown.growth_receipt == expected.growth_receipt
+    assert all(torch.equal(grown.state_dict()[name], weight) for name, weight in expected.state_dict().items())
+
+
+def test_flash_attention_is_put_aside_to_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not run on this device, and is there again afterwards."""
+    source = random_model(config_of("phi3"), dtype=torch.float32)
+    source.config._attn_implementation_internal = "flash_attention_2"
+    monkeypatch.setattr(type(source), "set_attn_implementation", set_internally)
+    grown: Any = grow_from_pretrained(source, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    assert grown.growth_receipt["verification"] is not None
+    assert source.config._attn_implementation == grown.config._attn_implementation == "flash_attention_2"
+
+
+def set_internally(model: Any, implementation: str) -> None:
+    model.config._attn_implementation_internal = implementation

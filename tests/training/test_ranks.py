@@ -1,0 +1,66 @@
+"""Two ranks evaluate and resume as one rank does, also where rows do not divide evenly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_warmscale.training.domains import SharedEvaluation
+from tests.test_package import ROOT
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11, 13, 16])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_row_counts_once_on_any_number_of_ranks(count: int, ranks: int) -> None:
+    """Each batch has its own mean; batches are dealt out in turn and filled up with rows from the beginning."""
+    batch = 2
+    values = torch.arange(float(count)) + 1
+    rows = [{"input_ids": [0]} for _ in range(count)]
+    means = [
+        (values[start : start + batch].mean(), len(values[start : start + batch])) for start in range(0, count, 2)
+    ]
+    expected = sum(float(mean) * size for mean, size in means) / count
+    sums = []
+    for rank in range(ranks):
+        shared = SharedEvaluation(rows, batch, rank=rank, num_ranks=ranks, device=torch.device("cpu"))
+        for number in range(rank, -(-len(means) // ranks) * ranks, ranks):
+            filled = torch.cat([values, values, values, values]).repeat(8)[number * batch : (number + 1) * batch]
+            inputs, left = shared.next_batch({"labels": filled, "name": "kept"})
+            assert left in (0, len(inputs["labels"])) and inputs["name"] == "kept"
+            shared.add(inputs["labels"].mean(), left)
+        sums.append(shared)
+    together = torch.cat([shared._sums[None] for shared in sums])
+    assert sums[0].loss(lambda mine: together) == pytest.approx(expected)
+
+
+def test_rows_laid_end_to_end_are_cut_by_their_tokens() -> None:
+    rows = [{"input_ids": [0] * length} for length in (3, 5, 2)]
+    shared = SharedEvaluation(rows, 2, rank=1, num_ranks=2, device=torch.device("cpu"))
+    inputs, left = shared.next_batch({"labels": torch.arange(5)[None], "position_ids": torch.arange(5)[None]})
+    assert left == 1
+    assert {key: value.tolist() for key, value in inputs.items()} == {"labels": [[0, 1]], "position_ids": [[0, 1]]}
+
+
+def run(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "tests.training.ranks_worker"]
+    folder.mkdir()
+    done = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_ranks_are_one(tmp_path: Path) -> None:
+    (one,), two = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
+    assert [seen["world_size"] for seen in two] == [2, 2] and one["world_size"] == 1
+    for seen in two:
+        assert seen["resumed"] and one["resumed"]
+        assert seen["first"] == pytest.approx(one["first"], rel=1e-6)
+        assert seen["tokens"] == one["tokens"]
+        assert seen["by_source"][0] == pytest.approx(one["by_source"][0], rel=1e-5)
