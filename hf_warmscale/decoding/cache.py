@@ -24,7 +24,7 @@ def cover_all(cache: Cache, members: Sequence[Member]) -> Cache:
     expected = sum(member.num_cache_layers for member in members)
     if len(cache.layers) == expected:
         return cache
-    if cache.layers and cache.get_seq_length():
+    if any(_holds_states(layer) for layer in cache.layers):
         raise ValueError(
             f"The cache holds the states of {len(cache.layers)} layers, and the members have {expected}; pass a "
             "cache that this model made, or none."
@@ -43,3 +43,8 @@ def views(cache: Cache, members: Sequence[Member]) -> list[Cache]:
         part.layers = cache.layers[start:end]
         parts.append(part)
     return parts
+
+
+def _holds_states(layer: object) -> bool:
+    recurrent = getattr(layer, "has_previous_state", {})  # by number of the state
+    return bool(getattr(layer, "is_initialized", False)) or any(dict(recurrent).values())

@@ -9,7 +9,15 @@ from typing import Any, Self, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT
@@ -331,4 +339,5 @@ def _refuse_beyond_window(member: Member, length: int) -> None:
         )
 
 
+AutoConfig.register(EmulatedFineTuningConfig.model_type, EmulatedFineTuningConfig)
 AutoModelForCausalLM.register(EmulatedFineTuningConfig, EmulatedFineTuningForCausalLM)

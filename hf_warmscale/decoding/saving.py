@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_warmscale.checkpoints import staged_directory, write_text
 from hf_warmscale.checkpoints.source import Source, find_source
@@ -20,6 +21,9 @@ Entry = dict[str, str]
 """Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
 
 ADAPTER_FILE = "adapter_config.json"
+
+NOT_FOR_MEMBERS = ("trust_remote_code", "adapter_kwargs", "_from_auto")
+"""What `AutoModelForCausalLM` adds to the options; remote code is never run."""
 
 
 def load_member(name: str | os.PathLike[str], **options: Any) -> tuple["Model", Entry]:
@@ -79,6 +83,7 @@ def load_by_member(
         ValueError: if the config names no members.
     """
     found = find_source(source, revision=revision)
+    options = {name: value for name, value in options.items() if name not in NOT_FOR_MEMBERS}
     config = config or EmulatedFineTuningConfig.from_pretrained(found.folder)
     if config.members is None:
         raise ValueError(f"{source} names no members in its config.json; save the model with save_pretrained.")
@@ -95,6 +100,8 @@ def load_by_member(
         upscale_top_p=config.upscale_top_p,
     )
     model.config.members, model.config.name_or_path = config.members, os.fspath(source)
+    if (found.folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(found.folder)
     return model
 
 
