@@ -81,9 +81,15 @@ class Member:
         known = {name: _on(self.device, value) for name, value in inputs.items() if name in self._arguments}
         if "logits_to_keep" in self._arguments:
             known["logits_to_keep"] = _on(self.device, logits_to_keep)
-        with self._adapter_as_wished():
+        with self.as_member():
             logits: Tensor = self.model(input_ids=input_ids.to(self.device), **known).logits
         return logits if "logits_to_keep" in self._arguments else _keep(logits, logits_to_keep)
+
+    def as_member(self) -> AbstractContextManager[None]:
+        """Return a context in which the model's adapter is on or off, as this member wants it."""
+        if isinstance(self.model, PeftModel) and not self.adapter:
+            return cast(AbstractContextManager[None], self.model.disable_adapter())
+        return nullcontext()
 
     def new_cache(self) -> DynamicCache:
         """Return an empty cache for this model alone.
@@ -106,11 +112,6 @@ class Member:
     @cached_property
     def _arguments(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.plain.forward).parameters)
-
-    def _adapter_as_wished(self) -> AbstractContextManager[None]:
-        if isinstance(self.model, PeftModel) and not self.adapter:
-            return cast(AbstractContextManager[None], self.model.disable_adapter())
-        return nullcontext()
 
 
 def _refuse_what_is_no_decoder(role: str, model: nn.Module) -> None:
