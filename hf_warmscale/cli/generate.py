@@ -163,7 +163,7 @@ def prompts(tokenizer: "PreTrainedTokenizerBase", arguments: Namespace) -> dict[
     if tokenizer.chat_template is None:
         raise ValueError(f"{arguments.tuned[0]} has no chat template; leave --chat out.")
     turns = [{"role": "user", "content": arguments.prompt}]
-    chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    chat: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     return {
         **plain,
         "tuned_input_ids": chat["input_ids"],

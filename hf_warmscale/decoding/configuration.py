@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -66,7 +66,7 @@ class EmulatedFineTuningConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain values; the members' own configs lie with the members."""
-        content = cast(dict[str, Any], super().to_dict())
+        content = super().to_dict()
         content.pop("text_config", None)
         return content
 

@@ -1,6 +1,7 @@
 """One of the models that are used together: run it, and know what it can take."""
 
 import inspect
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,20 +71,18 @@ class Member:
         """Where its inputs go."""
         return self.plain.device
 
-    def logits(self, input_ids: Tensor, *, logits_to_keep: int | Tensor, **inputs: Any) -> Tensor:
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return logits `[batch, kept, rows]`.
 
         Args:
-            input_ids (`Tensor`): `[batch, tokens]`.
-            logits_to_keep (`int` or `Tensor`): the last positions, 0 for all; or indices of positions.
-            inputs: `attention_mask`, `position_ids`, `use_cache` and a cache; unknown ones are left out.
+            inputs (`Mapping`): `input_ids` `[batch, tokens]`; `logits_to_keep`, the last positions (0 for all) or
+                indices of positions; `attention_mask`, `position_ids`, `use_cache`, a cache. What the model does not
+                take is left out.
         """
         known = {name: _on(self.device, value) for name, value in inputs.items() if name in self._arguments}
-        if "logits_to_keep" in self._arguments:
-            known["logits_to_keep"] = _on(self.device, logits_to_keep)
         with self.as_member():
-            logits: Tensor = self.model(input_ids=input_ids.to(self.device), **known).logits
-        return logits if "logits_to_keep" in self._arguments else _keep(logits, logits_to_keep)
+            logits: Tensor = self.model(**known).logits
+        return logits if "logits_to_keep" in self._arguments else _keep(logits, inputs["logits_to_keep"])
 
     def as_member(self) -> AbstractContextManager[None]:
         """Return a context in which the model's adapter is on or off, as this member wants it."""

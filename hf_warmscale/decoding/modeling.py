@@ -98,7 +98,7 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         self.base, self.tuned, self.reference = base, nn.ModuleList(small), members[-1].model
         self._members, self._known = tuple(members), known
         self.generation_config = _token_ids_of(members[1].plain, members[0].plain)
-        self.eval()
+        self.eval()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_members(
@@ -136,8 +136,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         loaded = [load_member(name, **options) for name in (base, *small)]
         model, entry = (None, None) if reference is None else load_member(reference, **options)
         entries = [each for _, each in loaded]
-        settings = {"weights": weights, "beta": beta, "upscale_top_p": upscale_top_p}
-        combined = cls(loaded[0][0], [each for each, _ in loaded[1:]], model, **settings)
+        small_models = [each for each, _ in loaded[1:]]
+        combined = cls(loaded[0][0], small_models, model, weights=weights, beta=beta, upscale_top_p=upscale_top_p)
         combined.config.members = {"base": entries[0], "tuned": entries[1:], "reference": entry}
         return combined
 
@@ -184,7 +184,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             kwargs.pop("return_dict", None)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_ARGUMENT: cache})
+        states: dict[str, Any] = {CACHE_ARGUMENT: cache}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **states)
 
     def member_log_probs(
         self, input_ids: Tensor, *, cache: Cache | None = None, own_prompts: OwnPrompts | None = None, **inputs: Any
@@ -208,7 +209,7 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
             past = 0 if part is None else cached_tokens(part)
             seen = own_prompts.inputs(member.role, input_ids, past, inputs)
             _refuse_beyond_window(member, past + seen["input_ids"].shape[1])
-            logits = member.logits(**seen, **{CACHE_ARGUMENT: part, "use_cache": part is not None})
+            logits = member.logits({**seen, CACHE_ARGUMENT: part, "use_cache": part is not None})
             found.append(self._normalised(logits))
         return found
 
@@ -246,17 +247,17 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         OwnPrompts.refuse_with(kwargs)
         return super().generate(inputs, *args, **kwargs)
 
-    def _prepare_cache_for_generation(
-        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         # Before the first step: assisted decoding tells every layer of the cache to remember what it may have to crop.
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        done = cast(Any, super())._prepare_cache_for_generation(*args, **kwargs)
+        model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[1]
         if (cache := model_kwargs.get(CACHE_ARGUMENT)) is not None:
             cover_all(cache, self._members)
+        return done
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the input embeddings of the large base."""
-        return cast(nn.Module, self._members[0].plain.get_input_embeddings())
+        return self._members[0].plain.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return nothing: the logits come from several models."""

@@ -1,7 +1,8 @@
 """`UncertaintyRouter`: the clean head where the model is at home, the robust head elsewhere."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -147,13 +148,14 @@ class UncertaintyRouter(nn.Module):
                 raise ValueError(
                     f"The batch needs both heads, and {name} only works with one; pass prompts one by one."
                 )
+        generate: Callable[..., Any] = self.model.generate
         rows: list[Tensor] = [input_ids] * len(input_ids)
         for head, indices in groups:
             mask = None if attention_mask is None else attention_mask[indices]
             with self._head(head):
-                produced = self.model.generate(input_ids=input_ids[indices], attention_mask=mask, **kwargs)
+                produced = generate(input_ids=input_ids[indices], attention_mask=mask, **kwargs)
             if len(groups) == 1:
-                return torch.as_tensor(produced) if isinstance(produced, Tensor) else produced
+                return cast(Tensor, produced)
             for index, row in zip(indices.tolist(), produced, strict=True):
                 rows[index] = row
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._padding())
@@ -165,10 +167,8 @@ class UncertaintyRouter(nn.Module):
                 return int(value[0] if isinstance(value, list) else value)
         return 0
 
-    def _head(self, robust: bool) -> Any:
-        from contextlib import nullcontext
-
-        return nullcontext() if robust else self.model.disable_adapter()
+    def _head(self, robust: bool) -> AbstractContextManager[None]:
+        return nullcontext() if robust else cast(AbstractContextManager[None], self.model.disable_adapter())
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None, *, robust: bool, **kwargs: Any) -> Any:
         with self._head(robust):

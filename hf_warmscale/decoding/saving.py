@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Entry = dict[str, str]
 """Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
+
+Combined = TypeVar("Combined", bound="EmulatedFineTuningForCausalLM")
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -60,7 +62,7 @@ def save_by_member(model: "EmulatedFineTuningForCausalLM", output: Path) -> None
     with staged_directory(output) as folder:
         for member, entry in zip(model.members, _flat(entries), strict=True):
             if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
-                member.model.save_pretrained(folder / entry["adapter"])
+                member.model.save_pretrained(str(folder / entry["adapter"]))
         model.config.members = entries
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
@@ -69,13 +71,13 @@ def save_by_member(model: "EmulatedFineTuningForCausalLM", output: Path) -> None
 
 
 def load_by_member(
-    cls: type["EmulatedFineTuningForCausalLM"],
+    cls: type[Combined],
     source: str | os.PathLike[str],
     *,
     config: EmulatedFineTuningConfig | None = None,
     revision: str | None = None,
     **options: Any,
-) -> "EmulatedFineTuningForCausalLM":
+) -> Combined:
     """Load what `save_by_member` wrote; a member that occurs twice is loaded once.
 
     Raises:
@@ -199,7 +201,7 @@ def _load_once(
 def _load_adapter(source: Source, options: Mapping[str, Any]) -> "Model":
     from peft import PeftConfig
 
-    base = PeftConfig.from_pretrained(source.folder).base_model_name_or_path
+    base = PeftConfig.from_pretrained(str(source.folder)).base_model_name_or_path
     if not base:
         raise ValueError(f"{source.name} is an adapter that does not name its base model; pass the models yourself.")
     model, _ = load_member(base, **options)

@@ -41,10 +41,10 @@ def test_the_text_at_the_shell(folder: Path) -> None:
     done = warmscale(*GENERATE.split(), cwd=folder)
     assert done.returncode == 0, done.stderr
     tokenizer = AutoTokenizer.from_pretrained(folder / "tuned")
-    models = [AutoModelForCausalLM.from_pretrained(folder / name) for name in ("large", "tuned", "small")]
+    large, tuned, small = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("large", "tuned", "small"))
     prompt = tokenizer("Brevity", return_tensors="pt")
-    expected = EmulatedFineTuningForCausalLM(*models).generate(**prompt, max_new_tokens=6, do_sample=False)
-    assert done.stdout == tokenizer.decode(expected[0], skip_special_tokens=True) + "\n"
+    expected = EmulatedFineTuningForCausalLM(large, tuned, small).generate(**prompt, max_new_tokens=6, do_sample=False)
+    assert done.stdout == f"{tokenizer.decode(expected[0], skip_special_tokens=True)}\n"
 
 
 def test_losses_drafts_and_what_is_saved(

@@ -7,22 +7,29 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, PhiConfig, PhiForCausalLM, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    LogitsProcessorList,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
+from hf_warmscale.decoding.speculation import set_block_length
 from hf_warmscale.evaluation import document_nll
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from tests.conftest import perturb
 from tests.decoding.tiny import FAMILIES, HYBRIDS, VOCAB, emulated, log_probs, members, tiny, tokens
 from tests.hub.tiny import tiny_tokenizer
 
-EXACT = {"rtol": 0, "atol": 1e-11}
-WITHOUT_PATCH = {"rtol": 0, "atol": 5e-6}
+EXACT = 1e-11
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
 
 
-def close(one: Tensor, two: Tensor, **tolerance: float) -> None:
-    torch.testing.assert_close(one, two, **(tolerance or EXACT))
+def close(one: Tensor, two: Tensor, *, atol: float = EXACT) -> None:
+    torch.testing.assert_close(one, two, rtol=0, atol=atol)
 
 
 @pytest.mark.usefixtures("float64_norms")
@@ -50,7 +57,12 @@ class TestDistribution:
         close(model(input_ids=tokens()).logits, log_probs(other, tokens()))
 
     def test_a_tilt_of_both_heads_is_emulated_exactly(self) -> None:
-        config = {"vocab_size": VOCAB, "num_attention_heads": 4, "intermediate_size": 24, "bos_token_id": None}
+        config: dict[str, Any] = {
+            "vocab_size": VOCAB,
+            "num_attention_heads": 4,
+            "intermediate_size": 24,
+            "bos_token_id": None,
+        }
         small, large = (
             PhiForCausalLM(PhiConfig(**config, hidden_size=width, num_hidden_layers=2, eos_token_id=None))
             .double()
@@ -108,7 +120,7 @@ class TestCache:
                 x[row : row + 1, start:], output_scores=True, return_dict_in_generate=True, **GREEDY
             )
             assert batch.sequences[row, 9:].tolist() == single.sequences[0, 9 - start :].tolist()
-            close(torch.stack(batch.scores)[:, row], torch.stack(single.scores)[:, 0], rtol=0, atol=1e-6)
+            close(torch.stack(batch.scores)[:, row], torch.stack(single.scores)[:, 0], atol=1e-6)
 
     @pytest.mark.parametrize("family", ["llama", "gemma3"])
     def test_beams_are_those_by_hand(self, family: str) -> None:
@@ -125,7 +137,7 @@ class TestCache:
         )
         sequences, scores = beams_by_hand(model, x, 3, 5)
         assert found.sequences.tolist() == sequences
-        close(found.sequences_scores.double(), torch.tensor(scores, dtype=torch.float64), rtol=0, atol=1e-5)
+        close(found.sequences_scores.double(), torch.tensor(scores, dtype=torch.float64), atol=1e-5)
 
     @pytest.mark.parametrize(("base", "small"), [("llama", "gemma3"), ("gpt2", "mistral"), ("gemma3", "opt")])
     def test_members_of_different_families(self, base: str, small: str) -> None:
@@ -149,15 +161,13 @@ def beams_by_hand(model: nn.Module, prompt: Tensor, width: int, steps: int) -> t
 
 
 class TestSpeculative:
-    @pytest.mark.slow
     @pytest.mark.parametrize("length", [1, 4, 8])
     def test_drafted_greedy_is_greedy(self, length: int) -> None:
-        model, prompts = emulated(), tokens(rows=200, length=6)
+        model, prompts = emulated(), tokens(rows=20, length=6)
         plain = model.generate(prompts, **GREEDY)
         draft = model.tuned[0]
-        draft.generation_config.num_assistant_tokens = length
-        draft.generation_config.num_assistant_tokens_schedule = "constant"
-        draft.generation_config.assistant_confidence_threshold = 0.0
+        assert isinstance(draft, PreTrainedModel)
+        set_block_length(draft, length)
         for prompt, expected in zip(prompts, plain, strict=True):
             assert model.generate(prompt[None], assistant_model=draft, **GREEDY)[0].tolist() == expected.tolist()
 
@@ -171,9 +181,7 @@ class TestSpeculative:
             model.config.update(small)
         base, tuned, reference = models
         model = EmulatedFineTuningForCausalLM(base, tuned, reference)
-        tuned.generation_config.num_assistant_tokens = 2
-        tuned.generation_config.num_assistant_tokens_schedule = "constant"
-        tuned.generation_config.assistant_confidence_threshold = 0.0
+        set_block_length(tuned, 2)
         prompt = torch.tensor([[1, 2]])
         exact, draft = (sequence_probabilities(each, prompt, vocabulary, steps) for each in (model, tuned))
         counts = torch.zeros_like(exact)
@@ -264,7 +272,7 @@ class TestGenerate:
         large, better, small = (log_probs(each, tokens()).double() for each in (base.float(), tuned, reference))
         torch.nn.Module.to(base, torch.bfloat16)
         assert model(input_ids=tokens()).logits.dtype == torch.float64  # that of the most exact member
-        close(model(input_ids=tokens()).logits, (large + better - small).log_softmax(-1), rtol=0, atol=0.2)
+        close(model(input_ids=tokens()).logits, (large + better - small).log_softmax(-1), atol=0.2)
 
 
 def greedy_with_prompts(
@@ -310,14 +318,19 @@ class TestWeights:
 
     @pytest.mark.usefixtures("float64_norms")
     def test_mup_members(self) -> None:
-        sizes = {"vocab_size": VOCAB, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes: dict[str, Any] = {
+            "vocab_size": VOCAB,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
         mup = {"base_hidden_size": 16, "base_num_hidden_layers": 2}
         models = [
             MupForCausalLM(MupConfig(**sizes, hidden_size=width, intermediate_size=2 * width, head_dim=4, mup=mup))
             for width in (32, 16, 16)
         ]
         for seed, model in enumerate(models):
-            perturb(model.double().eval(), std=0.3, seed=seed)
+            perturb(model.double(), std=0.3, seed=seed).train(False)
         base, tuned, reference = models
         large, better, small = (log_probs(each, tokens()) for each in models)
         close(

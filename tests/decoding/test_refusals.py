@@ -84,7 +84,7 @@ def test_rows_without_tokenizers_are_warned_of() -> None:
             "is a T5ForConditionalGeneration, which does not predict",
         ),
         (lambda: torch.nn.Linear(2, 2), "is a Linear; pass a causal language model"),
-        (lambda: tiny(seed=0).to("meta"), "has parameters on the meta device"),
+        (lambda: torch.nn.Module.to(tiny(seed=0), "meta"), "has parameters on the meta device"),
         (
             lambda: get_peft_model(
                 tiny(seed=0),

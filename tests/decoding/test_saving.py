@@ -66,7 +66,7 @@ def test_an_adapter_is_saved_beside_the_names(folders: list[Path], tmp_path: Pat
     for name, parameter in adapted.named_parameters():
         if "lora" in name:
             nn.init.normal_(parameter, std=0.3)
-    adapted.eval().save_pretrained(tmp_path / "adapter")
+    adapted.eval().save_pretrained(str(tmp_path / "adapter"))
     if by_folder:
         model = EmulatedFineTuningForCausalLM.from_members(large, tmp_path / "adapter")
     else:
@@ -105,7 +105,7 @@ def test_what_has_no_name_is_refused(folders: list[Path], tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         EmulatedFineTuningForCausalLM.from_members(tmp_path / "nothing", folders[2], folders[1])
-    model = EmulatedFineTuningForCausalLM.from_members(*folders[:1], folders[2], folders[1])
+    model = EmulatedFineTuningForCausalLM.from_members(folders[0], folders[2], folders[1])
     model.save_pretrained(tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text('{"model_type": "emulated_fine_tuning"}')
     with pytest.raises(ValueError, match=r"names no members in its config\.json"):
