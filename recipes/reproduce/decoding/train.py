@@ -1,4 +1,4 @@
-"""Train the models of the study: a small and a large one on the base domain, then both on each new domain.
+"""Train the models of the study: a small one, a large one grown from it, and both tuned on each new domain.
 
     python recipes/reproduce/decoding/train.py --corpora CORPORA --work WORK
 
@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_warmscale import grow_from_pretrained
 from hf_warmscale.checkpoints import save_model
 
 STUDY = Path(__file__).with_name("study.yaml")
@@ -45,21 +46,25 @@ def main() -> None:
 
 def list_runs(study: dict[str, Any]) -> Iterator[tuple[str, str | None, str, int]]:
     """Yield name, name of the model to start from, domain and seed; what others wait for comes first."""
-    for seed in study["seeds"]:
-        for size in ("small", "large"):
-            yield f"{size}-seed{seed}", None, study["base"], seed
-        yield f"small_tuned-{study['domains'][0]}-seed{seed}", f"small-seed{seed}", study["domains"][0], seed
-    for domain in study["domains"]:
-        for seed in study["seeds"]:
-            for size in ("small", "large"):
-                yield f"{size}_tuned-{domain}-seed{seed}", f"{size}-seed{seed}", domain, seed
+    base, (first, *others), seeds = study["base"], study["domains"], study["seeds"]
+    for seed in seeds:
+        yield f"small-seed{seed}", None, base, seed
+        yield f"small_tuned-{first}-seed{seed}", f"small-seed{seed}", first, seed
+        yield f"large-seed{seed}", f"small-seed{seed}", base, seed
+    for seed in seeds:
+        yield f"large_tuned-{first}-seed{seed}", f"large-seed{seed}", first, seed
+    for domain in others:
+        for seed in seeds:
+            yield f"small_tuned-{domain}-seed{seed}", f"small-seed{seed}", domain, seed
+        for seed in seeds:
+            yield f"large_tuned-{domain}-seed{seed}", f"large-seed{seed}", domain, seed
 
 
 def train(study: dict[str, Any], work: Path, name: str, start: str | None, domain: str, seed: int) -> None:
     """Train one model and save it."""
     run, settings = study["runs"][name.partition("-")[0]], study["training"]
     torch.manual_seed(seed)
-    model = new_model(study, name) if start is None else AutoModelForCausalLM.from_pretrained(work / "models" / start)
+    model = first_weights(study, work, name, start)
     optimizer = torch.optim.AdamW(model.parameters(), betas=settings["betas"], weight_decay=settings["weight_decay"])
     tokens = np.load(work / "tokens" / f"{domain}.train.npy", mmap_mode="r")
     order = np.random.default_rng([seed, start is not None])
@@ -78,11 +83,18 @@ def train(study: dict[str, Any], work: Path, name: str, start: str | None, domai
     save_model(model, work / "models" / name, tokenizer=load_tokenizer(work))
 
 
-def new_model(study: dict[str, Any], name: str) -> PreTrainedModel:
-    """Return the fresh model that a run of this name starts from."""
-    vocabulary = {"vocab_size": study["tokenizer"]["vocab_size"], "bos_token_id": 0, "eos_token_id": 0}
-    sizes = study["models"][name.partition("-")[0]]
-    return LlamaForCausalLM(LlamaConfig(**sizes, **vocabulary, tie_word_embeddings=True, max_position_embeddings=512))
+def first_weights(study: dict[str, Any], work: Path, name: str, start: str | None) -> PreTrainedModel:
+    """Return the model that a run starts from: a fresh one, a stored one, or for the large base a grown one."""
+    if start is None:
+        vocabulary = {"vocab_size": study["tokenizer"]["vocab_size"], "bos_token_id": 0, "eos_token_id": 0}
+        config = LlamaConfig(
+            **study["models"]["small"], **vocabulary, tie_word_embeddings=True, max_position_embeddings=512
+        )
+        return LlamaForCausalLM(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(work / "models" / start)
+    if not name.startswith("large-"):
+        return model
+    return grow_from_pretrained(model, **study["models"]["large"], **study["growth"])
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
