@@ -53,21 +53,26 @@ def describe_members(members: Iterable[Member]) -> dict[str, Any]:
 
 
 def save_by_member(model: "EmulatedFineTuningForCausalLM", output: Path) -> None:
-    """Write config, generation config, card and adapters into a new or empty folder.
+    """Write config, generation config, card and adapters into a new or empty folder, or nothing at all.
 
     Raises:
         ValueError: if a member cannot be loaded from anywhere.
     """
-    entries = _named_entries(model)
     with staged_directory(output) as folder:
-        for member, entry in zip(model.members, _flat(entries), strict=True):
-            if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
-                member.model.save_pretrained(str(folder / entry["adapter"]))
-        model.config.members = entries
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        write_text(folder / "README.md", card(model.config))
+        write_by_member(model, folder)
+
+
+def write_by_member(model: "EmulatedFineTuningForCausalLM", folder: Path) -> None:
+    """Write the same into an existing folder; see `save_by_member`."""
+    entries = _named_entries(model)
+    for member, entry in zip(model.members, _flat(entries), strict=True):
+        if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
+            member.model.save_pretrained(str(folder / entry["adapter"]))
+    model.config.members = entries
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    write_text(folder / "README.md", card(model.config))
 
 
 def load_by_member(
@@ -211,7 +216,7 @@ def _load_adapter(source: Source, options: Mapping[str, Any]) -> "Model":
 
 def _entry(source: Source) -> Entry:
     if source.repo_id is None or source.revision is None:
-        return {"name_or_path": source.identity}
+        return {"name_or_path": str(source.folder.resolve())}
     return {"name_or_path": source.repo_id, "revision": source.revision}
 
 
