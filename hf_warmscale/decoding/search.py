@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import content_hash, find_tokenizer, load_tokenizer, refuse_non_finite
 from hf_warmscale.decoding.members import Member
@@ -37,7 +37,8 @@ class MemberSource:
     span: tuple[int | None, int | None] = (None, None)
 
     def __init__(self, model: EmulatedFineTuningForCausalLM) -> None:
-        self.model = model
+        self.model: PreTrainedModel = model
+        self._combined = model
         base, *tuned, reference = model.members
         self._members = (base, reference, *tuned)
 
@@ -61,7 +62,7 @@ class MemberSource:
         Raises:
             ValueError: if neither has one.
         """
-        base, _, tuned, *_ = (member.plain.config.name_or_path for member in self._members)
+        base, _, tuned, *_ = (member.plain.config.name_or_path or "" for member in self._members)
         if not base and not tuned:
             raise ValueError("The members were built in memory, without a tokenizer; pass tokenizer=...")
         return find_tokenizer(tuned) or load_tokenizer(base)
@@ -75,12 +76,12 @@ class MemberSource:
         if isinstance(weights, Mapping) or abs(sum(weights) - 1) > SUM_TOLERANCE:
             raise ValueError(f"The weights of the members are {weights}; give one number per member, 1 in all.")
         beta, _, *tuned = weights
-        self.model.config.beta, self.model.config.weights = beta, tuned
+        self._combined.config.beta, self._combined.config.weights = beta, tuned
 
     def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:
         """Write the names of the members with these weights into an existing folder."""
         self.combine(weights)
-        write_by_member(self.model, folder)
+        write_by_member(self._combined, folder)
 
 
 @dataclass(frozen=True)

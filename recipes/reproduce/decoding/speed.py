@@ -46,7 +46,7 @@ def main() -> None:
     prompts = draw_prompts(arguments.work, arguments.domain, settings["prompt_tokens"], 200)
     agreement = greedy_agreement(emulated, tuned, prompts)
     print("assisted greedy equals plain greedy:", agreement, flush=True)
-    result = compare(emulated, large, tuned, small, prompts[:4], settings)
+    result = compare(emulated, large, tuned, small, prompts[:3], settings)
     content = {"agreement": agreement, **result, "provenance": provenance(arguments.work)}
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / "speed.json", content)
@@ -127,7 +127,8 @@ def summary(rounds: list[dict[str, Any]], lengths: list[int]) -> dict[str, Any]:
 
     def predicted(row: dict[str, Any], length: int) -> float:
         """Speed-up over plain decoding that the tokens per pass and the times of the forward passes allow."""
-        return row[f"per_pass_{length}"] * row["plain_forward"] / (length * row["tuned"] + row[f"check_{length}"])
+        seconds: float = length * row["tuned"] + row[f"check_{length}"]
+        return float(row[f"per_pass_{length}"] * row["plain_forward"] / seconds)
 
     blocks = [
         {

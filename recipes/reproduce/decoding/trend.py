@@ -68,7 +68,7 @@ def measure(study: dict[str, Any], work: Path, domain: str, names: dict[str, str
     models = {role: load(work, name) for role, name in names.items() if (work / "models" / name).exists()}
     emulated = EmulatedFineTuningForCausalLM(models["large"], models["small_tuned"], models["small"])
     grid = [(beta, top_p) for beta in study["trend"]["betas"] for top_p in study["trend"]["upscale_top_p"]]
-    singles = {role: [] for role in models}
+    singles: dict[str, list[float]] = {role: [] for role in models}
     points: dict[tuple[float, float | None], list[float]] = {point: [] for point in grid}
     for batch in windows(study, work, domain):
         log_probs = emulated.member_log_probs(batch)
