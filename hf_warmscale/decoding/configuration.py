@@ -18,6 +18,8 @@ class EmulatedFineTuningConfig(PreTrainedConfig):
         weights (`list[float]`, *optional*): of the tuned models; by default equal shares of 1.
         beta (`float`): of the difference between the large base and the small one.
         upscale_top_p (`float`, *optional*): restricts that difference to a nucleus; above 0 and at most 1.
+        text_config (`PreTrainedConfig`, *optional*): set by the model and never saved: the base's config, with the
+            vocabulary and the window that all members share.
 
     Example:
 
@@ -33,9 +35,7 @@ class EmulatedFineTuningConfig(PreTrainedConfig):
     weights: list[float] | None = None
     beta: float = 1.0
     upscale_top_p: float | None = None
-
     text_config: Any = None
-    """Set by the model: the base's config, with the vocabulary and the window that all members share; never saved."""
 
     def checked_weights(self, num_tuned: int) -> list[float]:
         """Return the weights of so many tuned models, after checking all settings.

@@ -15,6 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT
 
+Model = PreTrainedModel | PeftModel
+
 
 @dataclass(frozen=True)
 class Member:

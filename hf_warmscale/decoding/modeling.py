@@ -20,15 +20,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_warmscale.checkpoints import staged_directory
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT
 from hf_warmscale.decoding.cache import cover_all, views
 from hf_warmscale.decoding.combination import combine_log_probs
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
-from hf_warmscale.decoding.members import Member
+from hf_warmscale.decoding.members import Member, Model
 from hf_warmscale.decoding.prompts import OwnPrompts
+from hf_warmscale.decoding.saving import load_member, load_members, write_by_member
 from hf_warmscale.decoding.vocabulary import refuse_another_vocabulary, shared_vocabulary
-
-Model = PreTrainedModel | PeftModel
 
 
 class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
@@ -130,8 +130,6 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         >>> model = EmulatedFineTuningForCausalLM.from_members("large", tuned="small-tuned", reference="small")
         ```
         """
-        from hf_warmscale.decoding.saving import load_member
-
         small = [tuned] if isinstance(tuned, str | os.PathLike) else list(tuned)
         loaded = [load_member(name, **options) for name in (base, *small)]
         model, entry = (None, None) if reference is None else load_member(reference, **options)
@@ -273,9 +271,13 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if a member was built in memory, so that there is nothing to load it from.
         """
-        from hf_warmscale.decoding.saving import save_by_member
+        with staged_directory(save_directory) as folder:
+            self.write_members(folder)
 
-        save_by_member(self, Path(save_directory))
+    def write_members(self, folder: Path) -> None:
+        """Do what `save_pretrained` does, in an existing folder."""
+        self.config.architectures = [type(self).__name__]
+        write_by_member(folder, self._members, self.config, self.generation_config)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -295,9 +297,21 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             FileNotFoundError: if a member is not where it was.
         """
-        from hf_warmscale.decoding.saving import load_by_member
-
-        return load_by_member(cls, pretrained_model_name_or_path, config=config, **kwargs)
+        found = load_members(pretrained_model_name_or_path, config=config, **kwargs)
+        base, *tuned, reference = found.models
+        stored = found.config
+        assert base is not None
+        model = cls(
+            base,
+            [each for each in tuned if each is not None],
+            reference,
+            weights=stored.weights,
+            beta=stored.beta,
+            upscale_top_p=stored.upscale_top_p,
+        )
+        model.config.members, model.config.name_or_path = stored.members, stored.name_or_path
+        model.generation_config = found.generation_config or model.generation_config
+        return model
 
 
 def cached_tokens(cache: Cache) -> int:

@@ -1,26 +1,22 @@
 """Save and load by member: names, folders and revisions instead of weights, as PEFT does with a base model."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from hf_warmscale.checkpoints import staged_directory, write_text
+from hf_warmscale.checkpoints import write_text
 from hf_warmscale.checkpoints.source import Source, find_source
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
-from hf_warmscale.decoding.members import Member
-
-if TYPE_CHECKING:
-    from hf_warmscale.decoding.modeling import EmulatedFineTuningForCausalLM, Model
+from hf_warmscale.decoding.members import Member, Model
 
 Entry = dict[str, str]
 """Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
-
-Combined = TypeVar("Combined", bound="EmulatedFineTuningForCausalLM")
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -28,7 +24,7 @@ NOT_FOR_MEMBERS = ("trust_remote_code", "adapter_kwargs", "_from_auto")
 """What `AutoModelForCausalLM` adds to the options; remote code is never run."""
 
 
-def load_member(name: str | os.PathLike[str], **options: Any) -> tuple["Model", Entry]:
+def load_member(name: str | os.PathLike[str], **options: Any) -> tuple[Model, Entry]:
     """Load a causal language model, or an adapter on its base model; return where it was found as well.
 
     Args:
@@ -52,38 +48,47 @@ def describe_members(members: Iterable[Member]) -> dict[str, Any]:
     return {"base": base, "tuned": tuned, "reference": reference}
 
 
-def save_by_member(model: "EmulatedFineTuningForCausalLM", output: Path) -> None:
-    """Write config, generation config, card and adapters into a new or empty folder, or nothing at all.
+def write_by_member(
+    folder: Path, members: Sequence[Member], config: EmulatedFineTuningConfig, generation_config: GenerationConfig
+) -> None:
+    """Write config, generation config, card and adapters into an existing folder; the entries go into the config.
 
     Raises:
         ValueError: if a member cannot be loaded from anywhere.
     """
-    with staged_directory(output) as folder:
-        write_by_member(model, folder)
-
-
-def write_by_member(model: "EmulatedFineTuningForCausalLM", folder: Path) -> None:
-    """Write the same into an existing folder; see `save_by_member`."""
-    entries = _named_entries(model)
-    for member, entry in zip(model.members, _flat(entries), strict=True):
+    config.members = _named_entries(members, config.members)
+    for member, entry in zip(members, _flat(config.members), strict=True):
         if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
             member.model.save_pretrained(str(folder / entry["adapter"]))
-    model.config.members = entries
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    write_text(folder / "README.md", card(model.config))
+    config.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
+    write_text(folder / "README.md", card(config))
 
 
-def load_by_member(
-    cls: type[Combined],
+@dataclass(frozen=True)
+class LoadedMembers:
+    """What `write_by_member` wrote, loaded.
+
+    Args:
+        config (`EmulatedFineTuningConfig`): the settings and the entries.
+        models (`list[Model | None]`): the base, the tuned models and the reference; one that occurs twice is one
+            object, and a reference that is the first tuned model with its adapter off is `None`.
+        generation_config (`GenerationConfig`, *optional*): if there is one.
+    """
+
+    config: EmulatedFineTuningConfig
+    models: list[Model | None]
+    generation_config: GenerationConfig | None
+
+
+def load_members(
     source: str | os.PathLike[str],
     *,
     config: EmulatedFineTuningConfig | None = None,
     revision: str | None = None,
     **options: Any,
-) -> Combined:
-    """Load what `save_by_member` wrote; a member that occurs twice is loaded once.
+) -> LoadedMembers:
+    """Load the models that a folder or a Hub id names; options as in `load_member`.
 
     Raises:
         FileNotFoundError: naming the member that is not where it was.
@@ -94,22 +99,11 @@ def load_by_member(
     config = config or EmulatedFineTuningConfig.from_pretrained(found.folder)
     if config.members is None:
         raise ValueError(f"{source} names no members in its config.json; save the model with save_pretrained.")
+    config.name_or_path = os.fspath(source)
     loaded: list[tuple[Entry, Model]] = []
     models = [_load_once(entry, found.folder, loaded, options) for entry in _flat(config.members)]
-    base, *tuned, reference = models
-    assert base is not None
-    model = cls(
-        base=base,
-        tuned=[each for each in tuned if each is not None],
-        reference=reference,
-        weights=config.weights,
-        beta=config.beta,
-        upscale_top_p=config.upscale_top_p,
-    )
-    model.config.members, model.config.name_or_path = config.members, os.fspath(source)
-    if (found.folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(found.folder)
-    return model
+    stored = (found.folder / GENERATION_CONFIG_NAME).is_file()
+    return LoadedMembers(config, models, GenerationConfig.from_pretrained(found.folder) if stored else None)
 
 
 def card(config: EmulatedFineTuningConfig) -> str:
@@ -169,11 +163,10 @@ def _flat(members: Mapping[str, Any]) -> list[Entry | None]:
     return [members["base"], *members["tuned"], members["reference"]]
 
 
-def _named_entries(model: "EmulatedFineTuningForCausalLM") -> dict[str, Any]:
+def _named_entries(members: Sequence[Member], named: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entries to save: adapters get a folder of their own, every other model must have a name."""
-    named = describe_members(model.members) if model.config.members is None else model.config.members
     entries = []
-    for member, entry in zip(model.members, _flat(named), strict=True):
+    for member, entry in zip(members, _flat(named or describe_members(members)), strict=True):
         if isinstance(member.model, PeftModel):
             plain = {"name_or_path": _absolute(member.plain.config.name_or_path)}
             folder = member.role.replace("[", "-").rstrip("]")
@@ -188,8 +181,8 @@ def _named_entries(model: "EmulatedFineTuningForCausalLM") -> dict[str, Any]:
 
 
 def _load_once(
-    entry: Entry | None, folder: Path, loaded: list[tuple[Entry, "Model"]], options: Mapping[str, Any]
-) -> "Model | None":
+    entry: Entry | None, folder: Path, loaded: list[tuple[Entry, Model]], options: Mapping[str, Any]
+) -> Model | None:
     if entry is None:
         return None
     for known, model in loaded:
@@ -203,7 +196,7 @@ def _load_once(
     return model
 
 
-def _load_adapter(source: Source, options: Mapping[str, Any]) -> "Model":
+def _load_adapter(source: Source, options: Mapping[str, Any]) -> Model:
     from peft import PeftConfig
 
     base = PeftConfig.from_pretrained(str(source.folder)).base_model_name_or_path

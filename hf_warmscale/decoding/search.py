@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_warmscale.checkpoints import content_hash, find_tokenizer, load_tokenizer, refuse_non_finite
 from hf_warmscale.decoding.members import Member
 from hf_warmscale.decoding.modeling import EmulatedFineTuningForCausalLM
-from hf_warmscale.decoding.saving import write_by_member
 from hf_warmscale.merging import CheckpointWeights, MergeInput
 from hf_warmscale.merging.search.spaces import Point, Range
 
@@ -81,7 +80,7 @@ class MemberSource:
     def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:
         """Write the names of the members with these weights into an existing folder."""
         self.combine(weights)
-        write_by_member(self._combined, folder)
+        self._combined.write_members(folder)
 
 
 @dataclass(frozen=True)

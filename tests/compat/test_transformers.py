@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_warmscale.compat.transformers import (
+    CACHE_ARGUMENT,
     TRAINER_HOOKS,
     causal_lm_loss,
     convert,
@@ -136,3 +137,10 @@ def test_models_call_a_loss_that_replaces_theirs() -> None:
         assert float(model(input_ids=tokens, labels=tokens).loss.detach()) == 7.0
     assert model.loss_function is causal_lm_loss()
     assert float(model(input_ids=tokens, labels=tokens).loss.detach()) != 7.0
+
+
+def test_models_take_and_return_a_cache_under_one_name() -> None:
+    for model in (GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)), mixtral()):
+        output = model(input_ids=torch.tensor([[1, 2]]), use_cache=True)
+        assert output[CACHE_ARGUMENT].get_seq_length() == 2
+        assert CACHE_ARGUMENT in inspect.signature(model.forward).parameters
