@@ -202,6 +202,14 @@ class TestSpeculative:
             plain = model.generate(x, use_cache=False, **GREEDY)
             assert model.generate(x, assistant_model=model.tuned[0], **GREEDY).tolist() == plain.tolist()
 
+    def test_recurrent_states_are_rolled_back_or_drafts_are_refused(self) -> None:
+        model, x = emulated("lfm2"), tokens(rows=1)
+        plain = model.generate(x, use_cache=False, **GREEDY)
+        assert model.generate(x, assistant_model=model.tuned[0], **GREEDY).tolist() == plain.tolist()
+        model = emulated("qwen3_next")
+        with pytest.raises(ValueError, match="requires a cache that can be cropped"):
+            model.generate(x, assistant_model=model.tuned[0], **GREEDY)
+
     @pytest.mark.parametrize("family", list(HYBRIDS))
     def test_hybrids_generate_with_a_cache(self, family: str) -> None:
         model = emulated(family)
@@ -288,6 +296,19 @@ def greedy_with_prompts(
     return produced
 
 
+class Int8Linear(nn.Module):
+    """A linear layer with weights of 8 bits, as the quantization of transformers puts in the place of one."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.weight = nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight * self.get_buffer("scale")).T
+
+
 class TestWeights:
     def test_no_weight_is_copied(self) -> None:
         base, reference, tuned = members()
@@ -315,6 +336,15 @@ class TestWeights:
         plain = model.generate(tokens(rows=1), use_cache=False, **GREEDY)
         for assistant in (None, adapted):
             assert model.generate(tokens(rows=1), assistant_model=assistant, **GREEDY).tolist() == plain.tolist()
+
+    def test_quantized_members(self) -> None:
+        base, reference, tuned = (each.float() for each in members())
+        for layer in base.get_decoder().layers:
+            layer.mlp.up_proj = Int8Linear(layer.mlp.up_proj)
+        model = EmulatedFineTuningForCausalLM(base, tuned, reference)
+        large, better, small = (log_probs(each, tokens()) for each in (base, tuned, reference))
+        close(log_probs(model, tokens()), (large + better - small).log_softmax(-1), atol=1e-4)
+        assert model.generate(tokens(), **GREEDY).shape == (2, 17)
 
     @pytest.mark.usefixtures("float64_norms")
     def test_mup_members(self) -> None:
