@@ -1,7 +1,7 @@
 """Speculative decoding: measure how many tokens a draft should propose at a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +78,13 @@ def set_block_length(assistant: PreTrainedModel, length: int) -> None:
 
 
 def measure_block_length(
-    model: PreTrainedModel, assistant: PreTrainedModel, prompts: Sequence[Tensor], length: int, **options: Any
+    model: PreTrainedModel,
+    assistant: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    length: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    **options: Any,
 ) -> BlockSpeed:
     """Generate from every prompt with one block length, 0 for no draft; see `choose_block_length`."""
     arguments = dict(options)
@@ -87,10 +93,10 @@ def measure_block_length(
         arguments["assistant_model"] = assistant
     generated = 0
     with _counted_passes(model) as passes:
-        started = time.perf_counter()
+        started = clock()
         for prompt in prompts:
             generated += model.generate(prompt, **arguments).shape[1] - prompt.shape[1]  # type: ignore[operator]
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
     # Every pass adds one token of its own to the accepted ones.
     accepted = (generated - len(passes)) / max(sum(passes) - len(passes), 1) if length else float("nan")
     return BlockSpeed(length, generated / seconds, len(passes), accepted)

@@ -2,8 +2,9 @@
 
     python recipes/reproduce/decoding/speed.py --work WORK
 
-All that is compared is alternated in one process: a round times each of them once; medians over the rounds, and
-ratios within a round, so that a machine that others share slows all of them alike. Writes `results/speed.json`.
+All that is compared is alternated in one process: a round times each of them once. Reported are medians over the rounds,
+and ratios within a round. Seconds are those that the process had the processor (one thread), so that others on the machine
+do not count. Writes `results/agreement.json` and `results/speed.json`.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="the folder of train.py")
     parser.add_argument("--domain", default="python")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timing-only", action="store_true", help="skip the comparison of drafted and plain text")
     arguments = parser.parse_args()
     study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
@@ -44,13 +46,14 @@ def main() -> None:
     emulated = EmulatedFineTuningForCausalLM(large, tuned, small)
     settings = study["speed"]
     prompts = draw_prompts(arguments.work, arguments.domain, settings["prompt_tokens"], 200)
-    agreement = greedy_agreement(emulated, tuned, prompts)
-    print("assisted greedy equals plain greedy:", agreement, flush=True)
-    result = compare(emulated, large, tuned, small, prompts[:3], settings)
-    content = {"agreement": agreement, **result, "provenance": provenance(arguments.work)}
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / "speed.json", content)
-    print({name: value for name, value in content.items() if name not in ("rounds", "provenance")})
+    if not arguments.timing_only:
+        agreement = greedy_agreement(emulated, tuned, prompts)
+        print("assisted greedy equals plain greedy:", agreement, flush=True)
+        write_json(RESULTS / "agreement.json", {**agreement, "provenance": provenance(arguments.work)})
+    result = compare(emulated, large, tuned, small, prompts[: settings["prompts"]], settings)
+    write_json(RESULTS / "speed.json", {**result, "provenance": provenance(arguments.work)})
+    print({name: value for name, value in result.items() if name != "rounds"})
 
 
 def draw_prompts(work: Path, domain: str, length: int, count: int) -> list[Tensor]:
@@ -82,7 +85,13 @@ def compare(
 ) -> dict[str, Any]:
     """Alternate everything that is compared; return the rounds and what follows from them."""
     new = settings["new_tokens"]
-    options: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": True, "top_k": 0}
+    options: dict[str, Any] = {
+        "max_new_tokens": new,
+        "min_new_tokens": new,
+        "do_sample": True,
+        "top_k": 0,
+        "clock": time.process_time,
+    }
     alone = {"large": large, "tuned": tuned, "reference": small}
     rounds = []
     for number in range(settings["pairs"] + 1):
@@ -112,10 +121,10 @@ def decode_seconds(model: PreTrainedModel, prompts: list[Tensor], steps: int, bl
     for prompt in prompts:
         output = run(input_ids=prompt, use_cache=True)
         cache, tokens = output.cache, prompt[:, :1].repeat(1, block)
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(steps):
             run(input_ids=tokens, cache=cache, use_cache=True)
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
     return seconds / (steps * len(prompts))
 
 
