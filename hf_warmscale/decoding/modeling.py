@@ -261,16 +261,21 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         """Return nothing: the logits come from several models."""
         return None
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Save where the members are, the settings and a card; adapters are saved, other weights are not.
 
         Args:
             save_directory (`str` or `PathLike`): a new or empty folder.
+            push_to_hub (`bool`): refused here; see `push_to_hub` of the model.
             kwargs: ignored; there are no weights to shard.
 
         Raises:
             ValueError: if a member was built in memory, so that there is nothing to load it from.
         """
+        if push_to_hub:
+            raise ValueError("save_pretrained does not push; call push_to_hub(repo_id) of the model.")
         with staged_directory(save_directory) as folder:
             self.write_members(folder)
 

@@ -2,9 +2,9 @@
 
     python recipes/reproduce/decoding/speed.py --work WORK
 
-All that is compared is alternated in one process: a round times each of them once. Reported are medians over the rounds,
-and ratios within a round. Seconds are those that the process had the processor (one thread), so that others on the machine
-do not count. Writes `results/agreement.json` and `results/speed.json`.
+All that is compared is alternated in one process: a round times each of them once. Reported are medians over the
+rounds, and ratios within a round. Seconds are those that the process had the processor (one thread), so that others on
+the machine do not count. Writes `results/agreement.json` and `results/speed.json`.
 """
 
 import argparse
