@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does it
     from hf_warmscale.architecture import describe
+    from hf_warmscale.decoding import EmulatedFineTuningConfig, EmulatedFineTuningForCausalLM, UncertaintyRouter
     from hf_warmscale.evaluation import document_nll
     from hf_warmscale.hub import push_to_hub
     from hf_warmscale.merging import merge_checkpoints, search_merge
@@ -42,11 +43,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ContinualTrainer",
     "ContinualTrainingArguments",
+    "EmulatedFineTuningConfig",
+    "EmulatedFineTuningForCausalLM",
     "HealingTrainer",
     "MupConfig",
     "MupForCausalLM",
     "ReplayMixture",
     "Stage",
+    "UncertaintyRouter",
     "__version__",
     "anneal_stage",
     "apply_majority_kernels",
@@ -78,11 +82,14 @@ __all__ = [
 _HOME = {
     "ContinualTrainer": "training",
     "ContinualTrainingArguments": "training",
+    "EmulatedFineTuningConfig": "decoding",
+    "EmulatedFineTuningForCausalLM": "decoding",
     "HealingTrainer": "training",
     "MupConfig": "mup",
     "MupForCausalLM": "mup",
     "ReplayMixture": "training",
     "Stage": "training",
+    "UncertaintyRouter": "decoding",
     "anneal_stage": "training",
     "apply_majority_kernels": "training",
     "average_run": "training",

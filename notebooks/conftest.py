@@ -1,4 +1,4 @@
-"""Give the notebook about SmolLM2 the model: there is no network at test time."""
+"""Give the notebooks about SmolLM2 the model: there is no network at test time."""
 
 import os
 import tempfile
@@ -8,9 +8,10 @@ import pytest
 from tests.smollm2 import save_smollm2
 
 VARIABLE = "WARMSCALE_SMOLLM2"
+WITH_SMOLLM2 = ("02_grow_smollm2", "07_two_sizes")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Name the folder of the model to the kernel, which inherits the environment."""
-    if item.path.stem == "02_grow_smollm2" and VARIABLE not in os.environ:
+    if item.path.stem in WITH_SMOLLM2 and VARIABLE not in os.environ:
         os.environ[VARIABLE] = str(save_smollm2(tempfile.mkdtemp()))

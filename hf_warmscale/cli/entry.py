@@ -12,6 +12,7 @@ from hf_warmscale.cli.average import AVERAGE
 from hf_warmscale.cli.completion import COMPLETION
 from hf_warmscale.cli.data import DATA
 from hf_warmscale.cli.env import ENV
+from hf_warmscale.cli.generate import GENERATE
 from hf_warmscale.cli.grow import GROW
 from hf_warmscale.cli.interrupt import Interrupt
 from hf_warmscale.cli.merge import MERGE
@@ -29,7 +30,21 @@ USER_ERROR = 2
 INTERRUPTED = 130
 DEBUG_VARIABLE = "WARMSCALE_DEBUG"
 
-VERBS: tuple[Verb, ...] = (QUICKSTART, GROW, SHRINK, TRAIN, AVERAGE, MERGE, MUP, SCALING, DATA, PUSH, ENV, COMPLETION)
+VERBS: tuple[Verb, ...] = (
+    QUICKSTART,
+    GROW,
+    SHRINK,
+    TRAIN,
+    AVERAGE,
+    MERGE,
+    GENERATE,
+    MUP,
+    SCALING,
+    DATA,
+    PUSH,
+    ENV,
+    COMPLETION,
+)
 
 
 def make_parser() -> Parser:

@@ -1,5 +1,6 @@
 """What this package needs of transformers beyond its public API; a test of each function says what broke."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,7 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -227,3 +228,9 @@ def without_partitioning() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = before
+
+
+# ---- The cache ----
+
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+"""What a model calls the cache that it takes and returns: `past_key_values` before transformers 5.24."""

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
 from hf_warmscale.compat.transformers import (
+    CACHE_ARGUMENT,
     TRAINER_HOOKS,
     causal_lm_loss,
     convert,
@@ -151,3 +152,10 @@ def test_models_are_built_whole_while_zero_3_is_configured() -> None:
     finally:
         del deepspeed
     assert not is_deepspeed_zero3_enabled()
+
+
+def test_models_take_and_return_a_cache_under_one_name() -> None:
+    for model in (GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)), mixtral()):
+        output = model(input_ids=torch.tensor([[1, 2]]), use_cache=True)
+        assert output[CACHE_ARGUMENT].get_seq_length() == 2
+        assert CACHE_ARGUMENT in inspect.signature(model.forward).parameters

@@ -1,0 +1,50 @@
+"""One cache over the layers of all members, so that cropping and reordering it reaches all of them."""
+
+import copy
+from collections.abc import Sequence
+from itertools import accumulate
+
+from transformers import Cache, DynamicCache
+
+from hf_warmscale.decoding.members import Member
+
+
+def cover_all(cache: Cache, members: Sequence[Member]) -> Cache:
+    """Give an empty cache a layer for every layer of every member, in their order; return the same cache.
+
+    `generate` makes a cache for the base alone. One that covers all members is left as it is.
+
+    Raises:
+        ValueError: if the cache is of another kind, or holds states of other models.
+    """
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"The cache is a {type(cache).__name__}, which several models cannot share; use a DynamicCache."
+        )
+    expected = sum(member.num_cache_layers for member in members)
+    if len(cache.layers) == expected:
+        return cache
+    if any(_holds_states(layer) for layer in cache.layers):
+        raise ValueError(
+            f"The cache holds the states of {len(cache.layers)} layers, and the members have {expected}; pass a "
+            "cache that this model made, or none."
+        )
+    cache.layers = [layer for member in members for layer in member.new_cache().layers]
+    cache.layer_class_to_replicate = None
+    return cache
+
+
+def views(cache: Cache, members: Sequence[Member]) -> list[Cache]:
+    """Return a cache for each member that holds its own layers: the same objects, not copies."""
+    ends = list(accumulate(member.num_cache_layers for member in members))
+    parts = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        part = copy.copy(cache)
+        part.layers = cache.layers[start:end]
+        parts.append(part)
+    return parts
+
+
+def _holds_states(layer: object) -> bool:
+    recurrent = getattr(layer, "has_previous_state", {})  # by number of the state
+    return bool(getattr(layer, "is_initialized", False)) or any(dict(recurrent).values())

@@ -1,0 +1,363 @@
+"""`EmulatedFineTuningForCausalLM`: a large base steered by what a small model learnt in fine-tuning."""
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hf_warmscale.checkpoints import staged_directory
+from hf_warmscale.compat.transformers import CACHE_ARGUMENT
+from hf_warmscale.decoding.cache import cover_all, views
+from hf_warmscale.decoding.combination import combine_log_probs
+from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
+from hf_warmscale.decoding.members import Member, Model
+from hf_warmscale.decoding.prompts import OwnPrompts
+from hf_warmscale.decoding.saving import load_member, load_members, write_by_member
+from hf_warmscale.decoding.vocabulary import refuse_another_vocabulary, shared_vocabulary
+
+
+class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
+    """Combine a large base, a small base and small tuned models at every step (arXiv:2310.12962; proxy-tuning is
+    arXiv:2401.08565).
+
+    The log-probabilities are `s + sum_i w_i (t_i - s) + beta (l - s)`, normalised, with l of `base`, s of `reference`
+    and t_i of `tuned`. The members stay the objects that were passed, in evaluation mode; no weight is copied.
+
+    | settings | name |
+    |---|---|
+    | `weights=[1]`, `beta=1` | emulated fine-tuning, up-scaling |
+    | `weights=[a]`, `beta=1` | proxy-tuning with strength a |
+    | `weights=[a, 1 - a]`, two tuned models | interpolation of their rewards |
+    | `beta > 1` | amplified up-scaling |
+    | `beta=0` | the tuned small model, or the interpolation of several |
+    | `base` small, `reference` and `tuned` large | down-scaling |
+
+    `generate` works as with any model. `assistant_model=tuned` is speculative decoding: it draws from the same
+    distribution, in fewer passes of the large base. `tuned_input_ids` and `tuned_attention_mask` (and the same with
+    `reference_`) give a member a prompt of its own, such as one with a chat template.
+
+    Args:
+        base (`PreTrainedModel`): the large base model.
+        tuned (`PreTrainedModel`, `PeftModel` or a list of them): small tuned models.
+        reference (`PreTrainedModel`, *optional*): the small base that they were tuned from. Without one, the first
+            tuned model must have an adapter, and is run again with it switched off.
+        weights (`Sequence[float]`, *optional*): one per tuned model; by default equal shares of 1.
+        beta (`float`): see above; 0 to leave the large base out.
+        upscale_top_p (`float`, *optional*): add `beta (l - s)` only to the nucleus of the tuned small model.
+
+    Raises:
+        ValueError: if the models do not share a vocabulary, one of them is no decoder or has no weights in memory, or
+            a setting is out of range.
+
+    Example:
+
+    ```python
+    >>> model = EmulatedFineTuningForCausalLM(base=large, tuned=small_tuned, reference=small)
+    >>> model.generate(**inputs, max_new_tokens=64, assistant_model=small_tuned)
+    ```
+    """
+
+    config_class = EmulatedFineTuningConfig
+    config: EmulatedFineTuningConfig
+    main_input_name = "input_ids"
+
+    def __init__(
+        self,
+        base: Model,
+        tuned: Model | Sequence[Model],
+        reference: Model | None = None,
+        weights: Sequence[float] | None = None,
+        beta: float = 1.0,
+        upscale_top_p: float | None = None,
+    ) -> None:
+        small = [tuned] if isinstance(tuned, nn.Module) else list(tuned)
+        members = _members(base, small, reference)
+        config = EmulatedFineTuningConfig(
+            weights=None if weights is None else list(weights), beta=beta, upscale_top_p=upscale_top_p
+        )
+        config.checked_weights(len(small))
+        known = shared_vocabulary(members)
+        windows = [member.window for member in members if member.window is not None]
+        config.shared_with(members[0].config, vocab_size=members[1].rows, window=min(windows) if windows else None)
+        super().__init__(config)
+        self.base, self.tuned, self.reference = base, nn.ModuleList(small), members[-1].model
+        self._members, self._known = tuple(members), known
+        self.generation_config = _token_ids_of(members[1].plain, members[0].plain)
+        self.eval()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_members(
+        cls,
+        base: str | os.PathLike[str],
+        tuned: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        reference: str | os.PathLike[str] | None = None,
+        *,
+        weights: Sequence[float] | None = None,
+        beta: float = 1.0,
+        upscale_top_p: float | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load the members by name, keeping their revisions for `save_pretrained`.
+
+        Args:
+            base, tuned, reference (`str` or `PathLike`): folders, Hub ids or `id@revision`; `tuned` may be a list, and
+                a folder may hold an adapter.
+            weights, beta, upscale_top_p: see the class.
+            options: for every member's `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
+
+        Raises:
+            FileNotFoundError: if one of them is not there.
+            ValueError: see the class.
+
+        Example:
+
+        ```python
+        >>> model = EmulatedFineTuningForCausalLM.from_members("large", tuned="small-tuned", reference="small")
+        ```
+        """
+        small = [tuned] if isinstance(tuned, str | os.PathLike) else list(tuned)
+        loaded = [load_member(name, **options) for name in (base, *small)]
+        model, entry = (None, None) if reference is None else load_member(reference, **options)
+        entries = [each for _, each in loaded]
+        small_models = [each for each, _ in loaded[1:]]
+        combined = cls(loaded[0][0], small_models, model, weights=weights, beta=beta, upscale_top_p=upscale_top_p)
+        combined.config.members = {"base": entries[0], "tuned": entries[1:], "reference": entry}
+        return combined
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The base, the tuned models and the reference, in this order."""
+        return self._members
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        tuned_input_ids: Tensor | None = None,
+        tuned_attention_mask: Tensor | None = None,
+        reference_input_ids: Tensor | None = None,
+        reference_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the combined log-probabilities as logits `[batch, kept, vocabulary]`, and the loss of `labels`.
+
+        Ids that not all members know have a log-probability of minus infinity. `past_key_values` is the name of
+        `cache` in older versions of transformers; see the class for the prompts of single members.
+
+        Raises:
+            ValueError: if the sequence is longer than a member's window.
+        """
+        cache = cache if cache is not None else past_key_values
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        own = OwnPrompts(
+            {"tuned": tuned_input_ids, "reference": reference_input_ids},
+            {"tuned": tuned_attention_mask, "reference": reference_attention_mask},
+        )
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": logits_to_keep}
+        log_probs = self.member_log_probs(input_ids, cache=cache, own_prompts=own, **inputs)
+        logits = self.combine(log_probs)
+        loss = None
+        if labels is not None:
+            kwargs.pop("return_dict", None)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        states: dict[str, Any] = {CACHE_ARGUMENT: cache}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **states)
+
+    def member_log_probs(
+        self, input_ids: Tensor, *, cache: Cache | None = None, own_prompts: OwnPrompts | None = None, **inputs: Any
+    ) -> list[Tensor]:
+        """Return the log-probabilities `[batch, kept, ids that all know]` of each member, on the base's device.
+
+        Args:
+            input_ids (`Tensor`): `[batch, tokens]`.
+            cache (`Cache`, *optional*): of all members.
+            own_prompts (`OwnPrompts`, *optional*): prompts of single members.
+            inputs: `attention_mask`, `position_ids`, `logits_to_keep`.
+        """
+        own_prompts = own_prompts or OwnPrompts()
+        own_prompts.refuse_without_cache(cache)
+        parts: list[Cache | None] = [None] * len(self._members)
+        if cache is not None:
+            parts = [*views(cover_all(cache, self._members), self._members)]
+        inputs = {"logits_to_keep": 0, **inputs}
+        found = []
+        for member, part in zip(self._members, parts, strict=True):
+            past = 0 if part is None else cached_tokens(part)
+            seen = own_prompts.inputs(member.role, input_ids, past, inputs)
+            _refuse_beyond_window(member, past + seen["input_ids"].shape[1])
+            logits = member.logits({**seen, CACHE_ARGUMENT: part, "use_cache": part is not None})
+            found.append(self._normalised(logits))
+        return found
+
+    def combine(self, log_probs: Sequence[Tensor]) -> Tensor:
+        """Return the combination of the members' log-probabilities, padded to the vocabulary of the tuned model."""
+        base, *tuned, reference = log_probs
+        combined = combine_log_probs(
+            base,
+            tuned,
+            reference,
+            weights=self.config.checked_weights(len(tuned)),
+            beta=self.config.beta,
+            upscale_top_p=self.config.upscale_top_p,
+        )
+        padding = self.config.get_text_config().vocab_size - self._known
+        return nn.functional.pad(combined, (0, padding), value=-torch.inf) if padding else combined
+
+    def _normalised(self, logits: Tensor) -> Tensor:
+        known = logits[..., : self._known]
+        return known.to(torch.promote_types(known.dtype, torch.float32)).log_softmax(dim=-1).to(self.device)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Generate tokens; see `transformers.GenerationMixin.generate` and the class.
+
+        Raises:
+            ValueError: if the prompt fills a member's window, the assistant has another vocabulary, or a member's own
+                prompt meets an assistant or a prefill in chunks.
+        """
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        if prompt is not None:
+            for member in self._members:
+                _refuse_beyond_window(member, prompt.shape[-1] + 1)
+        if (assistant := kwargs.get("assistant_model")) is not None and kwargs.get("assistant_tokenizer") is None:
+            refuse_another_vocabulary(assistant, self.config.get_text_config().vocab_size, self._members)
+        OwnPrompts.refuse_with(kwargs)
+        return super().generate(inputs, *args, **kwargs)
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        # Before the first step: assisted decoding tells every layer of the cache to remember what it may have to crop.
+        done = cast(Any, super())._prepare_cache_for_generation(*args, **kwargs)
+        model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[1]
+        if (cache := model_kwargs.get(CACHE_ARGUMENT)) is not None:
+            cover_all(cache, self._members)
+        return done
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the input embeddings of the large base."""
+        return self._members[0].plain.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return nothing: the logits come from several models."""
+        return None
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save where the members are, the settings and a card; adapters are saved, other weights are not.
+
+        Args:
+            save_directory (`str` or `PathLike`): a new or empty folder.
+            push_to_hub (`bool`): refused here; see `push_to_hub` of the model.
+            kwargs: ignored; there are no weights to shard.
+
+        Raises:
+            ValueError: if a member was built in memory, so that there is nothing to load it from.
+        """
+        if push_to_hub:
+            raise ValueError("save_pretrained does not push; call push_to_hub(repo_id) of the model.")
+        with staged_directory(save_directory) as folder:
+            self.write_members(folder)
+
+    def write_members(self, folder: Path) -> None:
+        """Do what `save_pretrained` does, in an existing folder."""
+        self.config.architectures = [type(self).__name__]
+        write_by_member(folder, self._members, self.config, self.generation_config)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: EmulatedFineTuningConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load the members that a folder names.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `PathLike`): what `save_pretrained` wrote; a folder or a Hub id.
+            config (`EmulatedFineTuningConfig`, *optional*): instead of the stored one.
+            kwargs: for every member's `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
+
+        Raises:
+            FileNotFoundError: if a member is not where it was.
+        """
+        found = load_members(pretrained_model_name_or_path, config=config, **kwargs)
+        base, *tuned, reference = found.models
+        stored = found.config
+        assert base is not None
+        model = cls(
+            base,
+            [each for each in tuned if each is not None],
+            reference,
+            weights=stored.weights,
+            beta=stored.beta,
+            upscale_top_p=stored.upscale_top_p,
+        )
+        model.config.members, model.config.name_or_path = stored.members, stored.name_or_path
+        model.generation_config = found.generation_config or model.generation_config
+        return model
+
+
+def cached_tokens(cache: Cache) -> int:
+    """Return how many tokens a cache has seen; 0 where only recurrent states are kept."""
+    if cache.layers and all(cache.is_linear):
+        return 0
+    return int(cache.get_seq_length())
+
+
+def _members(base: Model, tuned: Sequence[Model], reference: Model | None) -> list[Member]:
+    if not tuned:
+        raise ValueError("tuned is an empty list; pass at least one tuned model.")
+    roles = ["tuned"] if len(tuned) == 1 else [f"tuned[{index}]" for index in range(len(tuned))]
+    small = [Member(role, model) for role, model in zip(roles, tuned, strict=True)]
+    if reference is None and not isinstance(tuned[0], PeftModel):
+        raise ValueError(
+            "There is no reference; pass the small base that was tuned, or a tuned model with its adapter on it."
+        )
+    off = reference is None or (reference is tuned[0] and isinstance(reference, PeftModel))
+    return [Member("base", base), *small, Member("reference", reference or tuned[0], adapter=not off)]
+
+
+def _token_ids_of(tuned: PreTrainedModel, base: PreTrainedModel) -> GenerationConfig:
+    """Return a neutral generation config with the special tokens of the tuned model: it knows where an answer ends."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: copy.copy(getattr(tuned.generation_config, name, None)) for name in names}
+    return GenerationConfig(
+        **{
+            name: getattr(base.generation_config, name, None) if value is None else value
+            for name, value in ids.items()
+        }
+    )
+
+
+def _refuse_beyond_window(member: Member, length: int) -> None:
+    if member.window is not None and length > member.window:
+        raise ValueError(
+            f"The sequence has {length} tokens and the {member.role} model takes {member.window}; shorten the prompt, "
+            "or generate fewer tokens."
+        )
+
+
+AutoConfig.register(EmulatedFineTuningConfig.model_type, EmulatedFineTuningConfig)
+AutoModelForCausalLM.register(EmulatedFineTuningConfig, EmulatedFineTuningForCausalLM)

@@ -1,0 +1,224 @@
+"""Save and load by member: names, folders and revisions instead of weights, as PEFT does with a base model."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from hf_warmscale.checkpoints import write_text
+from hf_warmscale.checkpoints.source import Source, find_source
+from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
+from hf_warmscale.decoding.members import Member, Model
+
+Entry = dict[str, str]
+"""Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
+
+ADAPTER_FILE = "adapter_config.json"
+
+NOT_FOR_MEMBERS = ("trust_remote_code", "adapter_kwargs", "_from_auto")
+"""What `AutoModelForCausalLM` adds to the options; remote code is never run."""
+
+
+def load_member(name: str | os.PathLike[str], **options: Any) -> tuple[Model, Entry]:
+    """Load a causal language model, or an adapter on its base model; return where it was found as well.
+
+    Args:
+        name (`str` or `PathLike`): a folder, a Hub id, or `id@revision`; a folder may hold an adapter.
+        options: for `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if an adapter does not say what model it is for.
+    """
+    source = find_source(name)
+    if (source.folder / ADAPTER_FILE).is_file():
+        return _load_adapter(source, options), _entry(source)
+    model = AutoModelForCausalLM.from_pretrained(source.folder, trust_remote_code=False, **options)
+    return model, _entry(source)
+
+
+def describe_members(members: Iterable[Member]) -> dict[str, Any]:
+    """Return the entries of live models by role, after the names that their configs hold."""
+    base, *tuned, reference = [{"name_or_path": _absolute(member.plain.config.name_or_path)} for member in members]
+    return {"base": base, "tuned": tuned, "reference": reference}
+
+
+def write_by_member(
+    folder: Path, members: Sequence[Member], config: EmulatedFineTuningConfig, generation_config: GenerationConfig
+) -> None:
+    """Write config, generation config, card and adapters into an existing folder; the entries go into the config.
+
+    Raises:
+        ValueError: if a member cannot be loaded from anywhere.
+    """
+    config.members = _named_entries(members, config.members)
+    for member, entry in zip(members, _flat(config.members), strict=True):
+        if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
+            member.model.save_pretrained(str(folder / entry["adapter"]))
+    config.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
+    write_text(folder / "README.md", card(config))
+
+
+@dataclass(frozen=True)
+class LoadedMembers:
+    """What `write_by_member` wrote, loaded.
+
+    Args:
+        config (`EmulatedFineTuningConfig`): the settings and the entries.
+        models (`list[Model | None]`): the base, the tuned models and the reference; one that occurs twice is one
+            object, and a reference that is the first tuned model with its adapter off is `None`.
+        generation_config (`GenerationConfig`, *optional*): if there is one.
+    """
+
+    config: EmulatedFineTuningConfig
+    models: list[Model | None]
+    generation_config: GenerationConfig | None
+
+
+def load_members(
+    source: str | os.PathLike[str],
+    *,
+    config: EmulatedFineTuningConfig | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> LoadedMembers:
+    """Load the models that a folder or a Hub id names; options as in `load_member`.
+
+    Raises:
+        FileNotFoundError: naming the member that is not where it was.
+        ValueError: if the config names no members.
+    """
+    found = find_source(source, revision=revision)
+    options = {name: value for name, value in options.items() if name not in NOT_FOR_MEMBERS}
+    config = config or EmulatedFineTuningConfig.from_pretrained(found.folder)
+    if config.members is None:
+        raise ValueError(f"{source} names no members in its config.json; save the model with save_pretrained.")
+    config.name_or_path = os.fspath(source)
+    loaded: list[tuple[Entry, Model]] = []
+    models = [_load_once(entry, found.folder, loaded, options) for entry in _flat(config.members)]
+    stored = (found.folder / GENERATION_CONFIG_NAME).is_file()
+    return LoadedMembers(config, models, GenerationConfig.from_pretrained(found.folder) if stored else None)
+
+
+def card(config: EmulatedFineTuningConfig) -> str:
+    """Return the README of a saved model: the members, the settings, and how to load it."""
+    assert config.members is not None
+    names = [entry["name_or_path"] for entry in _flat(config.members) if entry is not None]
+    hub = [name for name in dict.fromkeys(names) if not Path(name).is_absolute()]
+    front = "\n".join(
+        ["library_name: transformers", *(["base_model:", *(f"- {name}" for name in hub)] if hub else [])]
+    )
+    return _CARD.format(
+        front=front,
+        rows="\n".join(_card_rows(config.members)),
+        weights="equal shares of 1" if config.weights is None else config.weights,
+        beta=config.beta,
+        upscale_top_p=config.upscale_top_p,
+    )
+
+
+_CARD = """---
+{front}
+---
+
+# Emulated fine-tuning
+
+These models are used together at every step. This folder holds no weights: they are loaded from where they are.
+
+| member | where | revision |
+|---|---|---|
+{rows}
+
+The log-probabilities are `s + sum_i w_i (t_i - s) + beta (l - s)`, normalised, with l of the base, s of the reference
+and t_i of the tuned models ([arXiv:2310.12962](https://arxiv.org/abs/2310.12962)).
+Weights w: {weights}. beta: {beta}. upscale_top_p: {upscale_top_p}.
+
+```python
+from hf_warmscale import EmulatedFineTuningForCausalLM
+
+model = EmulatedFineTuningForCausalLM.from_pretrained("this folder")
+```
+"""
+
+
+def _card_rows(members: Mapping[str, Any]) -> Iterable[str]:
+    roles = ["base", *("tuned" for _ in members["tuned"]), "reference"]
+    for role, entry in zip(roles, _flat(members), strict=True):
+        if entry is None:
+            yield f"| {role} | the first tuned model, with its adapter off | |"
+            continue
+        path = Path(entry["name_or_path"])
+        where = f"the folder `{path.name}`" if path.is_absolute() else f"`{entry['name_or_path']}`"
+        adapter = f", with the adapter in `{entry['adapter']}`" if "adapter" in entry else ""
+        yield f"| {role} | {where}{adapter} | {entry.get('revision', '')} |"
+
+
+def _flat(members: Mapping[str, Any]) -> list[Entry | None]:
+    return [members["base"], *members["tuned"], members["reference"]]
+
+
+def _named_entries(members: Sequence[Member], named: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the entries to save: adapters get a folder of their own, every other model must have a name."""
+    entries = []
+    for member, entry in zip(members, _flat(named or describe_members(members)), strict=True):
+        if isinstance(member.model, PeftModel):
+            plain = {"name_or_path": _absolute(member.plain.config.name_or_path)}
+            folder = member.role.replace("[", "-").rstrip("]")
+            entry = None if not member.adapter else {**plain, "adapter": folder}
+        if entry is not None and not entry["name_or_path"]:
+            raise ValueError(
+                f"The {member.role} model was built in memory, so it could not be loaded again; save it, and load it "
+                "from there."
+            )
+        entries.append(entry)
+    return {"base": entries[0], "tuned": entries[1:-1], "reference": entries[-1]}
+
+
+def _load_once(
+    entry: Entry | None, folder: Path, loaded: list[tuple[Entry, Model]], options: Mapping[str, Any]
+) -> Model | None:
+    if entry is None:
+        return None
+    for known, model in loaded:
+        if known == entry:
+            return model
+    revision = entry.get("revision")
+    model, _ = load_member(entry["name_or_path"] if revision is None else _at(entry), **options)
+    if "adapter" in entry:
+        model = PeftModel.from_pretrained(model, folder / entry["adapter"])
+    loaded.append((entry, model))
+    return model
+
+
+def _load_adapter(source: Source, options: Mapping[str, Any]) -> Model:
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(str(source.folder)).base_model_name_or_path
+    if not base:
+        raise ValueError(f"{source.name} is an adapter that does not name its base model; pass the models yourself.")
+    model, _ = load_member(base, **options)
+    adapted: Model = PeftModel.from_pretrained(model, source.folder)
+    return adapted
+
+
+def _entry(source: Source) -> Entry:
+    if source.repo_id is None or source.revision is None:
+        return {"name_or_path": str(source.folder.resolve())}
+    return {"name_or_path": source.repo_id, "revision": source.revision}
+
+
+def _at(entry: Entry) -> str:
+    return f"{entry['name_or_path']}@{entry['revision']}"
+
+
+def _absolute(name: str | None) -> str:
+    if not name:
+        return ""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

@@ -1,0 +1,111 @@
+"""`warmscale generate`: the text, the table of losses, what is saved, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_warmscale import EmulatedFineTuningForCausalLM
+from hf_warmscale.checkpoints import save_model
+from hf_warmscale.cli import main
+from tests.cli.shell import assert_refused, assert_sentence, files_below, warmscale
+from tests.cli.workspace import make_tokenizer
+from tests.decoding.tiny import tiny
+from tests.hub.tiny import tiny_tokenizer
+
+MEMBERS = "large --tuned tuned --reference small"
+GENERATE = f"generate {MEMBERS} --prompt Brevity --max-new-tokens 6"
+
+
+@pytest.fixture(scope="module")
+def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a large base, a small base and a small tuned model."""
+    folder = shutil.copytree(workspace, tmp_path_factory.mktemp("generate") / "work")
+    for name, width, seed in (("large", 32, 0), ("small", 16, 1), ("tuned", 16, 2)):
+        model = tiny(width=width, seed=seed, dtype=torch.float32)
+        model.resize_token_embeddings(300)
+        save_model(model, folder / name, tokenizer=make_tokenizer())
+    save_model(model, folder / "foreign", tokenizer=tiny_tokenizer())
+    shutil.copytree(folder / "tuned", folder / "swapped")
+    weights = folder / "swapped" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: -tensor for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    return folder
+
+
+def test_the_text_at_the_shell(folder: Path) -> None:
+    done = warmscale(*GENERATE.split(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tuned")
+    large, tuned, small = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("large", "tuned", "small"))
+    prompt = tokenizer("Brevity", return_tensors="pt")
+    expected = EmulatedFineTuningForCausalLM(large, tuned, small).generate(**prompt, max_new_tokens=6, do_sample=False)
+    assert done.stdout == f"{tokenizer.decode(expected[0], skip_special_tokens=True)}\n"
+
+
+def test_losses_drafts_and_what_is_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    output = tmp_path / "out"
+    command = f"{GENERATE} --speculative --eval-data held-out.jsonl --beta 0.5 --output {output}"
+    assert main(command.split()) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("base", "reference", "combined", "block_length", str(output)))
+    record = json.loads((output / "generation.json").read_text())
+    assert [row["model"] for row in record["evaluation"]] == ["base", "tuned", "reference", "combined"]
+    assert [row["block_length"] for row in record["generation"]["block_lengths"]] == [0, 1, 2, 4, 8, 16]
+    assert record["generation"]["text"] in printed
+    loaded = EmulatedFineTuningForCausalLM.from_pretrained(output)
+    assert loaded.config.beta == 0.5
+    assert not list(output.rglob("*.safetensors"))
+
+
+def test_sampling_follows_the_seed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    printed = []
+    for seed in (1, 1, 2):
+        assert main([*GENERATE.split(), "--temperature", "2", "--seed", str(seed)]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2]
+
+
+REFUSALS = {
+    "nothing to do": (f"generate {MEMBERS}", ["--prompt", "--eval-data"]),
+    "no tuned model": ("generate large --prompt x", ["--tuned"]),
+    "no reference": ("generate large --tuned tuned --prompt x", ["no reference"]),
+    "no such model": ("generate none --tuned tuned --reference small --prompt x", ["none"]),
+    "no such text": (f"generate {MEMBERS} --eval-data none.jsonl", ["none.jsonl"]),
+    "another language": ("generate large --tuned foreign --reference small --prompt x", ["do not share a vocabulary"]),
+    "beta is NaN": (f"{GENERATE} --beta nan", ["beta", "nan"]),
+    "too many weights": (f"{GENERATE} --weights 1 2", ["2 numbers", "1 tuned"]),
+    "no probability": (f"{GENERATE} --upscale-top-p 2", ["upscale_top_p", "2.0"]),
+    "a draft of no length": (f"{GENERATE} --block-length 4", ["--speculative"]),
+    "no chat template": (f"{GENERATE} --chat", ["chat template"]),
+    "a chat that drafts": (f"{GENERATE} --chat --speculative", ["cannot draft"]),
+    "a cold temperature": (f"{GENERATE} --temperature -1", ["--temperature", "-1"]),
+    "an output that is not empty": (f"{GENERATE} --output small", ["small", "not empty"]),
+    "a prompt too long": (f"generate {MEMBERS} --prompt {'Brevity,' * 40}", ["takes 64"]),
+}
+
+
+def test_refused_at_the_shell(folder: Path) -> None:
+    assert_refused(warmscale(*REFUSALS["another language"][0].split(), cwd=folder), "do not share a vocabulary")
+
+
+@pytest.mark.parametrize("mistake", REFUSALS)
+def test_refused(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, words = REFUSALS[mistake]
+    monkeypatch.chdir(folder)
+    before = files_below(folder)
+    code = main(command.split())
+    assert_sentence(code, capsys.readouterr(), *words)
+    assert files_below(folder) == before
