@@ -1,6 +1,6 @@
 """`warmscale data`: text to rows of tokens, and more tokens for the text of a new domain; before training."""
 
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 from hf_warmscale.cli.parser import Parser, positive_int
@@ -21,7 +21,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--subset", metavar="NAME", help="the configuration of a named dataset")
     parser.add_argument("--split", default="train", metavar="NAME", help="of a named dataset; train by default")
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="where the text is; text by default")
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="column that holds the text; text by default"
+    )
+    _add_split_special_tokens(parser)
     parser.add_argument("--num-proc", type=positive_int, metavar="N", help="processes that tokenize")
 
 
@@ -39,6 +42,7 @@ def run(arguments: Namespace) -> None:
         subset=arguments.subset,
         split=arguments.split,
         text_column=arguments.text_column,
+        split_special_tokens=arguments.split_special_tokens,
         num_proc=arguments.num_proc,
     )
     show(
@@ -55,6 +59,15 @@ def run(arguments: Namespace) -> None:
         written=[arguments.output],
         then=["warmscale", "train", "CONFIG.yaml"],
         remark=f"with {arguments.output} as a path of its mixture",
+    )
+
+
+def _add_split_special_tokens(parser: Parser) -> None:
+    parser.add_argument(
+        "--split-special-tokens",
+        action=BooleanOptionalAction,
+        help="read special tokens that the text spells as text, or as these tokens; by default text that spells the "
+        "end-of-sequence token is refused",
     )
 
 
@@ -77,7 +90,10 @@ def add_extend_arguments(parser: Parser) -> None:
     parser.add_argument("--new-tokens", required=True, type=positive_int, metavar="N", help="tokens to add at most")
     parser.add_argument("--subset", metavar="NAME", help="the configuration of a named dataset")
     parser.add_argument("--split", default="train", metavar="NAME", help="of a named dataset; train by default")
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="where the text is; text by default")
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="column that holds the text; text by default"
+    )
+    _add_split_special_tokens(parser)
 
 
 def run_extend(arguments: Namespace) -> None:
@@ -91,14 +107,15 @@ def run_extend(arguments: Namespace) -> None:
         save_model,
     )
     from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
-    from hf_warmscale.training.data.documents import load_documents
+    from hf_warmscale.training.data.documents import load_documents, read_texts
 
     refuse_existing(arguments.output)
     require_model(arguments.model)  # before the text is read, which may take long
     tokenizer = load_tokenizer(arguments.model)
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
-    texts = list(documents[column])
+    split = arguments.split_special_tokens
+    texts = read_texts(documents, arguments.source, tokenizer, text_column=column, split_special_tokens=split)
     with explained_full_disk(Path(arguments.output)):
         extended = extend_tokenizer(tokenizer, texts, arguments.new_tokens)
     model = load_model(arguments.model, finite=False)
@@ -106,7 +123,7 @@ def run_extend(arguments: Namespace) -> None:
     rows = [
         {"tokenizer": name, "tokens": len(given), "tokens of the text": count, "bytes a token": text_bytes / count}
         for name, given in (("old", tokenizer), ("new", extended))
-        for count in [sum(map(len, given(texts)["input_ids"]))]
+        for count in [sum(map(len, given(texts, split_special_tokens=bool(split))["input_ids"]))]
     ]
     grown = grow_vocabulary(model, tokenizer, extended)
     save_model(grown, arguments.output, tokenizer=extended, receipts={"vocabulary.json": {"tokenizers": rows}})

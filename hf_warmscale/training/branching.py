@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
-from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.data.mixture import ReplayMixture, same_sequence
 from hf_warmscale.training.schedules.rates import Shape
 from hf_warmscale.training.schedules.schedule import Schedule
 from hf_warmscale.training.stage import Stage, StageRecord
@@ -56,7 +56,7 @@ def anneal_stage(
             f"The rate of {checkpoint} is not constant (step {record.progress.step} of {trunk.name}); anneal from a "
             "checkpoint of a constant phase."
         )
-    if mixture is not None and mixture.describe() == record.mixture:
+    if mixture is not None and same_sequence(mixture.describe(), record.mixture):
         mixture = mixture.after(record.progress.samples)
     return Stage(
         name or f"{record.name}-anneal",

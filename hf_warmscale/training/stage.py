@@ -205,6 +205,7 @@ class StageRecord:
         for record, flat in ((self, mine), (other, theirs)):
             flat["mixture.order"] = list(record.mixture["sources"])
         keys = [*mine, *(key for key in theirs if key not in mine)]
+        keys = [key for key in keys if not key.endswith(".content") or (key in mine and key in theirs)]
         if min(self.format_version, other.format_version) < FORMAT_VERSION:
             keys = [key for key in keys if not key.startswith("arguments.") or (key in mine and key in theirs)]
         return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}

@@ -1,4 +1,4 @@
-"""Which row every sample of a stage is: a pure function of the seed and the global sample index."""
+"""Which row each sample of a stage is, as a pure function of the seed and the global sample index."""
 
 import hashlib
 import json
@@ -22,7 +22,10 @@ SOURCE = "source"
 
 CHUNK = 1 << 16
 BLOCK = 1 << 12
-"""Samples that are located together: one by one it would take longer than reading a row."""
+"""Samples that are located together: locating one at a time would take longer than reading its row."""
+
+HASHED_ROWS = 1_024
+"""Rows in the hash of a source: all of a small source, else rows at even distances."""
 
 
 @runtime_checkable
@@ -35,28 +38,30 @@ class Rows(Protocol):
 
 
 class ReplayMixture(Dataset[Row]):
-    """Mix any number of map-style datasets in given shares, the same on every rank and worker.
+    """Mix any number of map-style datasets in given shares, in one order for all ranks and workers.
 
-    Sample i of a stage comes from a source and a row that depend on the seed and on i alone:
+    The source and the row of sample i depend on the seed and on i alone:
 
-    - the source by nested rounding of cumulative weights, so that after any number of samples the count of a source is
-      within one of its expectation (see `Apportionment`; for more than four sources see `deviation`);
-    - the row by a shuffled pass over the source, another order in every pass (see `permuted`); of a stream, the next.
+    - the source follows by nested rounding of cumulative weights, so that after any number of samples the count of a
+      source is within `deviation` of its expectation (below one for up to four sources, see `Apportionment`);
+    - the row follows from a shuffled pass over the source, in a new order for each pass (see `permuted`); a stream
+      gives its next row.
 
-    So there is no state but the index: a resumed run, another world size or another number of workers continue the
-    same sequence. The total is fixed: what replay takes, the new data give (2403.08763, compute-equivalent replay).
+    So the index is the only state: a resumed run, another world size or another number of workers continue the same
+    sequence. The number of samples is fixed: replayed samples replace new ones (2403.08763, compute-equivalent
+    replay).
 
     Args:
         sources (`Mapping[str, Rows]`): datasets by name; their rows are dictionaries.
         weights: shares that sum to 1, by name or in the order of `sources`. Shares that change along the stage are a
             mapping from the sample at which they begin to shares: `{0: {"new": 0.5, "old": 0.5}, 9_600: ...}`.
         seed (`int`): of the orders of rows.
-        max_passes (`float` or `Mapping[str, float]`, *optional*): how many times a stage may go through a source, or
-            through each; unlimited by default.
-        first_sample (`int`): where in its endless sequence the mixture begins; see `after`.
+        max_passes (`float` or `Mapping[str, float]`, *optional*): the passes that a stage may make over every source,
+            or over each by name; unlimited by default.
+        first_sample (`int`): the sample of the endless sequence at which this mixture begins; see `after`.
 
     Raises:
-        ValueError: for an empty source, unknown names, or weights that are negative or do not sum to 1.
+        ValueError: if a source is empty, a name is unknown, or the weights are negative or do not sum to 1.
 
     Example:
 
@@ -97,6 +102,7 @@ class ReplayMixture(Dataset[Row]):
         self._keys = [key_of(seed, name) for name in self.names]
         self.first_sample = first_sample
         self._block: tuple[int, tuple[Integers, Integers]] | None = None
+        self._described: dict[str, dict[str, Any]] | None = None
 
     @property
     def deviation(self) -> float:
@@ -181,13 +187,15 @@ class ReplayMixture(Dataset[Row]):
         skipped = dict(zip(self.names, self._apportionment.counts(self.first_sample), strict=True))
         return {
             "seed": self.seed,
-            "sources": {
-                name: {"rows": size, "fingerprint": fingerprint(rows)}
-                for (name, rows), size in zip(self.sources.items(), self.sizes, strict=True)
-            },
+            "sources": {name: dict(entry) for name, entry in self._identities().items()},
             "weights": {str(start): shares for start, shares in self.weights.items()},
             **({"first_sample": self.first_sample, "skipped_rows": skipped} if self.first_sample else {}),
         }
+
+    def _identities(self) -> dict[str, dict[str, Any]]:
+        if self._described is None:
+            self._described = {name: identity(rows) for name, rows in self.sources.items()}
+        return self._described
 
     def like(self, description: Mapping[str, Any]) -> "ReplayMixture":
         """Return the mixture of a saved description over the datasets of this one.
@@ -252,9 +260,9 @@ class ReplayMixture(Dataset[Row]):
 
 
 class SeenRows(Dataset[Row]):
-    """The rows of a source that an earlier stage really saw, in the order it saw them.
+    """The rows of a source that an earlier stage saw, in the order in which it saw them.
 
-    A replay that draws from the whole source would also draw rows that are new to the model.
+    Replay from the whole source would also draw rows that the model has never seen.
 
     Args:
         rows (`Rows`): the source.
@@ -306,14 +314,60 @@ def fingerprint(rows: Rows) -> str:
     return digest.hexdigest()
 
 
+def content(rows: Rows) -> str:
+    """Return a short hash of up to `HASHED_ROWS` rows, the same for lists, arrays and tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    places = np.linspace(0, len(rows) - 1, min(len(rows), HASHED_ROWS)).round().astype(int)
+    for row in fetch(rows, places.tolist()):
+        for name, value in sorted(row.items()):
+            digest.update(name.encode())
+            digest.update(_as_bytes(value))
+    return digest.hexdigest()
+
+
+def identity(rows: Rows) -> dict[str, Any]:
+    """Return what tells the rows of a source from others; of a stream, only the first row is looked at."""
+    found = {"rows": len(rows), "fingerprint": fingerprint(rows)}
+    return found if is_streamed(rows) else {**found, "content": content(rows)}
+
+
+def same_sequence(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Tell whether two descriptions define one sequence. Older ones have no `content`; it is taken as equal."""
+
+    def comparable(description: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+        sources = {
+            name: {key: value for key, value in entry.items() if key in other["sources"].get(name, {})}
+            for name, entry in description["sources"].items()
+        }
+        return {**description, "sources": sources}
+
+    return comparable(first, second) == comparable(second, first)
+
+
 def refuse_other_rows(name: str, rows: Rows, saved: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` if the rows are not those of a saved description."""
+    """Refuse rows that are not those of a saved description.
+
+    Raises:
+        ValueError: naming the source.
+    """
     if len(rows) != saved["rows"]:
         raise ValueError(
             f"The source {name!r} has {len(rows)} rows and the checkpoint saw {saved['rows']}; give it the same data."
         )
-    if fingerprint(rows) != saved["fingerprint"]:
+    found = identity(rows)
+    if any(found[key] != saved[key] for key in found if key in saved):
         raise ValueError(f"The source {name!r} holds other rows than the checkpoint saw; give it the same data.")
+
+
+def _as_bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="surrogatepass")
+    array = np.asarray(value)
+    if array.dtype.kind in "iub":
+        return array.astype(np.int64).tobytes()
+    if array.dtype.kind == "f":
+        return array.astype(np.float64).tobytes()
+    return json.dumps(value, sort_keys=True, default=_plain).encode()
 
 
 def _plain(value: Any) -> Any:

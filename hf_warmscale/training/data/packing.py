@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json
 from hf_warmscale.training.data.batches import PACKED_COLUMNS
-from hf_warmscale.training.data.documents import load_documents
+from hf_warmscale.training.data.document_faults import clean
+from hf_warmscale.training.data.documents import load_documents, readable, unreadable
 
 Tokens = NDArray[np.int32]
 
@@ -68,6 +69,7 @@ def pack(
     subset: str | None = None,
     split: str = "train",
     text_column: str = "text",
+    split_special_tokens: bool | None = None,
     num_proc: int | None = None,
     cache_dir: str | None = None,
 ) -> PackManifest:
@@ -84,6 +86,9 @@ def pack(
         tokenizer (`PreTrainedTokenizerBase`): must have an end-of-sequence token.
         sequence_length (`int`): tokens in a row.
         padding_free (`bool`): keep every document in a row of its own, cut only if longer than `sequence_length`.
+        split_special_tokens (`bool`, *optional*): read special tokens that a text spells as text (`True`) or as these
+            tokens (`False`). By default they are these tokens, and a text that spells the end-of-sequence token is
+            refused.
         num_proc (`int`, *optional*): processes that tokenize.
         cache_dir (`str`, *optional*): of `datasets`.
 
@@ -91,7 +96,8 @@ def pack(
         `PackManifest`: also written to `pack.json`.
 
     Raises:
-        ValueError: if the folder is used, the tokenizer has no end-of-sequence token, or the text fills no row.
+        ValueError: if the folder is in use, the tokenizer has no end-of-sequence token, a document is not text (naming
+            file and line, see `document_faults`), or the text fills no row.
     """
     refuse_existing(output)
     if sequence_length < 2:
@@ -99,14 +105,24 @@ def pack(
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
     documents = load_documents(source, subset=subset, split=split, text_column=text_column, cache_dir=cache_dir)
-    tokenized = documents.map(
-        tokenize,
-        batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "text_column": text_column},
-        remove_columns=[text_column],
-        num_proc=num_proc,
-        desc="tokenizing",
-    )
+    settings = {
+        "tokenizer": tokenizer,
+        "text_column": text_column,
+        "source": str(source),
+        "split_special_tokens": split_special_tokens,
+    }
+    try:
+        tokenized = documents.map(
+            tokenize,
+            batched=True,
+            with_indices=True,
+            fn_kwargs=settings,
+            remove_columns=[text_column],
+            num_proc=num_proc,
+            desc="tokenizing",
+        )
+    except UnicodeDecodeError as error:  # a builder may store bytes as text without looking at them
+        raise unreadable(source, text_column, error) from error
     arrange = whole_documents if padding_free else full_rows
     if next(arrange(_column(tokenized, "tokens"), sequence_length), None) is None:
         raise ValueError(f"The text of {source} fills no row of {sequence_length} tokens; lower sequence_length.")
@@ -138,7 +154,13 @@ def pack(
 
 
 def stream_packed(
-    documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, text_column: str = "text"
+    documents: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequence_length: int,
+    text_column: str = "text",
+    split_special_tokens: bool | None = None,
+    source: str | os.PathLike[str] | None = None,
 ) -> IterableDataset:
     """Tokenize a stream of documents and lay it out in full rows, as `pack` does, while it is read.
 
@@ -146,16 +168,25 @@ def stream_packed(
         documents (`IterableDataset`): with a text column.
         tokenizer (`PreTrainedTokenizerBase`): must have an end-of-sequence token.
         sequence_length (`int`): tokens in a row.
-        text_column (`str`): where the text is.
+        text_column (`str`): the column that holds the text.
+        split_special_tokens (`bool`, *optional*): see `pack`.
+        source (`str` or `PathLike`, *optional*): the corpus, if the stream holds its documents in order: a document
+            that is not text is then named by file and line.
 
     Raises:
-        ValueError: if the tokenizer has no end-of-sequence token.
+        ValueError: if the tokenizer has no end-of-sequence token; while it is read, if a document is not text.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
+    settings = {
+        "tokenizer": tokenizer,
+        "text_column": text_column,
+        "source": source,
+        "split_special_tokens": split_special_tokens,
+    }
     return IterableDataset.from_generator(
         _generate_streamed,
-        gen_kwargs={"read": partial(_tokens_of, documents, tokenizer, text_column), "length": sequence_length},
+        gen_kwargs={"read": partial(_tokens_of, documents, settings), "length": sequence_length},
         features=FEATURES,
     )
 
@@ -197,17 +228,34 @@ def read_manifest(folder: str | os.PathLike[str]) -> PackManifest:
         raise ValueError(f"{path} is damaged ({error}); pack the text again.") from error
 
 
-def tokenize(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, text_column: str) -> dict[str, Any]:
-    """Return the tokens of each document, closed by the end-of-sequence token, and its size in bytes."""
-    encoded = tokenizer(batch[text_column], add_special_tokens=False, verbose=False)["input_ids"]
+def tokenize(
+    batch: dict[str, list[Any]],
+    numbers: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    text_column: str,
+    source: str | os.PathLike[str] | None = None,
+    split_special_tokens: bool | None = None,
+) -> dict[str, Any]:
+    """Return the tokens of each document, closed by the end-of-sequence token, and its size in bytes.
+
+    A document without tokens gets no end either: nothing would predict it.
+    """
+    end = str(tokenizer.eos_token) if split_special_tokens is None else None
+    texts = clean(batch[text_column], numbers, source, end)
+    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": bool(split_special_tokens)}
+    encoded = tokenizer(texts, **options)["input_ids"] if texts else []
     return {
-        "tokens": [[*tokens, tokenizer.eos_token_id] for tokens in encoded],
-        "text_bytes": [len(text.encode()) for text in batch[text_column]],
+        "tokens": [[*tokens, tokenizer.eos_token_id] if tokens else [] for tokens in encoded],
+        "text_bytes": [len(text.encode()) for text in texts],
     }
 
 
 def full_rows(documents: Iterable[Tokens], length: int) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield rows of exactly `length` tokens and positions; a document goes on in the next row, from position 0."""
+    """Yield rows of exactly `length` tokens and positions; a cut document continues in the next row, from position 0.
+
+    A row of single tokens only is dropped: it would have no label, and a batch of such rows the loss 0/0.
+    """
     tokens: list[Tokens] = []
     positions: list[Tokens] = []
     room = length
@@ -218,7 +266,8 @@ def full_rows(documents: Iterable[Tokens], length: int) -> Iterator[tuple[Tokens
             positions.append(np.arange(len(part), dtype=np.int32))
             room -= len(part)
             if room == 0:
-                yield np.concatenate(tokens), np.concatenate(positions)
+                if any(len(piece) > 1 for piece in tokens):
+                    yield np.concatenate(tokens), np.concatenate(positions)
                 tokens, positions, room = [], [], length
 
 
@@ -232,7 +281,7 @@ def whole_documents(documents: Iterable[Tokens], length: int) -> Iterator[tuple[
 
 
 def pack_row(tokens: Tokens, positions: Tokens) -> dict[str, Tokens]:
-    """Return a row; the first token of a document is nobody's to predict."""
+    """Return a row. The first token of each document has no label: no token before it belongs to the document."""
     labels = np.where(positions == 0, IGNORED, tokens).astype(np.int32)
     return {"input_ids": tokens, "position_ids": positions, "labels": labels}
 
@@ -263,7 +312,8 @@ def _generate_streamed(read: Callable[[], Iterator[Tokens]], length: int) -> Ite
         yield pack_row(tokens, positions)
 
 
-def _tokens_of(documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, text_column: str) -> Iterator[Tokens]:
-    for row in documents:
-        for tokens in tokenize({text_column: [row[text_column]]}, tokenizer, text_column)["tokens"]:
+def _tokens_of(documents: IterableDataset, settings: dict[str, Any]) -> Iterator[Tokens]:
+    column = settings["text_column"]
+    for number, row in enumerate(readable(documents, settings["source"], column)):
+        for tokens in tokenize({column: [row[column]]}, [number], **settings)["tokens"]:
             yield np.asarray(tokens, dtype=np.int32)

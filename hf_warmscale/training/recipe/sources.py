@@ -18,7 +18,7 @@ from hf_warmscale.training.stage import seen_rows
 SHARED_KEYS = ("weight", "seen_by", "max_passes", "name")
 PACKED_KEYS = ("path", *SHARED_KEYS)
 STREAM_NEEDS = ("stream", "num_rows", "sequence_length")
-STREAM_KEYS = (*STREAM_NEEDS, "subset", "split", "text_column", *SHARED_KEYS)
+STREAM_KEYS = (*STREAM_NEEDS, "subset", "split", "text_column", "split_special_tokens", *SHARED_KEYS)
 
 
 def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> ReplayMixture:
@@ -67,8 +67,14 @@ def _load_rows(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase |
         raise ValueError(f"The stream {settings['stream']} needs a tokenizer; set tokenizer_name_or_path.")
     named = {key: settings[key] for key in ("subset", "split", "text_column") if key in settings}
     documents = stream_documents(settings["stream"], **named)
-    column = settings.get("text_column", "text")
-    rows = stream_packed(documents, tokenizer, sequence_length=settings["sequence_length"], text_column=column)
+    rows = stream_packed(
+        documents,
+        tokenizer,
+        sequence_length=settings["sequence_length"],
+        text_column=settings.get("text_column", "text"),
+        split_special_tokens=settings.get("split_special_tokens"),
+        source=settings["stream"],
+    )
     return StreamedRows(rows, settings["num_rows"])
 
 

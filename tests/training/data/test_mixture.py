@@ -7,11 +7,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from datasets import Dataset as HFDataset
 from torch.utils.data import DataLoader
 
 from hf_warmscale.training import ReplayMixture, SeenRows
 from hf_warmscale.training.data.apportionment import Apportionment
 from hf_warmscale.training.data.batches import SOURCE_NUMBER, StageSamples
+from hf_warmscale.training.data.mixture import same_sequence
 from hf_warmscale.training.data.permutation import key_of, permuted
 
 
@@ -195,6 +197,26 @@ def test_a_description_brings_the_sequence_back() -> None:
     assert [again[i] for i in range(200)] == [ours[i] for i in range(200)]
     with pytest.raises(ValueError, match="71 rows and the checkpoint saw 70"):
         ReplayMixture({"new": Numbers(71), "old": Numbers(9)}, [0.5, 0.5]).like(saved)
+
+
+@pytest.mark.parametrize("form", ["list", "torch", "numpy"])
+def test_a_row_that_changed_in_the_middle_is_noticed(form: str) -> None:
+    """The hash is one of the rows, not of the form in which they are stored."""
+    table = [{"input_ids": [row, 2 * row]} for row in range(500)]
+    changed = [*table[:250], {"input_ids": [250, 501]}, *table[251:]]
+
+    def mixed(rows: list[dict[str, list[int]]]) -> ReplayMixture:
+        data = rows if form == "list" else HFDataset.from_list(rows).with_format(form)
+        return ReplayMixture({"new": data}, [1.0])
+
+    saved = json.loads(json.dumps(ReplayMixture({"new": table}, [1.0]).describe()))
+    assert mixed(table).describe()["sources"]["new"]["content"] == saved["sources"]["new"]["content"]
+    assert mixed(table).like(saved).locate(3) == mixed(table).locate(3)
+    with pytest.raises(ValueError, match="'new' holds other rows than the checkpoint saw"):
+        mixed(changed).like(saved)
+    assert not same_sequence(mixed(changed).describe(), saved)
+    del saved["sources"]["new"]["content"]  # a description of 0.1.0
+    assert same_sequence(ReplayMixture({"new": table}, [1.0]).describe(), saved)
 
 
 def test_seen_rows_are_those_the_stage_drew() -> None:
