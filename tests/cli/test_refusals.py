@@ -50,7 +50,6 @@ REFUSALS = {
     "a search over one checkpoint": ("merge model --output out --eval-data held-out.jsonl", ["at least two"]),
     "a search over two vocabularies": ("merge model wide --output out --eval-data held-out.jsonl", ["vocabularies"]),
     "a search over two dtypes": ("merge model short --output out --eval-data held-out.jsonl", ["one dtype"]),
-    "a loss that is NaN": ("merge huge huge2 --output out --eval-data held-out.jsonl", ["NLL of nan", "weights"]),
     "a study of another search": (
         "merge model model2 --output out --eval-data held-out.jsonl --storage shared.log --seed 1",
         ["'merge'", "another seed", "(0, now 1)", "choose another"],
@@ -144,6 +143,19 @@ def test_refused(
     before = files_below(folder)
     code = main(command.split())
     assert_sentence(code, capsys.readouterr(), *words)
+    assert files_below(folder) == before
+
+
+def test_a_search_without_a_finite_loss_says_which_weights_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each failed trial is a warning, and only when all have failed is the search refused."""
+    monkeypatch.chdir(folder)
+    before = files_below(folder)
+    assert main(["merge", "huge", "huge2", "--output", "out", "--eval-data", "held-out.jsonl"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert any("Trial 1 (weights 1: 0.5, 2: 0.5) failed" in line for line in lines)
+    assert lines[-1].startswith("Error: No merge has a finite loss") and "NLL of nan" in lines[-1]
     assert files_below(folder) == before
 
 
