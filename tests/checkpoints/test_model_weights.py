@@ -146,7 +146,7 @@ class TestRefusals:
         tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
         save_file(tensors, folder / FILE)
         with pytest.raises(
-            ValueError, match=rf"model\.norm\.weight .* is stored as {str(dtype)[6:]}\[16\], which is no"
+            ValueError, match=rf"model\.norm\.weight .* is stored as {str(dtype)[6:]}\[16\], which is a quantized"
         ):
             ModelWeights(open_checkpoint(folder))
 
