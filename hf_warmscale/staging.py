@@ -32,7 +32,7 @@ def refuse_existing(output: str | os.PathLike[str]) -> None:
     """
     output = Path(output)
     try:
-        is_folder = stat.S_ISDIR(output.stat().st_mode)  # an OSError of its own where links go in a circle
+        is_folder = stat.S_ISDIR(output.stat().st_mode)  # raises OSError if symbolic links form a loop
     except (FileNotFoundError, NotADirectoryError):
         return
     if not is_folder:
@@ -129,7 +129,7 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def explained_full_disk(output: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one sentence.
+    """Turn the errors that libraries raise on a full disk into one sentence.
 
     Args:
         output (`Path`): what is being written, to be named.
@@ -194,7 +194,7 @@ def _locked(target: Path, *, wait: float) -> Iterator[None]:
             try:
                 yield
             finally:
-                # Removed while it is held: whoever waits for it sees that the file is gone and makes a new one.
+                # Removed while the lock is held: a waiting process sees that the file is gone and makes a new one.
                 lock_file.unlink(missing_ok=True)
     except Timeout as error:
         raise OSError(f"Another process is writing {target}; wait for it, or name another output.") from error

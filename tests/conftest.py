@@ -15,7 +15,7 @@ from torch import nn
 CORPORA_VARIABLE = "WARMSCALE_CORPORA"
 
 
-SHARED = ("trajectory", "finished", "first_stage", "trunk", "large", "stand_in", "inputs", "folder")
+SHARED = ("trajectory", "finished", "first_stage", "trunk", "large", "stand_in", "inputs", "folder", "models")
 """Fixtures that take seconds to make: with xdist, the tests of a file that share one run on one worker."""
 
 

@@ -82,7 +82,7 @@ class ModelWeights:
             yield name, self.tensor(name)
 
     def _warn_of_leftovers(self) -> None:
-        """Warn of what `from_pretrained` would call unexpected."""
+        """Warn of tensors that `from_pretrained` would call unexpected; refuse blocks or experts beyond the config."""
         used = {source for group in self._groups.values() for source in group.sources}
         ignored = [*BUFFERS_OF_OLD_FILES, *(self.model._keys_to_ignore_on_load_unexpected or ())]
         left = [
@@ -99,8 +99,8 @@ class ModelWeights:
                 )
         if left:
             warnings.warn(
-                f"{len(left)} tensors of {self.checkpoint.source.name} have no place in the model of its config.json "
-                f"and are left out, {left[0]} among them.",
+                f"{len(left)} tensors of {self.checkpoint.source.name} do not belong to the model of its config.json "
+                f"and are left out, among them {left[0]}.",
                 stacklevel=2,
             )
 
@@ -133,8 +133,8 @@ class ModelWeights:
                 )
             if expected[name].dtype.is_floating_point and spec.dtype not in FLOATS:
                 raise ValueError(
-                    f"The tensor {name} of {self.checkpoint.source.name} is stored as {spec}, which is no dtype to "
-                    "compute in; use a checkpoint in float32, bfloat16, float16 or float64."
+                    f"The tensor {name} of {self.checkpoint.source.name} is stored as {spec}, which is a "
+                    "quantized dtype; use a checkpoint in float32, bfloat16, float16 or float64."
                 )
         return {name: stored[name] for name in expected if name in stored}
 
@@ -202,7 +202,7 @@ class ModelWriter:
         if name not in self.specs:
             raise ValueError(f"The tensor {name} was not announced.")
         if TensorSpec.of(tensor) != self.specs[name]:
-            raise ValueError(f"The tensor {name} is {TensorSpec.of(tensor)}, announced was {self.specs[name]}.")
+            raise ValueError(f"The tensor {name} is {TensorSpec.of(tensor)}, not {self.specs[name]} as announced.")
         group = self._group[name]
         arrived = self._waiting.setdefault(group.key, {})
         arrived[name] = tensor

@@ -108,16 +108,18 @@ class Checkpoint:
         return dict(skeleton(self.config).all_tied_weights_keys)
 
     def check_specs(self, expected: Mapping[str, TensorSpec]) -> None:
-        """Compare names, shapes and dtypes with what is expected; tied names may be absent.
+        """Compare names, shapes and dtypes with expected ones; tied names may be absent.
 
         Raises:
-            ValueError: naming the first tensor that is missing, unexpected, or of another shape or dtype.
+            ValueError: if a tensor is missing, unexpected, or has another shape or dtype; it names the first one.
         """
         for name, spec in expected.items():
             if name not in self.specs:
                 raise ValueError(f"The checkpoint {self.source.name} lacks the tensor {name}.")
             if self.specs[name] != spec:
-                raise ValueError(f"The tensor {name} of {self.source.name} is {self.specs[name]}, expected is {spec}.")
+                raise ValueError(
+                    f"The tensor {name} of {self.source.name} is {self.specs[name]}; expected was {spec}."
+                )
         for name in self.specs:
             if name not in expected:
                 raise ValueError(f"The checkpoint {self.source.name} holds the tensor {name}, which is not expected.")
@@ -132,13 +134,13 @@ class Checkpoint:
             refuse_non_finite(name, tensor)
 
     def digest(self, name: str) -> str:
-        """Return the SHA-256 of a tensor's bytes, computed once: ask right after using it, while it is in memory."""
+        """Return the SHA-256 of a tensor's bytes. It is computed once; ask while the tensor is still in memory."""
         if name not in self._digests:
             self._digests[name] = tensor_digest(self.tensor(name))
         return self._digests[name]
 
     def content_hash(self) -> str:
-        """Return a hash of all names, shapes, dtypes and data; the sharding and the metadata do not count.
+        """Return a hash of all names, shapes, dtypes and data, independent of sharding and metadata.
 
         SHA-256 over the lines `name dtype[shape] digest`, sorted by name. Only tensors that have no digest yet are
         read.
@@ -159,7 +161,7 @@ def read_config(path: Path) -> PreTrainedConfig:
     try:
         # Where trust_remote_code is not given, transformers asks, and a "y" on a terminal runs the folder's code.
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # a family's own config class may raise anything on values it was not made for
+    except Exception as error:  # a family's config class may raise anything on values that it does not expect
         raise ValueError(f"{named} cannot be used: {_first_sentence(error)}") from error
     return config
 

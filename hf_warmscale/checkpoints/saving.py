@@ -1,4 +1,4 @@
-"""Save a live model with everything that belongs to it, or not at all."""
+"""Save a live model with its tokenizer, generation config and receipts, completely or not at all."""
 
 import os
 import shutil

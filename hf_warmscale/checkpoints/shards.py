@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from hf_warmscale.checkpoints.tensors import SAFETENSORS_DTYPES, TensorSpec
 
 LFS_POINTER = b"version https://git-lfs"
-"""How the small text begins that git keeps in the place of a large file."""
+"""The first bytes of the text file that Git LFS leaves in place of a large file."""
 
 
 class Shard(Protocol):
@@ -52,7 +52,7 @@ class SafetensorsShard:
         view = self._file.get_slice(name)
         code = view.get_dtype()
         if code not in SAFETENSORS_DTYPES:
-            raise ValueError(f"The tensor {name} in {self.path} has the dtype {code}, which cannot be read here.")
+            raise ValueError(f"The tensor {name} in {self.path} has the dtype {code}, which torch does not have.")
         return TensorSpec(tuple(view.get_shape()), SAFETENSORS_DTYPES[code])
 
 
@@ -69,12 +69,12 @@ class PickledShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # Files from before torch 1.6 are no zip archives and cannot be mapped.
+            # Files written before torch 1.6 are not zip archives, so they cannot be memory-mapped.
             content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise ValueError(f"{path} is corrupt or holds more than tensors; copy or download it again.") from error
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise ValueError(f"{path} is no dictionary of tensors; save the model as safetensors.")
+            raise ValueError(f"{path} does not hold a dictionary of tensors; save the model as safetensors.")
         self._tensors: dict[str, torch.Tensor] = content
         self.specs = {name: TensorSpec.of(tensor) for name, tensor in content.items()}
 

@@ -1,4 +1,4 @@
-"""Find the folder and the weight files behind what a user names: a folder, or a Hub id with a revision."""
+"""Find the folder and the weight files of a model that a user names: a folder, or a Hub id with a revision."""
 
 import json
 import os
@@ -53,16 +53,16 @@ class Source:
 
 
 def find_source(source: str | os.PathLike[str], *, revision: str | None = None, allow_pickle: bool = False) -> Source:
-    """Return the folder of `source`; a Hub id is fetched into, or found in, the Hub cache.
+    """Return the folder of `source`; a Hub id is found in the Hub cache or downloaded into it.
 
     Args:
         source (`str` or `PathLike`): a folder, a Hub id, or a Hub id with a revision, `id@revision`.
         revision (`str`, *optional*): a branch, a tag or a commit of the Hub id.
-        allow_pickle (`bool`): fetch pickled weights where there are no others.
+        allow_pickle (`bool`): download pickled weights if there are no others.
 
     Raises:
         FileNotFoundError: if there is no such folder or model, or it is not in the cache and there is no network.
-        ValueError: if `source` is a file or no possible name, or a folder is asked for with a revision.
+        ValueError: if `source` is a file or not a possible name, or if a folder is named with a revision.
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
@@ -88,7 +88,7 @@ def find_config(source: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: if there is no such model, or it is not in the cache and there is no network.
-        ValueError: if `source` is no possible name.
+        ValueError: if `source` is not a possible name.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -119,7 +119,7 @@ def hub_name(source: str | os.PathLike[str], revision: str | None = None) -> tup
     if is_path or repo_id.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {name}; name a checkpoint folder or a Hub id.")
     if at and (revision is not None or not typed):
-        raise ValueError(f"{name} needs one revision after its @; write id@revision, or name it apart.")
+        raise ValueError(f"{name} needs one revision after its @; write id@revision.")
     return repo_id, typed or revision
 
 
@@ -136,7 +136,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise FileNotFoundError(f"{repo_id} is neither a folder nor a possible Hub id.") from error
+        raise FileNotFoundError(f"{repo_id} is neither a folder nor a possible Hub id; check the name.") from error
     except GatedRepoError as error:
         raise OSError(f"{at} is gated: accept its terms on the Hub and log in with `hf auth login`.") from error
     except RevisionNotFoundError as error:
@@ -146,7 +146,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
     except (EntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(_missing(at)) from error
     except HfHubHTTPError as error:
-        raise OSError(f"The Hub did not give {at}: {error.server_message or error}.") from error
+        raise OSError(f"The Hub refused to send {at}: {error.server_message or error}.") from error
 
 
 def _missing(at: str) -> str:
@@ -214,13 +214,13 @@ def read_index(path: Path) -> dict[str, str]:
     """Return the `weight_map` of an index file: tensor name to file name.
 
     Raises:
-        ValueError: if the file is no index, or names a file outside its folder.
+        ValueError: if the file is not an index, or if it names a file outside its folder.
     """
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files: dict[str, str] = dict(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of a sharded checkpoint; copy or download it again.") from error
+        raise ValueError(f"{path} is not the index of a sharded checkpoint; copy or download it again.") from error
     for file in files.values():
         if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
             raise ValueError(f"{path} names {file!r}, which is not a file of its folder.")

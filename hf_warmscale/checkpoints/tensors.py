@@ -1,4 +1,4 @@
-"""What is known of a tensor before its data is read, and what is checked when it is."""
+"""Tensor metadata that is known before the data is read, and checks and hashes of the data."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

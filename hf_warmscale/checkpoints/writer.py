@@ -72,7 +72,7 @@ class CheckpointWriter:
             state = "was written before" if name in self.specs else "was not announced"
             raise ValueError(f"The tensor {name} {state}.")
         if TensorSpec.of(tensor) != self.specs[name]:
-            raise ValueError(f"The tensor {name} is {TensorSpec.of(tensor)}, announced was {self.specs[name]}.")
+            raise ValueError(f"The tensor {name} is {TensorSpec.of(tensor)}, not {self.specs[name]} as announced.")
         self._home[name].write(name, tensor)
         self._missing.remove(name)
 
@@ -132,7 +132,7 @@ class _ShardFile:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Refuse at once what would fail at the end."""
+    """Refuse a write that would fill the disk before it begins."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

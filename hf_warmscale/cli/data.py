@@ -105,13 +105,16 @@ def run_extend(arguments: Namespace) -> None:
         refuse_existing,
         require_model,
         save_model,
+        shared_ids,
     )
     from hf_warmscale.resize.vocabulary import extend_tokenizer, grow_vocabulary
     from hf_warmscale.training.data.documents import load_documents, read_texts
 
     refuse_existing(arguments.output)
-    require_model(arguments.model)  # before the text is read, which may take long
+    whole = require_model(arguments.model)  # before the text is read, which may take long
     tokenizer = load_tokenizer(arguments.model)
+    rows_of_model = whole.model.get_input_embeddings().weight.shape[0]
+    shared_ids({arguments.model: rows_of_model}, {arguments.model: tokenizer})  # refuses ids without a row
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
     split = arguments.split_special_tokens

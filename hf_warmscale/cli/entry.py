@@ -1,4 +1,4 @@
-"""`warmscale`: parse, run the verb, and turn what a user did wrong into one sentence."""
+"""`warmscale`: parse, run the verb, and turn user errors into one sentence."""
 
 import os
 import sys
@@ -101,7 +101,9 @@ def run(arguments: Namespace) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return stop(arguments)
-    except BrokenPipeError:  # the reader of a pipe has seen enough; Python would complain again at exit
+    except (
+        BrokenPipeError
+    ):  # the reader of a pipe, such as head, has exited; Python would report it once more on shutdown
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if interrupt.pressed:
@@ -113,7 +115,7 @@ def run(arguments: Namespace) -> int:
 
 
 def stop(arguments: Namespace) -> int:
-    """Say how to go on after Ctrl-C and return its exit code."""
+    """Say how to continue after Ctrl-C and return the exit code."""
     print(f"\nInterrupted: {arguments.after_interrupt}", file=sys.stderr)
     return INTERRUPTED
 
@@ -125,12 +127,12 @@ def refuse(error: ValueError | OSError) -> int:
 
 
 def sentence(error: ValueError | OSError) -> str:
-    """Return what an error says on one line: what the system raises says where, what others raise says it first."""
+    """Return an error as one line. OS errors become `path: reason`; for other errors the first line is used."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
-        text = lines[0] if lines else f"{type(error).__name__}, without a word; {DEBUG_VARIABLE}=1 shows where"
+        text = lines[0] if lines else f"{type(error).__name__}; {DEBUG_VARIABLE}=1 shows the traceback"
     return text if text.endswith((".", "?")) else f"{text}."
 
 
@@ -142,5 +144,5 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning as a sentence: which line of which file gave it helps nobody at a shell."""
+    """Print a warning as a sentence, without the file and line that gave it."""
     print(f"Warning: {message}", file=file or sys.stderr)

@@ -1,4 +1,4 @@
-"""`warmscale env`: what a bug report needs to say, and nothing that names a person or a path."""
+"""`warmscale env`: versions and hardware for a bug report, without paths or user names."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ PACKAGES = (
     "deepspeed",
     "lm-eval",
 )
-"""Those that decide what a run does."""
+"""Packages whose version changes what a run does."""
 
 
 def installed(package: str) -> str:
@@ -45,7 +45,7 @@ def accelerator() -> str:
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use: a container has fewer than its machine."""
+    """Return the number of cores that this process may use; in a container they are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

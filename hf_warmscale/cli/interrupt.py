@@ -1,4 +1,4 @@
-"""Ctrl-C, remembered: an extension that meets it halfway may raise another error in its place."""
+"""Remember Ctrl-C: a C++ extension that is interrupted may raise another error instead of KeyboardInterrupt."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from types import FrameType
 class Interrupt:
     """Whether Ctrl-C was pressed.
 
-    torch, for one, answers a Ctrl-C inside the making of a tensor with a ValueError about its shape.
+    torch, for example, turns Ctrl-C during the construction of a tensor into a ValueError about its shape.
 
     Args:
         pressed (`bool`): since the block of `noticed` began.
@@ -22,7 +22,7 @@ class Interrupt:
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Remember Ctrl-C for the length of the block; it raises KeyboardInterrupt as ever."""
+        """Remember Ctrl-C during the block; it still raises KeyboardInterrupt."""
         before = signal.getsignal(signal.SIGINT)
         if before is not signal.default_int_handler or current_thread() is not main_thread():
             yield

@@ -20,23 +20,23 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` that raises `UsageError` instead of printing its usage and leaving.
 
-    Options are not abbreviated: half an option is a mistake, and the whole one is named.
+    Options cannot be abbreviated: a prefix of an option is an error that names the whole option.
     """
 
     forward_unknown_to: str | None = None
-    """Where what is not understood goes in the namespace, for a verb with a parser of its own; else it is refused."""
+    """The attribute that takes unknown arguments, for a verb with its own parser; by default they are refused."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
+        """Raise the message that argparse would print."""
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
 
     def parse_known_args(  # type: ignore[override]  # argparse types a namespace of any class
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, and refuse what is left over: a verb knows its own options best, so it names the nearest one."""
+        """Parse, and refuse unknown arguments here: only the verb's own parser can name the nearest option."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if self.forward_unknown_to is not None:
             setattr(parsed, self.forward_unknown_to, unknown)
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
-            return f"{self.prog} has no use for {argument!r}; see {self.prog} --help."
+            return f"Unexpected argument of {self.prog}: {argument!r}; see {self.prog} --help."
         option = argument.partition("=")[0]  # never the value: it may be a secret
         advice = _advice(option, self._option_string_actions, f"see {self.prog} --help.")
         return f"{self.prog} has no option {option}; {advice}"
@@ -73,5 +73,5 @@ def _advice(word: str, known: Iterable[object], otherwise: str) -> str:
 def positive_int(text: str) -> int:
     """Read a whole number above zero."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)

@@ -21,8 +21,8 @@ class Verb:
         description (`str`): what `--help` says above the options.
         add_arguments (`Callable`): adds its options to its parser; imports nothing heavy.
         run (`Callable`): does the work and prints; imports what it needs.
-        after_interrupt (`str`): how to go on after Ctrl-C, the end of a sentence.
-        verbs (`tuple[Verb, ...]`): the verbs of a group, which itself does nothing.
+        after_interrupt (`str`): how to continue after Ctrl-C, as the end of a sentence.
+        verbs (`tuple[Verb, ...]`): the verbs of a group; the group itself does nothing.
     """
 
     name: str

@@ -39,7 +39,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 def make_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) -> ModelCard:
     """Make the card of a model folder.
 
-    Sources that are Hub ids become `base_model`; of local ones only the folder's name is told. A receipt may hold
+    Sources that are Hub ids become `base_model`; of local ones only the name of the folder appears. A receipt may hold
     `domains`, a list of rows with `domain`, `metric`, `before` and `after` (nats, bits per byte, ...): they become a
     table and the card's `model-index`. A merge that was not accepted (`accepted: false`) left the model of `before`.
 
@@ -112,14 +112,14 @@ def _card_data(receipts: Mapping[str, Receipt], name: str) -> ModelCardData:
 
 
 def _used(receipt: Receipt) -> Receipt:
-    """Return the part of a receipt that names what is in the model: without a merge, one of the inputs alone."""
+    """Return the part of a receipt that names the model's sources: if the merge was rejected, one input alone."""
     if receipt.get("accepted", True) or "best_single" not in receipt:
         return receipt
     return {"inputs": [receipt["inputs"][receipt["best_single"]]], "base": receipt.get("base")}
 
 
 def _sources(receipt: object, key: str = "") -> Iterator[str]:
-    """Yield every text under a key that names a source, however deep."""
+    """Yield every text under a key that names a source, at any depth."""
     if isinstance(receipt, Mapping):
         for inner, value in receipt.items():
             yield from _sources(value, inner)
@@ -139,7 +139,7 @@ def _eval_result(receipt: Receipt, row: Receipt) -> EvalResult:
     """Return what the model in the folder scored."""
     return EvalResult(
         task_type="text-generation",
-        dataset_type=str(row["domain"]),  # results of one type would be taken for one dataset
+        dataset_type=str(row["domain"]),  # the Hub takes results of one type for one dataset
         dataset_name=str(row["domain"]),
         metric_type=str(row["metric"]),
         metric_value=row["after" if receipt.get("accepted", True) else "before"],

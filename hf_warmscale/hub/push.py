@@ -50,12 +50,12 @@ def push_to_hub(
 ) -> str:
     """Send weights, tokenizer, receipts and card of a model in one commit; return the commit's URL.
 
-    A push that was interrupted can be repeated: what has arrived is not sent again, and the repository is empty or
+    An interrupted push can be repeated: files that arrived are not sent again, and the repository is either empty or
     complete. Pushing the same content twice makes no second commit.
 
     Args:
         model (`str`, `PathLike` or `PreTrainedModel`): a model folder with safetensors weights, such as a growth, a
-            merge or a stage writes; or a live model, which takes its growth receipt along.
+            merge or a stage writes; or a live model, which is pushed with its growth receipt.
         repo_id (`str`): `name` or `organisation/name`; made if it does not exist.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of a live model; a folder has its own.
         private (`bool`): make a new repository private.
@@ -65,10 +65,10 @@ def push_to_hub(
         overwrite (`bool`): replace the model of a repository that holds something else.
 
     Raises:
-        FileNotFoundError: if the folder is no model folder.
+        FileNotFoundError: if the folder is not a model folder.
         ValueError: if there is no token, a tokenizer is given for a folder, the repository holds something else, the
-            weights are pickled, corrupt or hold NaN, or the folder's own `README.md` names a path of this machine;
-            all but the third before a repository is made.
+            weights are pickled, corrupt or hold NaN, or the folder's own `README.md` names a local path. All but the
+            third are checked before a repository is made.
         OSError: if the Hub cannot be reached or refuses.
 
     Example:
@@ -146,7 +146,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise ValueError(f"{repo_id} is no possible repository id; use the form organisation/name.") from error
+        raise ValueError(f"{repo_id} is not a possible repository id; use the form organisation/name.") from error
     except RepositoryNotFoundError as error:
         raise OSError(f"The Hub has no repository {repo_id} that this token may write to.") from error
     except HfHubHTTPError as error:
@@ -198,7 +198,7 @@ def _card(folder: Path, repo_id: str) -> str:
         return str(make_card(folder, repo_id=repo_id))
     for place in (folder.resolve().parent, Path.home(), Path.cwd(), Path(tempfile.gettempdir())):
         if place != Path(place.anchor) and re.search(rf"(?<![\w/.:-]){re.escape(str(place))}(?![\w-])", text):
-            raise ValueError(f"{path} names the local path {place}; take it out before the push.")
+            raise ValueError(f"{path} names the local path {place}; remove it before the push.")
     return text
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's tokenizer and token rows, made once and found again by a second run."""
+"""The quickstart's tokenizer and token rows, made once and reused when the run is resumed."""
 
 import json
 import shutil

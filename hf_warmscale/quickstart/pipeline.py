@@ -21,7 +21,7 @@ def run_quickstart(output: str | os.PathLike[str], *, tokens: int | None = None,
 
     Pretrains a small muP model on the documentation of the installed packages, grows it to twice its width (with a
     from-scratch control), continues it on their source code with and without replay, and merges the checkpoints of the
-    constant phase. An interrupted run goes on where it stopped when it is called again.
+    constant phase. Call it again to continue an interrupted run.
 
     Args:
         output (`str` or `PathLike`): a new or empty folder, or that of an interrupted run.
@@ -32,8 +32,8 @@ def run_quickstart(output: str | os.PathLike[str], *, tokens: int | None = None,
         `dict`: what `report.json` holds.
 
     Raises:
-        ValueError: if `output` holds something else, or a run with other settings, or the installed packages hold too
-            little text for the budget.
+        ValueError: if `output` holds something else or a run with other settings, or if the installed packages hold
+            too little text for the budget.
 
     Example:
 
@@ -68,7 +68,9 @@ def _claim(folder: Path, settings: Settings) -> Path:
                 f"{folder} holds a quickstart with another {', '.join(changed)}; name another output folder."
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"The output {folder} is not empty and holds no quickstart; name a new or an empty folder.")
+        raise ValueError(
+            f"The output {folder} is not empty and does not hold a quickstart; name a new or an empty folder."
+        )
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings.to_dict())
@@ -81,5 +83,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except ValueError:
         saved = None
     if not isinstance(saved, dict):
-        raise ValueError(f"{path} is damaged, so the quickstart beside it cannot go on; name another output folder.")
+        raise ValueError(
+            f"{path} is damaged, so the quickstart beside it cannot continue; name another output folder."
+        )
     return saved

@@ -1,4 +1,4 @@
-"""What the quickstart measured, in words, numbers and a picture."""
+"""Report the measurements of the quickstart as text, JSON and a picture."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +98,9 @@ without. The last {len(report["merge"]["checkpoints"])} checkpoints of the const
 ## What may be said
 
 {markdown_table(comparison_rows(comparisons))}
-Negative is better. The intervals are paired bootstraps over the held-out documents: they tell how sure the difference
-between these two models is, not how it would come out with another seed, at another size or with another budget. The
-tokens of the base are not charged to the grown model.
+Negative is better. The intervals are paired bootstraps over the held-out documents: they measure the uncertainty of
+the difference between these two models, not how it would change with another seed, size or budget. The tokens of the
+base are not charged to the grown model.
 
 ## The merge
 

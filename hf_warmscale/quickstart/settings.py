@@ -9,13 +9,13 @@ DEFAULT_TOKENS = 2_000_000
 MIN_TOKENS = 20_000
 
 SEEDS = 2**32
-"""NumPy's generators take as many."""
+"""NumPy's generators accept seeds below this."""
 
 SMALL = 500_000
-"""Below, a run is a trial of the machinery, and less is evaluated."""
+"""Smaller budgets only try the machinery, so fewer documents are evaluated."""
 
 SHARES = {"base": 0.5, "grown": 0.18, "continued": 0.16}
-"""Of the token budget, for one run of each kind; growth and continuation are run twice, with their controls."""
+"""Share of the token budget of one run of each kind; growth and continuation are run twice, with a control each."""
 
 
 BYTES_PER_TOKEN = 3

@@ -28,7 +28,7 @@ DISTRIBUTIONS = (
     "peft",
     "optuna",
 )
-"""What `pip install hf-warmscale` brings along, so that it is on every machine."""
+"""Dependencies of hf-warmscale, so that every machine has them."""
 
 ROUND: tuple[Split, ...] = (
     "train",

@@ -77,7 +77,7 @@ def change_config(folder: Path, **changes: object) -> None:
 def test_a_tensor_that_the_model_has_no_place_for_is_named(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     save_file({**load_file(folder / FILE), "v_head.weight": torch.ones(2)}, folder / FILE)
-    with pytest.warns(UserWarning, match=r"1 tensors of .* no place in the model .*, v_head\.weight among them"):
+    with pytest.warns(UserWarning, match=r"1 tensors of .* do not belong to the model .*, among them v_head\.weight"):
         weights = ModelWeights(open_checkpoint(folder))
     assert "v_head.weight" not in weights.specs
 
@@ -95,7 +95,7 @@ def test_buffers_that_old_files_hold_are_not_worth_a_word(tmp_path: Path, recwar
     old = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(2) for layer in range(2)}
     save_file({**load_file(folder / FILE), **old}, folder / FILE)
     ModelWeights(open_checkpoint(folder))
-    assert not [warning for warning in recwarn if "no place" in str(warning.message)]
+    assert not [warning for warning in recwarn if "do not belong" in str(warning.message)]
 
 
 class TestTied:
@@ -146,7 +146,7 @@ class TestRefusals:
         tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
         save_file(tensors, folder / FILE)
         with pytest.raises(
-            ValueError, match=rf"model\.norm\.weight .* is stored as {str(dtype)[6:]}\[16\], which is no"
+            ValueError, match=rf"model\.norm\.weight .* is stored as {str(dtype)[6:]}\[16\], which is a quantized"
         ):
             ModelWeights(open_checkpoint(folder))
 
@@ -176,5 +176,5 @@ class TestRefusals:
         writer = ModelWriter(tmp_path / "target", skeleton(tiny_config()), weights.specs)
         with pytest.raises(ValueError, match=r"lm_head\.weight was not announced"):
             writer.write("lm_head.weight", torch.ones(1))
-        with pytest.raises(ValueError, match=r"announced was float32\[16\]"):
+        with pytest.raises(ValueError, match=r"not float32\[16\] as announced"):
             writer.write("model.norm.weight", torch.ones(1))

@@ -205,10 +205,10 @@ SHARDED_DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] 
     "promised": (_promised, ValueError, "places the tensor model.extra.weight in model-00001-of"),
     "outside": (_outside, ValueError, "not a file of its folder"),
     "folder": (_names_its_folder, ValueError, "names '', which is not a file of its folder"),
-    "nested": (_nested, ValueError, "is no index"),
+    "nested": (_nested, ValueError, "is not the index"),
     "twice": (_twice, ValueError, "is in model-00001-of.* and in model-00002-of"),
-    "broken index": (_broken_index, ValueError, "is no index"),
-    "index without map": (_index_without_map, ValueError, "is no index"),
+    "broken index": (_broken_index, ValueError, "is not the index"),
+    "index without map": (_index_without_map, ValueError, "is not the index"),
 }
 
 
@@ -315,7 +315,7 @@ class TestPickles:
         folder = tiny_folder(tmp_path / "model")
         _no_weights(folder)
         torch.save([torch.ones(2)], folder / "pytorch_model.bin")
-        with pytest.raises(ValueError, match="no dictionary of tensors"):
+        with pytest.raises(ValueError, match="does not hold a dictionary of tensors"):
             open_checkpoint(folder, allow_pickle=True)
 
 
@@ -351,8 +351,8 @@ class TestCheckSpecs:
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
-            (TensorSpec((16,), torch.bfloat16), r"float32\[16\], expected is bfloat16\[16\]"),
-            (TensorSpec((17,), torch.float32), r"float32\[16\], expected is float32\[17\]"),
+            (TensorSpec((16,), torch.bfloat16), r"float32\[16\]; expected was bfloat16\[16\]"),
+            (TensorSpec((17,), torch.float32), r"float32\[16\]; expected was float32\[17\]"),
         ],
     )
     def test_another_shape_or_dtype(self, tmp_path: Path, spec: TensorSpec, message: str) -> None:

@@ -104,8 +104,8 @@ class TestRefusals:
         ("name", "tensor", "message"),
         [
             ("c", torch.zeros(2), "The tensor c was not announced"),
-            ("a", torch.zeros(3), r"The tensor a is float32\[3\], announced was float32\[2\]"),
-            ("a", torch.zeros(2).double(), r"The tensor a is float64\[2\], announced was float32\[2\]"),
+            ("a", torch.zeros(3), r"The tensor a is float32\[3\], not float32\[2\] as announced"),
+            ("a", torch.zeros(2).double(), r"The tensor a is float64\[2\], not float32\[2\] as announced"),
         ],
     )
     def test_not_as_announced(self, tmp_path: Path, name: str, tensor: torch.Tensor, message: str) -> None:

@@ -17,9 +17,9 @@ MISTAKES = {
     "half an option": ("grow a b --hidden 8", "has no option --hidden; did you mean --hidden-size?"),
     "an unknown option": ("grow a b --zzz 8", "has no option --zzz; see warmscale grow --help."),
     "a missing argument": ("grow a", "the following arguments are required: OUTPUT; see warmscale grow --help."),
-    "a surplus argument": ("grow a b c", "has no use for 'c'"),
-    "a word for a number": ("grow a b --hidden-size big", "--hidden-size: 'big' is no whole number above 0"),
-    "a negative size": ("grow a b --hidden-size -8", "--hidden-size: '-8' is no whole number above 0"),
+    "a surplus argument": ("grow a b c", "Unexpected argument of warmscale grow: 'c'"),
+    "a word for a number": ("grow a b --hidden-size big", "--hidden-size: 'big' is not a whole number above 0"),
+    "a negative size": ("grow a b --hidden-size -8", "--hidden-size: '-8' is not a whole number above 0"),
     "an unknown operator": (
         "grow a b --width clon",
         "--width of warmscale grow cannot be 'clon'; did you mean clone?",
