@@ -67,7 +67,8 @@ def counted(config: PreTrainedConfig, *, training: bool) -> float:
         loss = model(tokens, labels=tokens, use_cache=False).loss
         if training:
             loss.backward()
-    return counter.get_total_flops() / (ROWS * LENGTH)
+    total: int = counter.get_total_flops()
+    return total / (ROWS * LENGTH)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
