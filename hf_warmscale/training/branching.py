@@ -101,7 +101,7 @@ def _missing_tokens(record: StageRecord, until_tokens: int, checkpoint: str | os
     missing = until_tokens - record.total_tokens()
     if missing <= 0:
         raise ValueError(
-            f"{checkpoint} has already seen {record.total_tokens()} tokens, but the anneal should end at {until_tokens}; "
-            "raise until_tokens, or anneal from an earlier checkpoint."
+            f"{checkpoint} has already seen {record.total_tokens()} tokens, but the anneal should end at "
+            f"{until_tokens}; raise until_tokens, or anneal from an earlier checkpoint."
         )
     return missing
