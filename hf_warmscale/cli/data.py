@@ -113,7 +113,7 @@ def run_extend(arguments: Namespace) -> None:
     refuse_existing(arguments.output)
     whole = require_model(arguments.model)  # before the text is read, which may take long
     tokenizer = load_tokenizer(arguments.model)
-    rows_of_model = whole.model.get_input_embeddings().weight.shape[0]
+    rows_of_model = next(whole.model.get_input_embeddings().parameters()).shape[0]
     shared_ids({arguments.model: rows_of_model}, {arguments.model: tokenizer})  # refuses ids without a row
     column = arguments.text_column
     documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
