@@ -1,4 +1,4 @@
-"""How far training moves every activation of a model: what the coordinate check looks at (arXiv:2203.03466)."""
+"""How far training moves each activation of a model, for the coordinate check (arXiv:2203.03466)."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +65,7 @@ def to_model(batch: Batch, model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:
-    """Return what a module is called where depths are compared: by its share of the depth; nothing if it has none.
+    """Return the names under which a module is compared over depths, by its share of the depth; often none.
 
     The stream after a fixed number of blocks does not compare: each block adds 1/m_L of what it did at the base. What
     compares is the stream after half of the blocks (`middle`), what the next block makes of it (`middle.mlp`), and the
