@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_warmscale.architecture import find_layers
 from hf_warmscale.tuning.ladder import Axis
 
 LOGITS = "logits"
@@ -86,7 +87,8 @@ def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:
 
 @contextmanager
 def _watching(model: PreTrainedModel, axis: Axis, record: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    layer_path, layers = _stack(model)
+    layer_path = find_layers(model)
+    layers = len(list(model.get_submodule(layer_path).children()))
     readout = model.get_output_embeddings()
     handles = []
     for path, module in model.named_modules():
@@ -108,12 +110,3 @@ def _recorder(name: str, record: Callable[[str, torch.Tensor], None]) -> Callabl
             record(name, first.float())
 
     return hook
-
-
-def _stack(model: nn.Module) -> tuple[str, int]:
-    """The path and the length of the list of blocks."""
-    stacks = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    if not stacks:
-        return "", 0
-    path = max(stacks, key=lambda each: (stacks[each], -len(each)))
-    return path, stacks[path]
