@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ LOCK_SUFFIX = ".lock"
 FILE_LOCK_SECONDS = 60.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LITTLE_SPACE = 1 << 20
+SYNCED_AT_ONCE = 8
 
 
 def refuse_existing(output: str | os.PathLike[str]) -> None:
@@ -220,9 +222,13 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder and all that is in it survive a power cut."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
+    """Make a folder and all that is in it survive a power cut.
+
+    The files are synced side by side: each waits for the disk, and the disk takes them together.
+    """
+    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
+        list(pool.map(sync, folder.rglob("*")))
+    sync(folder)
 
 
 def sync(path: Path) -> None:

@@ -6,14 +6,12 @@ import pytest
 
 from tests.structure import circles, imports, longest_chain, repeated_names, rooms
 
-CIRCLES_ALLOWED = ("tuning",)  # still to be mended
 LONGEST_CHAIN = {"resize": 6}
 
 
 @pytest.mark.parametrize("room", rooms(), ids=lambda room: room.name)
 def test_a_room_has_no_import_circle_and_no_file_name_twice(room: Path) -> None:
-    if room.name not in CIRCLES_ALLOWED:
-        assert not circles(imports(room))
+    assert not circles(imports(room))
     if room.name != "cli":  # its files mirror the verbs
         assert not repeated_names(room)
 

@@ -1,6 +1,6 @@
 """Describe a model once: every parameter, the axis of each of its dimensions, and its role."""
 
-from hf_warmscale.architecture.describe import describe
+from hf_warmscale.architecture.describe import describe, find_layers
 from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, per_layer_fields, resized_config
 from hf_warmscale.architecture.indexing import flat_index
 from hf_warmscale.architecture.model_map import (
@@ -33,6 +33,7 @@ __all__ = [
     "StayInFloat64",
     "describe",
     "find_field",
+    "find_layers",
     "flat_index",
     "logits_of",
     "named_state",

@@ -1,4 +1,4 @@
-"""Describe a causal LM: probe its shapes, watch a tiny copy run, choose what shapes leave open, and prove it."""
+"""Describe a causal LM: probe its shapes, observe a tiny copy, choose among the layouts that fit, and prove it."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _LAYERS_TRIED = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Template:
-    """What all models of one architecture share, whatever their sizes.
+    """The description that all models of one architecture share, whatever their sizes.
 
     Args:
         law (`SizeLaw`): how sizes follow from one another.
@@ -55,9 +55,9 @@ class Template:
 def describe(config: PreTrainedConfig) -> ModelMap:
     """Describe a causal language model: every parameter, the axis of each of its dimensions, and its role.
 
-    Instantiates the architecture on the meta device, changes one size at a time and reads the axes from the shapes;
-    what shapes leave open is settled on a tiny random float64 model, whose logits must not change when an axis is
-    permuted wherever the map names it, and proved again at other sizes. No weights are read, and the model of `config`
+    Instantiates the architecture on the meta device, changes one size at a time and reads the axes from the shapes. If
+    several layouts fit, a tiny random float64 model decides: its logits must not change when an axis is permuted
+    wherever the map names it. The map is proved again at other sizes. No weights are read, and the model of `config`
     is never allocated.
 
     Args:
@@ -67,7 +67,7 @@ def describe(config: PreTrainedConfig) -> ModelMap:
         `ModelMap`: with the errors of the proof, relative to the largest logit, in `proof`.
 
     Raises:
-        ValueError: if a tensor follows no layout that is known, or if the map fails its proof.
+        ValueError: if a tensor follows no known layout, or if the map fails its proof.
 
     Example:
 
@@ -153,7 +153,7 @@ def _template(tiny: str, layers: int) -> Template:
             "set the sizes that have no axis (ranks, further vocabularies) smaller."
         )
     model = random_model(smallest)
-    layer_path = _layer_path(model, layers)
+    layer_path = find_layers(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
     record = trace(model, tokens)
     options = label_options(model, shapes.choices, stream_readers(model, record, layer_path), layer_path)
@@ -290,14 +290,26 @@ def _build_full(config: PreTrainedConfig) -> PreTrainedModel:
         ) from error
 
 
-def _layer_path(model: PreTrainedModel, layers: int) -> str:
+def find_layers(model: PreTrainedModel, layers: int | None = None) -> str:
+    """Return the path of the list of blocks, the outermost one if there are several.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        layers (`int`, *optional*): the number of blocks; that of the config by default.
+
+    Raises:
+        ValueError: if no list of modules with parameters has this length.
+    """
+    layers = _depth(model.config) if layers is None else layers
     stacks = [
         path
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == layers and any(True for _ in module.parameters())
     ]
     if not stacks:
-        raise ValueError(f"{model.config.model_type} has no list of {layers} blocks, so its layers are not described.")
+        raise ValueError(
+            f"A {model.config.model_type} model has no list of {layers} blocks, so its layers are not described."
+        )
     shallowest: str = min(stacks, key=lambda path: path.count("."))
     return shallowest
 

@@ -1,4 +1,4 @@
-"""Choose one layout for every dimension where shapes leave several, by proof."""
+"""Choose a layout for every dimension whose shape allows several, by proof."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, islice, product
@@ -16,11 +16,11 @@ from hf_warmscale.architecture.tiny import named_state
 Choices = Mapping[str, tuple[list[Dimension], ...]]
 
 MAX_ATTEMPTS = 64
-"""Labellings tried before an architecture is given up; the most plausible one is nearly always right."""
+"""The number of labellings tried before an architecture is refused; the most plausible one is nearly always right."""
 
 
 def kind_of(name: str, layer_path: str) -> str:
-    """Return a name with the index of its block replaced by `{}`: what all blocks share.
+    """Return a name with the index of its block replaced by `{}`, which all blocks share.
 
     Example:
 
@@ -37,15 +37,15 @@ def kind_of(name: str, layer_path: str) -> str:
 def label_options(
     model: PreTrainedModel, choices: Choices, readers: frozenset[str], layer_path: str
 ) -> list[list[Labels]]:
-    """Return for every kind of module the ways to label its parameters, the most plausible first.
+    """Return, for every kind of module, the ways to label its parameters, the most plausible one first.
 
-    All blocks share one choice. A projection that is fed with the residual stream reads the hidden axis and writes an
-    inner one; any other writes the hidden axis.
+    All blocks share one choice. A projection whose input is the residual stream probably reads the hidden axis and
+    writes an inner one; any other projection probably writes the hidden axis.
 
     Args:
         model (`PreTrainedModel`): the tiny model.
         choices (`Mapping[str, tuple[list[Dimension], ...]]`): the layouts that fit the shapes of every parameter.
-        readers (`frozenset[str]`): paths of the projections that are fed with the residual stream.
+        readers (`frozenset[str]`): paths of the projections whose input is the residual stream.
         layer_path (`str`): the path of the list of blocks.
     """
     owned: dict[str, dict[str, str]] = {}
@@ -73,33 +73,36 @@ def choose_labels(
     layer_path: str,
     tokens: torch.Tensor,
 ) -> tuple[Labels, dict[Axis, float]]:
-    """Return the one labelling under which no permutation changes a logit, and the errors it leaves.
+    """Return the only labelling under which no permutation changes a logit, and its errors.
 
     Raises:
         UnknownLayoutError: if no labelling passes, or if another one passes too.
     """
     family = model.config.model_type
-    jury = _Jury(model, options, sizes, layer_path, tokens)
+    tests = _PermutationTests(model, options, sizes, layer_path, tokens)
     plausible = (0,) * len(options)
-    failing = [axis for axis in jury.axes if not jury.passes(plausible, [axis])]
+    # The product of all choices is far too large to try. An axis that fails concerns a few modules, so only those are
+    # varied, and only for the axes that fail; the result must then pass for all.
+    failing = [axis for axis in tests.axes if not tests.passes(plausible, [axis])]
     picks: tuple[int, ...] | None = plausible
     if failing:
-        slots = [slot for slot in range(len(options)) if any(jury.concerns(slot, axis) for axis in failing)]
-        picks = next((picks for picks in _by_plausibility(options, slots) if jury.passes(picks, failing)), None)
-    if picks is None or not jury.passes(picks, jury.axes):
+        slots = [slot for slot in range(len(options)) if any(tests.concerns(slot, axis) for axis in failing)]
+        picks = next((picks for picks in _by_plausibility(options, slots) if tests.passes(picks, failing)), None)
+    if picks is None or not tests.passes(picks, tests.axes):
         raise UnknownLayoutError(
             f"{family}: permuting {', '.join(failing)} changes the logits however its weights are read, so that axis "
             "is not interchangeable or an inner order is missing in hf_warmscale/architecture/layouts.py."
         )
+    # A labelling that passes is not enough: if another pick passed too, the proof could not tell them apart.
     for slot, ways in enumerate(options):
-        concerned = [axis for axis in jury.axes if jury.concerns(slot, axis)]
+        concerned = [axis for axis in tests.axes if tests.concerns(slot, axis)]
         for other in set(range(len(ways))) - {picks[slot]}:
-            if jury.passes((*picks[:slot], other, *picks[slot + 1 :]), concerned):
+            if tests.passes((*picks[:slot], other, *picks[slot + 1 :]), concerned):
                 raise UnknownLayoutError(
                     f"{family}: {', '.join(ways[0])} can be read in two ways that no permutation tells apart; "
                     "add its inner order to hf_warmscale/architecture/layouts.py."
                 )
-    return jury.labels(picks), {axis: jury.error(picks, axis) for axis in jury.axes}
+    return tests.labels(picks), {axis: tests.error(picks, axis) for axis in tests.axes}
 
 
 def confirm_labels(
@@ -107,7 +110,7 @@ def confirm_labels(
 ) -> dict[Axis, float]:
     """Prove labels on a model of other sizes than those they were chosen on; return the errors.
 
-    At one size a constant of the family may be taken for an axis (CodeGen's four groups of heads for four heads).
+    At one size a constant of the family can pass for an axis: CodeGen's four groups of heads for four heads.
 
     Args:
         model (`PreTrainedModel`): a tiny random model in float64.
@@ -119,8 +122,8 @@ def confirm_labels(
     Raises:
         UnknownLayoutError: if permuting an axis changes the logits.
     """
-    jury = _Jury(model, [[labels]], sizes, layer_path, tokens)
-    errors = {axis: jury.error((0,), axis) for axis in jury.axes}
+    tests = _PermutationTests(model, [[labels]], sizes, layer_path, tokens)
+    errors = {axis: tests.error((0,), axis) for axis in tests.axes}
     for axis, error in errors.items():
         if error > TOLERANCE:
             raise UnknownLayoutError(
@@ -130,8 +133,8 @@ def confirm_labels(
     return errors
 
 
-class _Jury:
-    """Judges labellings of one model; a labelling is one pick for every kind of module."""
+class _PermutationTests:
+    """The permutation tests of labellings of one model; a labelling is one pick for every kind of module."""
 
     def __init__(
         self,
@@ -167,7 +170,8 @@ class _Jury:
         return all(self.error(picks, axis) <= TOLERANCE for axis in axes)
 
     def concerns(self, slot: int, axis: Axis) -> bool:
-        """Tell whether the ways to read a module differ in where they name `axis`."""
+        """Tell whether the ways to label a module place `axis` differently."""
+        # The permutation of key-value heads moves query heads with them; see `axis_permutations`.
         moved = {Axis.HEADS, Axis.KV_HEADS} if axis is Axis.KV_HEADS else {axis}
         places = {
             str([[[f in moved for f in b.factors] for b in dim] for label in way.values() for dim in label])
@@ -177,7 +181,7 @@ class _Jury:
 
 
 def _by_plausibility(options: Sequence[Sequence[Labels]], slots: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yield picks that deviate in some of `slots` from the most plausible ones, in few places first."""
+    """Yield picks that differ from the most plausible ones in some of `slots`, in few places first."""
     several = [slot for slot in slots if len(options[slot]) > 1]
     deviating = (
         dict(zip(places, picks, strict=True))

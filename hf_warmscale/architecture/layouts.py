@@ -1,4 +1,4 @@
-"""The inner orders that a dimension of a weight can have: the one thing that shapes do not say."""
+"""The possible inner orders of a dimension of a weight, which shapes do not show."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -29,18 +29,18 @@ FUSED: tuple[Dimension, ...] = (
     *((Block((axis, 2)),) for axis in (Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE)),  # GPT-OSS: gate, up in turn
     (Block((Axis.SHARED_INTERMEDIATE,)), Block((Axis.SHARED_INTERMEDIATE,))),  # GraniteMoeShared
 )
-"""Every fused order known, with a family that has it; a tensor that fits none is refused by name."""
+"""All known fused orders, each with a family that has it; a tensor that fits none is refused by name."""
 
 SCALED: tuple[Axis, ...] = (Axis.HEADS, Axis.KV_HEADS, Axis.EXPERT_INTERMEDIATE)
-"""Axes that occur times a constant (latent attention: heads x 192; several shared experts in one matrix)."""
+"""Axes that occur with a constant factor (latent attention: heads x 192; several shared experts in one matrix)."""
 
 
 class UnknownLayoutError(ValueError):
-    """An architecture can be built, but its weights cannot be read with certainty."""
+    """An architecture can be built, but the layout of its weights is not certain."""
 
 
 def candidates(observed: Sequence[tuple[Sizes, int]]) -> list[Dimension]:
-    """Return every known layout that has the observed size at all observed sizes of the model.
+    """Return every known layout that fits the size of a dimension in all observed models.
 
     Args:
         observed (`Sequence[tuple[Mapping[Axis, int], int]]`): pairs of (sizes of the axes, size of the dimension);
@@ -80,4 +80,4 @@ def heads_differ(config: PreTrainedConfig) -> bool:
 
 
 _ALIBI = frozenset({"bloom", "mpt"})
-"""The types that always do."""
+"""The model types that always do."""

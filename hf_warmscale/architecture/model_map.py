@@ -1,4 +1,4 @@
-"""What every dimension of every weight of a model means."""
+"""The meaning of every dimension of every weight of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 Role = Literal["embedding", "hidden", "readout", "norm", "final_norm", "bias", "router", "buffer"]
-"""What a parameter is for; learning rates, decay and init depend on nothing else. A `buffer` is saved, not trained."""
+"""The purpose of a parameter; learning rates, decay and init depend on it. A `buffer` is saved, not trained."""
 
 Component = Literal["embedding", "attention", "mlp", "norm", "readout", "other"]
 """The part of the network a parameter belongs to; merging shares one coefficient within it."""
@@ -101,7 +101,7 @@ class ParameterMap:
 
 @dataclass(frozen=True)
 class NormMap:
-    """A normalisation layer, by what it was seen to do on a tiny model.
+    """A normalisation layer, as observed on a tiny model.
 
     Args:
         module (`str`): its path.
@@ -109,7 +109,7 @@ class NormMap:
             sublayer before it joins the stream, `"residual"` is itself the stream (post-LN: BERT, GPT-1), `"final"`
             stands before the readout, `"embedding"` after the embedding, `"inner"` anywhere else (queries and keys).
         centered (`bool`): it subtracts the mean (LayerNorm).
-        gain_offset (`float`): what is added to the stored gain: 1 for norms that store `g - 1` (Gemma), else 0.
+        gain_offset (`float`): the constant added to the stored gain: 1 for norms that store `g - 1` (Gemma), else 0.
         layer (`int` or `None`): the index of the block that holds it.
     """
 

@@ -1,4 +1,4 @@
-"""Run a tiny model once and watch: which modules read the residual stream, and what its norms do."""
+"""Observe one run of a tiny model: the modules that read the residual stream, and the behaviour of its norms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,12 +30,12 @@ class Trace:
     order: list[str] = field(default_factory=list)
 
     def input(self, module: str) -> torch.Tensor | None:
-        """Return the first tensor a module was given."""
+        """Return the first input tensor of a module."""
         args, kwargs, _ = self.calls[module]
         return next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
 
     def output(self, module: str) -> torch.Tensor | None:
-        """Return the first tensor a module gave back."""
+        """Return the first output tensor of a module."""
         result = self.calls[module][2]
         values = result if isinstance(result, tuple | list) else (result,)
         return next((value for value in values if isinstance(value, torch.Tensor)), None)
@@ -92,13 +92,14 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def stream_readers(model: PreTrainedModel, record: Trace, layer_path: str) -> frozenset[str]:
-    """Return the projections that are fed with the residual stream or with a norm of it."""
+    """Return the projections whose input is the residual stream or a norm of it."""
     streams = [
         record.output(path)
         for path, module in model.named_modules()
         if path in record.calls and (is_norm(module) or path.rpartition(".")[0] == layer_path)
     ]
     streams += [record.input(path) for path in record.calls if path.rpartition(".")[0] == layer_path]
+    # The same memory, not equal values: a projection of the stream may happen to have equal values elsewhere.
     pointers = {tensor.data_ptr() for tensor in streams if tensor is not None}
     readers = set()
     for path, module in model.named_modules():
@@ -112,7 +113,7 @@ def stream_readers(model: PreTrainedModel, record: Trace, layer_path: str) -> fr
 def observe_norms(
     model: PreTrainedModel, record: Trace, layer_of: LayerOf, on_stream: Callable[[str], bool]
 ) -> dict[str, NormMap]:
-    """Find out what every norm of the model does by calling it again on what it was given.
+    """Find the behaviour of every norm of the model by calling it again on its input.
 
     Args:
         model (`PreTrainedModel`): a tiny model with random weights, in float64.
@@ -198,7 +199,7 @@ def _position_in_layer(
 def _mark_post_ln(
     model: PreTrainedModel, record: Trace, norms: dict[str, NormMap], layer_of: LayerOf
 ) -> dict[str, NormMap]:
-    """A block whose output is the output of one of its own norms keeps no stream beside them: post-LN."""
+    """Mark post-LN norms: if the output of a block is that of one of its norms, no stream bypasses them."""
     outputs = {}
     for path in record.calls:
         layer = layer_of(path)

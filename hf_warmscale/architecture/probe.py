@@ -1,4 +1,4 @@
-"""Change one size at a time on the meta device and read from the shapes which axis each dimension is."""
+"""Change one size at a time on the meta device and read the axis of each dimension from the shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ Sizes = Mapping[Axis, int]
 
 @dataclass(frozen=True)
 class Probe:
-    """What the shapes of an architecture say.
+    """The axes of an architecture, as far as shapes show them.
 
     Args:
         sizes (`Mapping[Axis, int]`): the sizes of the tiny reference model, derived ones included.

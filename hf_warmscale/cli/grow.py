@@ -1,4 +1,4 @@
-"""`warmscale grow`: a bigger model that starts from a smaller one."""
+"""`warmscale grow`: a larger model that starts from a smaller one."""
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -49,7 +49,10 @@ def add_arguments(parser: Parser) -> None:
     how.add_argument("--seed", type=int, default=0, metavar="S", help="of all noise; 0 by default")
     how.add_argument("--dtype", choices=DTYPES, metavar="TYPE", help="of the result; the source's by default")
     how.add_argument(
-        "--target-tokens", type=positive_int, metavar="N", help="planned training length, to be warned of a bad bet"
+        "--target-tokens",
+        type=positive_int,
+        metavar="N",
+        help="planned training length; a warning says if growth is unlikely to pay",
     )
     how.add_argument("--verify", action="store_true", help="load both models and compare their logits on a probe")
 
@@ -61,11 +64,11 @@ def decibels(text: str) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is no number of decibels, nor the word none") from error
+        raise ArgumentTypeError(f"{text!r} is neither a number of decibels nor the word none") from error
 
 
 def operators(receipt: "GrowthReceipt", grown: Sequence[object]) -> str:
-    """Name the operators that had something to do: of widths, of depth, or both."""
+    """Name the operators that changed something: of the widths, of the depth, or both."""
     widths = set(grown) - {"num_hidden_layers", "num_experts", "moe_intermediate_size"}
     used = [receipt.width] if widths else []
     used += [receipt.depth] if "num_hidden_layers" in grown else []
@@ -113,9 +116,9 @@ def run(arguments: Namespace) -> None:
 
 GROW = Verb(
     name="grow",
-    summary="make a bigger model that starts from a smaller one",
+    summary="make a larger model that starts from a smaller one",
     description="Grow a model in width, depth or both. The result loads with AutoModelForCausalLM; "
-    "growth_receipt.json in it says what was done.",
+    "growth_receipt.json in it records the growth.",
     add_arguments=add_arguments,
     run=run,
 )

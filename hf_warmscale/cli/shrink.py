@@ -1,4 +1,4 @@
-"""`warmscale shrink`: a smaller model out of a larger one."""
+"""`warmscale shrink`: a smaller model from a larger one."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -14,12 +14,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a model folder or a Hub id")
     parser.add_argument("output", metavar="OUTPUT", help="a new folder for the smaller model")
     add_sizes(parser)
-    how = parser.add_argument_group("how", "A grown model without sizes becomes again what it was grown from.")
+    how = parser.add_argument_group("how", "Without sizes, the growth of a grown model is undone.")
     how.add_argument(
         "--calibration",
         nargs="+",
         metavar="FILE",
-        help="plain text files to measure on what matters; a short built-in text by default",
+        help="plain text files on which to measure importance; a short built-in text by default",
     )
     how.add_argument("--keep-growth", action="store_true", help="do not undo a growth by its receipt")
 
@@ -43,7 +43,11 @@ def run(arguments: Namespace) -> None:
         if size != receipt.source_sizes[axis]
     ]
     rows.append({"": "parameters", "source": receipt.source_parameters, "shrunk": receipt.parameters})
-    how = "by the receipt of its growth" if receipt.how == "receipt" else "to what matters on calibration text"
+    how = (
+        "by the receipt of its growth"
+        if receipt.how == "receipt"
+        else "to the most important coordinates on calibration text"
+    )
     show(rows, title=f"Shrunk {how}")
     if receipt.verification is not None:
         seen = receipt.verification
@@ -67,7 +71,7 @@ def read_texts(paths: list[str]) -> list[str]:
         try:
             texts.append(Path(path).read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not text in UTF-8; give plain text files to calibrate on.") from error
+            raise ValueError(f"{path} is not UTF-8 text; calibrate on plain text files.") from error
         except FileNotFoundError as error:
             raise FileNotFoundError(f"There is no calibration file {path}.") from error
     return texts
@@ -75,9 +79,9 @@ def read_texts(paths: list[str]) -> list[str]:
 
 SHRINK = Verb(
     name="shrink",
-    summary="make a smaller model out of a larger one",
-    description="Undo a growth, or keep the coordinates and blocks that matter most. The result loads with "
-    "AutoModelForCausalLM; shrink_receipt.json in it says what was done.",
+    summary="make a smaller model from a larger one",
+    description="Undo a growth, or select the most important coordinates and blocks. The result loads with "
+    "AutoModelForCausalLM; shrink_receipt.json in it records the shrink.",
     add_arguments=add_arguments,
     run=run,
 )

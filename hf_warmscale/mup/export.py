@@ -46,7 +46,7 @@ RECEIPT = "export.json"
 
 @dataclass(frozen=True)
 class ExportReceipt:
-    """What an export did.
+    """The record of an export.
 
     Args:
         source (`str`): the checkpoint.
@@ -76,9 +76,9 @@ def export_checkpoint(
     """Write a muP checkpoint as a plain Llama or a stock Granite, one tensor in memory at a time.
 
     `mup_factors.json` beside the weights holds the learning rate, weight decay and eps factors of every parameter,
-    with which training goes on identically: `mup_param_groups(model, factors=TrainingFactors.load(output), lr=...)`,
-    without clipping by the global gradient norm. The export of an export carries the factors on. The tokenizer and the
-    generation config come along.
+    with which it trains further identically: `mup_param_groups(model, factors=TrainingFactors.load(output), lr=...)`,
+    without clipping by the global gradient norm. The export of an export keeps its factors. The tokenizer and the
+    generation config are copied.
 
     Args:
         source (`str` or `PathLike`): a saved [`MupForCausalLM`] or any Granite: a folder or a Hub id.
@@ -133,7 +133,7 @@ def export_checkpoint(
 
 
 def training_factors(config: GraniteConfig, *, folded: bool = True) -> TrainingFactors:
-    """Return the factors with which a model goes on training as its Granite form would.
+    """Return the factors with which a model trains further exactly as its Granite form would.
 
     Args:
         config (`GraniteConfig`): of the Granite form.

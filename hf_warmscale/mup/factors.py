@@ -1,4 +1,4 @@
-"""The learning rate, eps and weight decay factors of an exported model, so that training can go on from it."""
+"""The learning rate, eps and weight decay factors of an exported model, for training it further."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FILE_NAME = "mup_factors.json"
 
 @dataclass(frozen=True)
 class TrainingFactors:
-    """What each parameter's base learning rate, weight decay and eps are multiplied by, by name.
+    """The factors on the base learning rate, weight decay and eps of every parameter, by name.
 
     Args:
         factors (`Mapping[str, tuple[Role, OptimizerFactors]]`): the role and the factors of every parameter.

@@ -25,10 +25,10 @@ MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multipl
 
 
 def fold_multipliers(model: GraniteForCausalLM) -> LlamaForCausalLM:
-    """Return the plain Llama that computes the same logits; the model itself stays as it is.
+    """Return a plain Llama that computes the same logits; the model itself is not changed.
 
-    To go on training the result identically, use the factors of [`training_factors`] and do not clip by the global
-    gradient norm, which a folded factor changes.
+    To train the result further exactly as the model, use the factors of [`training_factors`] and do not clip by the
+    global gradient norm, which a folded factor changes.
 
     Args:
         model (`GraniteForCausalLM`): a [`MupForCausalLM`] or any Granite.

@@ -22,7 +22,7 @@ def init_mup(
     parametrization: Parametrization | None = None,
     std: float | None = None,
 ) -> PreTrainedModel:
-    """Draw every weight of a model anew, in place, as muP wants it: N(0, std) matrices, gains, zero biases.
+    """Initialise every weight of a model in place by muP: N(0, std) matrices, gains, zero biases.
 
     The model keeps its own forward pass. Train it with `mup_param_groups(model, base_config=base_config, lr=...)`. At
     the base shape the weights are those that a family with a N(0, std) init draws from the same random state.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MupOptimizerFactory:
-    """What Trainer instantiates and calls with the model: returns an optimizer on muP's parameter groups."""
+    """The factory that Trainer instantiates and calls with the model; it returns an optimizer on muP's groups."""
 
     def __call__(
         self,
@@ -40,7 +40,7 @@ def mup_optimizer(
     weight_decay_rule: WeightDecayRule = "paper",
     timescale: float | None = None,
 ) -> tuple[type[MupOptimizerFactory], dict[str, Any]]:
-    """Return what makes an unmodified Trainer, or trl's, train in muP.
+    """Return the `optimizer_cls_and_kwargs` with which an unmodified Trainer, or trl's, trains in muP.
 
     The rate, weight decay, eps and betas of `args` are those tuned at the base shape. The schedule multiplies every
     group's rate; Trainer logs that of the first group, the base rate.
@@ -71,7 +71,7 @@ def mup_optimizer(
     refuse_deepspeed_optimizer(args)
     name = OptimizerNames(args.optim).value
     if not name.startswith("adamw"):
-        raise ValueError(f"The optimizer {name} is not a kind of AdamW, whose rates muP scales; use adamw_torch.")
+        raise ValueError(f"muP scales the rates of AdamW, and the optimizer is {name}; set optim='adamw_torch'.")
     optimizer_cls, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     groups = {
         "lr": args.learning_rate,

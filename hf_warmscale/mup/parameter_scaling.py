@@ -1,4 +1,4 @@
-"""Where a parameter stands: what the rules need to know of it, without its shape."""
+"""How one parameter scales: its role and its size ratios, which is all that the rules read."""
 
 import re
 from dataclasses import dataclass, replace
@@ -13,15 +13,15 @@ LORA = re.compile(r"\.lora_(?:embedding_)?(?P<side>[AB])\.[^.]+(?:\.weight)?$")
 
 @dataclass(frozen=True)
 class ParameterScaling:
-    """The role of a parameter, its sizes relative to the base, and what it took over from the forward pass.
+    """The role of a parameter, its sizes relative to the base, and the forward multiplier that it has absorbed.
 
     Args:
-        role (`Role`): what it is for.
+        role (`Role`): of the parameter.
         ratios (`Ratios`): its sizes relative to the base model.
-        absorbed (`float`): the factor that the stored weight carries instead of the forward pass (see
-            [`OptimizerFactors.absorb`]); 1 where the forward pass multiplies.
-        in_block (`bool`): it is inside a block, where the depth counts.
-        zero_init (`bool`): it starts at 0 by option.
+        absorbed (`float`): the forward multiplier that the stored weight carries, see [`OptimizerFactors.absorb`]; 1
+            if the forward pass applies it.
+        in_block (`bool`): whether it is inside a block, where the depth matters.
+        zero_init (`bool`): whether an option initialises it to 0.
     """
 
     role: Role
@@ -35,9 +35,10 @@ class ParameterScaling:
         return parametrization.factors(self.role, self.ratios).absorb(self.absorbed)
 
     def lora(self, side: str) -> "ParameterScaling":
-        """Return the scaling of a LoRA factor of this parameter: `"A"` reads what it reads, `"B"` reads the rank.
+        """Return the scaling of a LoRA factor of this parameter.
 
-        The rank does not grow, so B moves at the base rate, m_N times as fast as A (as in arXiv:2402.12354).
+        `"A"` has the parameter's own fan-in. `"B"` has the rank as its fan-in, which does not grow, so B keeps the
+        base rate and moves m_N times as fast as A (as in arXiv:2402.12354).
         """
         if side == "A":
             return replace(self, absorbed=1.0)
@@ -45,7 +46,7 @@ class ParameterScaling:
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name in the plain model: without what DDP, FSDP, `torch.compile` and peft put in it.
+    """Return a parameter's name in the plain model, without the prefixes of DDP, FSDP, `torch.compile` and peft.
 
     Example:
 
@@ -71,5 +72,5 @@ def find_scaling(scalings: dict[str, ParameterScaling], name: str) -> ParameterS
     if lora is not None and (base := f"{plain[: lora.start()]}.weight") in scalings:
         return scalings[base].lora(lora["side"])
     raise ValueError(
-        f"The parameter {name} is not one that the muP rules describe; freeze it, or train it with its own optimizer."
+        f"The muP rules do not cover the parameter {name}; freeze it, or train it with an optimizer of its own."
     )

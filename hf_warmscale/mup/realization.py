@@ -1,4 +1,4 @@
-"""The two realisations of the rule table: Granite's own multipliers, or everything folded into init and optimizer."""
+"""The two ways to realise the rule table: Granite's own multipliers, or all of them folded into init and optimizer."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ def realize(
     """Return how a model of `config` realises muP.
 
     Args:
-        config (`PreTrainedConfig`): of the model. A config with a `mup` entry brings its base and constants along.
+        config (`PreTrainedConfig`): of the model. A `mup` entry holds its base and its constants.
         base_config (`PreTrainedConfig`, *optional*): the tuned model of the same family; for every other config.
         parametrization (`Parametrization`, *optional*): with `base_config`; by default CompleteP.
 

@@ -36,8 +36,8 @@ def group_weight_decay(
         timescale (`float`, *optional*): in steps, for `ema_timescale`.
 
     Raises:
-        ValueError: on an unknown rule, a timescale that is missing or of no use, or a rate of 0 under a rule that
-            divides by it.
+        ValueError: on an unknown rule, a missing or superfluous timescale, or a rate of 0 under a rule that divides by
+            it.
     """
     if rule not in get_args(WeightDecayRule):
         raise ValueError(
@@ -45,8 +45,8 @@ def group_weight_decay(
         )
     if (timescale is not None) != (rule == "ema_timescale"):
         raise ValueError(
-            f"The weight decay rule {rule!r} and the timescale {timescale!r} do not fit; only "
-            "ema_timescale takes a timescale, in steps, and needs it."
+            f"The weight decay rule is {rule!r} and the timescale {timescale!r}; ema_timescale needs a timescale in "
+            "steps, and no other rule takes one."
         )
     if factor == 0:
         return 0.0

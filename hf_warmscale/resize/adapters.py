@@ -1,4 +1,4 @@
-"""What was trained on the source, or is to be trained on the grown model alone: LoRA adapters and new blocks."""
+"""Grow LoRA adapters with their model, and train only the new blocks of a grown model."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from hf_warmscale.resize.planning.transfer import Transfer, transfer_tensor
 
 PEFT_PREFIX = "base_model.model."
 BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
-"""What a LoRA config may say of single blocks, whose numbers change with the depth."""
+"""Fields of a LoRA config that name single blocks, whose numbers change with the depth."""
 
 
 def grow_adapter(
@@ -30,18 +30,18 @@ def grow_adapter(
 ) -> None:
     """Grow a LoRA adapter with the model that it was trained on.
 
-    A reads what the weight reads and B writes what it writes, so each follows one side of the weight's own map; the
-    rank stays. On a growth that is exact, model and adapter together compute what they computed.
+    A reads the inputs of its weight and B writes its outputs, so each follows one side of the weight's map; the rank
+    stays. After an exact growth, model and adapter together compute the same function as before.
 
     Args:
         adapter (`str` or `PathLike`): a folder that peft saved, of LoRA on linear layers.
         source (`str` or `PathLike`): the model it was trained on.
-        grown (`str` or `PathLike`): what [`grow_checkpoint`] made of that model.
+        grown (`str` or `PathLike`): the result of [`grow_checkpoint`] for that model.
         output (`str` or `PathLike`): a new or empty folder.
 
     Raises:
-        FileNotFoundError: if there is no such adapter or model.
-        ValueError: if it is no LoRA, names single blocks while the depth changes, or holds what is no linear layer's.
+        FileNotFoundError: if the adapter or a model does not exist.
+        ValueError: if it is not a LoRA of linear layers, or names single blocks while the depth changes.
 
     Example:
 
@@ -61,7 +61,7 @@ def grow_adapter(
     tensors = grow_lora(load_file(adapter / ADAPTER_FILE), plan)
     with staged_directory(folder) as staging:
         save_file(tensors, staging / ADAPTER_FILE, metadata={"format": "pt"})
-        # By name, for what was asked may have held the numbers of blocks.
+        # By full name, because the original patterns may have held numbers of blocks.
         targets = {"target_modules": sorted({_module(key) for key in tensors}), "exclude_modules": None}
         write_json(staging / ADAPTER_CONFIG, {**config, **targets, "base_model_name_or_path": os.fspath(grown)})
 
@@ -84,7 +84,9 @@ def grow_lora(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
             value = transfer_tensor(transfer, tensors[key], key=key, dtype=tensors[key].dtype)
             grown[after + key.removeprefix(before)] = value
     if left := tensors.keys() - used:
-        raise ValueError(f"The adapter holds {min(left)}, which is no LoRA of a linear layer; grow the merged model.")
+        raise ValueError(
+            f"The adapter holds {min(left)}, which is not a LoRA of a linear layer; merge it and grow the model."
+        )
     return grown
 
 
@@ -110,11 +112,13 @@ def _factors(copy: Transfer, target: ParameterMap, rank: int, plan: Plan) -> tup
 
 def _refuse_config(config: dict[str, object], plan: Plan) -> None:
     if config.get("peft_type") != "LORA":
-        raise ValueError(f"The adapter is of the type {config.get('peft_type')}; only LoRA grows with its model.")
+        raise ValueError(f"The adapter has the type {config.get('peft_type')}; only LoRA can grow with its model.")
     deeper = not plan.layers.is_identity(len(set(plan.layers.source)))
     named = [name for name in BY_LAYER if config.get(name)]
     if named and deeper:
-        raise ValueError(f"The adapter's {named[0]} names single blocks, whose numbers change as the depth grows.")
+        raise ValueError(
+            f"The adapter's {named[0]} names single blocks, whose numbers change with the depth; merge the adapter."
+        )
 
 
 def freeze_old_blocks(model: PreTrainedModel) -> list[str]:
@@ -139,7 +143,9 @@ def freeze_old_blocks(model: PreTrainedModel) -> list[str]:
     """
     entry = model.config.to_dict().get(CONFIG_ENTRY) or {}
     if not entry.get("new_layers"):
-        raise ValueError("The model has no inserted blocks; grow it with depth='identity' and more num_hidden_layers.")
+        raise ValueError(
+            "The model has no inserted blocks; grow it with depth='identity' and a larger num_hidden_layers."
+        )
     path = describe(model.config).layer_path
     new = tuple(f"{path}.{layer}." for layer in entry["new_layers"])
     trained = []

@@ -1,4 +1,4 @@
-"""Anneal branches: a decay that leaves a trunk at a constant rate, into a folder of its own."""
+"""Anneal branches: a decay that starts from a trunk at a constant rate, in a run folder of its own."""
 
 import os
 from dataclasses import replace
@@ -24,19 +24,20 @@ def anneal_stage(
 ) -> Stage:
     """Return the stage that anneals a checkpoint of a constant phase, with its moments, from its rate to a floor.
 
-    The trunk is only read: train the stage in another `output_dir`, and the trunk goes on where it was.
+    The trunk is only read. Train the stage in another `output_dir`; the trunk itself can be continued later.
 
     Args:
-        checkpoint (`str` or `PathLike`): of the trunk; load the model from it too.
-        mixture (`ReplayMixture`, *optional*): what to anneal on. The mixture of the trunk goes on at the checkpoint's
-            place, so that the branch sees the rows that the trunk sees next; any other one begins at its start.
-        max_steps, max_tokens (`int`, *optional*): length of the branch.
-        until_tokens (`int`, *optional*): instead, the tokens of trunk and branch together at which it ends, with the
+        checkpoint (`str` or `PathLike`): a checkpoint of the trunk; load the model from it too.
+        mixture (`ReplayMixture`, *optional*): the data to anneal on. If it is the mixture of the trunk, it continues
+            where the checkpoint stands, so that the branch sees the rows that the trunk would see next; any other
+            mixture starts at its beginning.
+        max_steps, max_tokens (`int`, *optional*): the length of the branch.
+        until_tokens (`int`, *optional*): instead, the tokens of trunk and branch together; the branch ends with the
             first step that reaches them.
-        shape (`str`, *optional*): the fall, one of `Shape`; by default the exponential anneal of the infinite
-            schedules if the trunk has one (2403.08763), else `"1-sqrt"` (2405.18392).
-        min_lr (`float`, *optional*): where the branch ends; by default the floor of the trunk's schedule.
-        name (`str`, *optional*): of the stage; by default that of the trunk and `-anneal`.
+        shape (`str`, *optional*): the shape of the decay, one of `Shape`; by default the exponential anneal of the
+            infinite schedules if the trunk has one (2403.08763), else `"1-sqrt"` (2405.18392).
+        min_lr (`float`, *optional*): the final rate; by default the floor of the trunk's schedule.
+        name (`str`, *optional*): the name of the stage; by default that of the trunk followed by `-anneal`.
 
     Raises:
         ValueError: if the checkpoint is not of a constant phase, or has the tokens asked for already.
@@ -70,7 +71,7 @@ def anneal_stage(
 
 
 def in_constant_phase(record: StageRecord) -> bool:
-    """Tell whether the last step of a checkpoint was made at the constant rate of its schedule."""
+    """Tell whether the last step before a checkpoint was made at the constant rate of its schedule."""
     schedule = Schedule(**record.schedule)
     phase = schedule.constant_phase()
     last = record.progress.step - 1 + schedule.step_offset
@@ -100,7 +101,7 @@ def _missing_tokens(record: StageRecord, until_tokens: int, checkpoint: str | os
     missing = until_tokens - record.total_tokens()
     if missing <= 0:
         raise ValueError(
-            f"{checkpoint} has seen {record.total_tokens()} tokens, and the anneal is to end at {until_tokens}; "
-            "ask for more, or anneal from an earlier checkpoint."
+            f"{checkpoint} has already seen {record.total_tokens()} tokens, but the anneal should end at "
+            f"{until_tokens}; raise until_tokens, or anneal from an earlier checkpoint."
         )
     return missing

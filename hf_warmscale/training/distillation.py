@@ -1,4 +1,4 @@
-"""Heal a shrunk model: train it to predict what the larger model predicts."""
+"""Heal a shrunk model: train it to match the predictions of the larger model."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from hf_warmscale.training.trainer import ContinualTrainer
 
 
 class HealingTrainer(ContinualTrainer):
-    """Train a shrunk model towards the model it was cut from (arXiv:2407.14679: a few steps of distillation heal).
+    """Distil the model that a shrunk model was cut from into it (arXiv:2407.14679: a few steps recover most).
 
-    The training loss is the KL divergence of the student's next-token distribution from the teacher's, in nats a
-    token, where labels are counted. Evaluation measures the cross-entropy of the text, as everywhere. To heal on the
-    text alone, train with [`ContinualTrainer`] instead.
+    The training loss is KL(teacher || student) of the next-token distributions, in nats per token, averaged over the
+    positions that have a label. Evaluation measures the cross-entropy of the text, as everywhere. To train on the
+    text alone, use [`ContinualTrainer`].
 
     Args:
         arguments: of [`ContinualTrainer`]; `model` is the shrunk one.
@@ -39,7 +39,9 @@ class HealingTrainer(ContinualTrainer):
         super().__init__(*arguments, **settings)
         sizes = [self.accelerator.unwrap_model(self.model).config.vocab_size, teacher.config.vocab_size]
         if sizes[0] != sizes[1]:
-            raise ValueError(f"The student has {sizes[0]} tokens and the teacher {sizes[1]}; take one vocabulary.")
+            raise ValueError(
+                f"The student has {sizes[0]} tokens and the teacher {sizes[1]}; use models that share a vocabulary."
+            )
         self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
 
     def compute_loss(

@@ -1,4 +1,4 @@
-"""Several processes: start them on CPU where accelerate alone does not, and see that the engine is really there."""
+"""Several processes: make them start on a CPU, where accelerate needs help, and check that the engine is in use."""
 
 import os
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ DEEPSPEED_VARIABLE = "ACCELERATE_USE_DEEPSPEED"
 
 
 def launched_processes() -> int:
-    """Return how many processes a launcher started, 1 without a launcher."""
+    """Return how many processes the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def prepare_processes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the training arguments with what several processes without an accelerator need; call it first of all.
+    """Return the training arguments with the settings that several processes without an accelerator need.
 
-    Without an accelerator, accelerate picks no backend for DeepSpeed (so it believes in one process), and `use_cpu`
-    makes it leave DeepSpeed out without a word. Here DeepSpeed gets gloo, and plain data parallelism gets `use_cpu`.
-    With an accelerator, or with one process, nothing changes.
+    Call it before anything else of transformers or accelerate. Without an accelerator, accelerate picks no backend
+    for DeepSpeed, and so sees one process only; and `use_cpu` makes it drop DeepSpeed silently. Here DeepSpeed gets
+    gloo, and plain data parallelism gets `use_cpu`. With an accelerator, or with one process, nothing changes.
 
     Args:
         settings (`Mapping`): fields of `TrainingArguments`.

@@ -1,4 +1,4 @@
-"""How far training moves every activation of a model: what the coordinate check looks at (arXiv:2203.03466)."""
+"""How far training moves each activation of a model, for the coordinate check (arXiv:2203.03466)."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_warmscale.architecture import find_layers
 from hf_warmscale.tuning.ladder import Axis
 
 LOGITS = "logits"
@@ -65,7 +66,7 @@ def to_model(batch: Batch, model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:
-    """Return what a module is called where depths are compared: by its share of the depth; nothing if it has none.
+    """Return the names under which a module is compared over depths, by its share of the depth; often none.
 
     The stream after a fixed number of blocks does not compare: each block adds 1/m_L of what it did at the base. What
     compares is the stream after half of the blocks (`middle`), what the next block makes of it (`middle.mlp`), and the
@@ -86,7 +87,8 @@ def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:
 
 @contextmanager
 def _watching(model: PreTrainedModel, axis: Axis, record: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    layer_path, layers = _stack(model)
+    layer_path = find_layers(model)
+    layers = len(list(model.get_submodule(layer_path).children()))
     readout = model.get_output_embeddings()
     handles = []
     for path, module in model.named_modules():
@@ -108,12 +110,3 @@ def _recorder(name: str, record: Callable[[str, torch.Tensor], None]) -> Callabl
             record(name, first.float())
 
     return hook
-
-
-def _stack(model: nn.Module) -> tuple[str, int]:
-    """The path and the length of the list of blocks."""
-    stacks = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    if not stacks:
-        return "", 0
-    path = max(stacks, key=lambda each: (stacks[each], -len(each)))
-    return path, stacks[path]

@@ -41,7 +41,7 @@ def coordinate_check(
 ) -> list[CoordinateResult]:
     """Train every size for a few steps at a constant rate and fit how the change of each activation scales.
 
-    Each run is stored under `output/<rule>/runs`; a check that was stopped goes on from there. `output` also gets
+    Each run is stored under `output/<rule>/runs`; an interrupted check continues from there. `output` also gets
     `coordinates.json` and `coordinates.png`. Zero-init query and readout, and a rate near the best one, make the check
     sharp (arXiv:2203.03466, App. D).
 

@@ -18,7 +18,7 @@ class Optimum:
         size (`int`): the width or the depth.
         log2_lr (`float`): log2 of the rate at which the fitted loss is lowest.
         low (`float`): the lower end of the bootstrap interval of `log2_lr` over seeds: 95 % with many of them; with
-            three it is hardly more than their range, which holds the truth about three times in four.
+            three it is little more than their range, which contains the true value about three times in four.
         high (`float`): its upper end.
         drift (`float`): `log2_lr` minus that of the first size, in octaves.
         drift_low (`float`): the lower end of the interval of `drift`.

@@ -31,7 +31,7 @@ def lr_transfer(
 ) -> list[TransferResult]:
     """Sweep the learning rate at every width (or depth) and fit how far the best one drifts.
 
-    Each run is stored under `output/<rule>/runs`; a sweep that was stopped goes on from there. `output` also gets
+    Each run is stored under `output/<rule>/runs`; an interrupted sweep continues from there. `output` also gets
     `transfer.json` and `transfer.png`.
 
     Args:

@@ -59,7 +59,7 @@ def test_by_calibration(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = "shrink model small --num-hidden-layers 1 --intermediate-size 32 --calibration text.txt"
     (here / "text.txt").write_text("The pen is mightier than the sword. " * 20, encoding="utf-8")
     assert main(command.split()) == 0
-    assert "what matters on calibration text" in capsys.readouterr().out
+    assert "most important coordinates on calibration text" in capsys.readouterr().out
     receipt = json.loads((here / "small/shrink_receipt.json").read_text())
     assert receipt["calibration_tokens"] > 100
     assert receipt["layers"] == [int(torch.tensor(receipt["block_influence"]).argmax())]
@@ -109,7 +109,7 @@ REFUSALS = {
     "grow model out --width szp --hidden-size 64 --shrink 2": ["above 0 and at most 1"],
     "grow model out --hidden-size 64 --snr-db nan": ["snr_db is nan"],
     "grow model out --hidden-size 64 --snr-db inf": ["snr_db is inf"],
-    "grow model out --hidden-size 64 --snr-db loud": ["'loud' is no number of decibels"],
+    "grow model out --hidden-size 64 --snr-db loud": ["'loud' is neither a number of decibels"],
     "grow model out --num-hidden-layers 3 --depth dus": ["even number"],
     "grow gpt2 out --num-key-value-heads 2": ["gpt2", "no num_key_value_heads"],
     "grow gpt2 out --num-experts 4": ["gpt2", "mixture of experts", "mistral"],

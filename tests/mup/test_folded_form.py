@@ -261,7 +261,7 @@ def test_groups_need_a_base_and_a_known_parameter() -> None:
     with pytest.raises(ValueError, match="learning rate is 0"):
         mup_param_groups(model, lr=0.0, base_config=model.config)
     model.value_head = nn.Linear(16, 1)
-    with pytest.raises(ValueError, match=r"value_head\.weight is not one that the muP rules describe"):
+    with pytest.raises(ValueError, match=r"muP rules do not cover the parameter value_head\.weight"):
         mup_param_groups(model, lr=1e-2, base_config=model.config)
 
 

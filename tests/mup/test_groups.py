@@ -127,7 +127,7 @@ def plain_tokenizer() -> Any:
 
 
 def test_an_optimizer_that_is_no_adamw_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="adafactor is not a kind of AdamW"):
+    with pytest.raises(ValueError, match="rates of AdamW, and the optimizer is adafactor"):
         mup_optimizer(arguments(tmp_path, optim="adafactor"))
 
 

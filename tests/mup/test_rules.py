@@ -155,8 +155,8 @@ def test_bad_constants_are_refused(arguments: dict[str, object], message: str) -
     [
         ("kosson", {}, "'kosson' is unknown"),
         ("independent", {"group_lr": 0.0}, "divides by the learning rate, which is 0.0"),
-        ("ema_timescale", {}, "only ema_timescale takes a timescale"),
-        ("paper", {"timescale": 10.0}, "only ema_timescale takes a timescale"),
+        ("ema_timescale", {}, "ema_timescale needs a timescale in steps, and no other rule takes one"),
+        ("paper", {"timescale": 10.0}, "ema_timescale needs a timescale in steps, and no other rule takes one"),
         ("ema_timescale", {"timescale": -1.0}, "timescale of the weight decay is -1.0"),
     ],
 )

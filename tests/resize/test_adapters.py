@@ -54,7 +54,7 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="adapter_model"):
         grow_adapter(tmp_path, tmp_path / "source", tmp_path / "grown", tmp_path / "out")
     get_peft_model(source, LoraConfig(r=2, target_modules=["embed_tokens"])).save_pretrained(str(tmp_path / "lookup"))
-    with pytest.raises(ValueError, match="no LoRA of a linear layer"):
+    with pytest.raises(ValueError, match="not a LoRA of a linear layer"):
         grow_adapter(tmp_path / "lookup", tmp_path / "source", tmp_path / "grown", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -38,12 +38,12 @@ def run(arguments: Namespace) -> None:
     own_base = is_mup(config)
     if own_base == (arguments.base is not None):
         raise ValueError(
-            f"{arguments.model} brings its own base and rule along; leave --base out."
+            f"{arguments.model} has a base and a rule of its own; remove --base."
             if own_base
             else f"{arguments.model} has no mup entry; name the model that was tuned with --base."
         )
     if own_base and arguments.rule:
-        raise ValueError(f"{arguments.model} brings its rule along; leave --rule out.")
+        raise ValueError(f"{arguments.model} has a rule of its own; remove --rule.")
     base = load_config(arguments.base) if arguments.base else None
     parametrization = Parametrization(rule=arguments.rule or "completep") if base else None
     table = mup_table(config, base_config=base, parametrization=parametrization)

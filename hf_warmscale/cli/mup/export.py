@@ -37,7 +37,7 @@ EXPORT = Verb(
     name="export",
     summary="write a muP checkpoint as a plain Llama or a stock Granite",
     description="Fold the forward multipliers into the weights. The logits stay the same; mup_factors.json beside the "
-    "weights says how training goes on identically.",
+    "weights holds the factors for training it further identically.",
     add_arguments=add_arguments,
     run=run,
 )

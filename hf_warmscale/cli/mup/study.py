@@ -15,7 +15,9 @@ def add_study(parser: Parser, *, steps: int, rules: tuple[str, ...]) -> None:
     """Add what every study names."""
     parser.add_argument("model", metavar="MODEL", help="a muP model: a folder, a config.json or a Hub id")
     parser.add_argument("--data", required=True, metavar="PACKED", help="what warmscale data pack made")
-    parser.add_argument("--output", required=True, metavar="DIR", help="results; a stopped study goes on from there")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="results; an interrupted study continues from there"
+    )
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--widths", type=positive_int, nargs="+", metavar="N", help="hidden sizes, the smallest first")
     sizes.add_argument("--depths", type=positive_int, nargs="+", metavar="N", help="numbers of layers")

@@ -1,7 +1,7 @@
-"""Which parameters the groups of a saved optimizer hold, and the groups that the grown model needs.
+"""The parameter groups of a saved optimizer, by name, and the groups that the grown model needs.
 
-`optimizer.pt` numbers the parameters; the names follow from how the groups were made: by muP, by Trainer (decayed and
-not decayed), or all in one. What does not fit in number and shapes is not the state of this model.
+`optimizer.pt` numbers the parameters. Their names follow from the way the groups were made: by muP, by Trainer (with
+and without weight decay), or all in one. A state that fits no way in number and shapes belongs to another model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ Group = Mapping[str, Any]
 """A parameter group of `optimizer.state_dict()`, or one that an optimizer is made with."""
 
 OWN_KEYS = ("params", "param_names", "lr", "initial_lr", "weight_decay", "eps", "name")
-"""What differs between groups; all else (betas and the like) they share."""
+"""Settings that differ between groups; all others, such as betas, are shared."""
 
 
 @dataclass(frozen=True)

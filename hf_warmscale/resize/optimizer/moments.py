@@ -1,8 +1,8 @@
-"""How gradients follow a growth, and with them what an optimizer keeps and which rates it needs.
+"""How gradients, and with them optimizer states and rates, follow a growth.
 
-Where a target weight is f times a copy of a source weight that has k copies, all alike, its gradient is 1 / (f k) of
-the source's: for a weight that reads n_in and writes n_out copies, f = 1 / n_in and k = n_in n_out, so 1 / n_out. An
-optimizer whose moments and rates follow repeats the small model's steps, until noise parts the copies.
+Let a source weight w have k equal target copies, each f w. Then dL/d(copy) = dL/dw / (f k). A weight that reads n_in
+copies and writes n_out copies has f = 1 / n_in and k = n_in n_out, so its gradient is divided by n_out. An optimizer
+whose moments and rates follow repeats the steps of the small model, until noise makes the copies differ.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ Moments = Literal["scale", "asymmetric_reset", "drop"]
 OptimizerKind = Literal["adam", "muon"]
 
 POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
-"""What Adam, AdamW and Muon keep for each parameter, with the power of the gradient that it averages."""
+"""The states of Adam, AdamW and Muon, each with the power of the gradient that it averages."""
 
 
 def moment_transfer(
@@ -31,7 +31,7 @@ def moment_transfer(
     Args:
         transfer (`Transfer`): of the weight.
         power (`int`): 1 for the gradient, 2 for its square.
-        first_copies_only (`bool`): later copies start at 0, which parts them from the first (arXiv:2602.02472).
+        first_copies_only (`bool`): later copies start at 0, so they move apart from the first (arXiv:2602.02472).
         zero (`bool`): the weight belongs to a zero-initialised block, so all of its moments start at 0.
     """
     counted = zip(transfer.index, transfer.weights, strict=True)

@@ -1,4 +1,4 @@
-"""Grow what Trainer saves beside a model, so that training goes on instead of starting anew."""
+"""Grow the training state that Trainer saves beside a model, so that training continues instead of restarting."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ from hf_warmscale.staging import staged_file
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
 ALONGSIDE = ("rng_state*.pth", "scaler.pt", "stage.json", "trainer_state.json")
-"""What else a resumed Trainer reads; it comes along as it is, last what makes the folder one to resume from."""
+"""Other files that a resumed Trainer reads; they are copied. The last one marks the folder as one to resume from."""
 
 
 def grow_optimizer_state(
@@ -36,31 +36,32 @@ def grow_optimizer_state(
     base_config: PreTrainedConfig | None = None,
     factors: TrainingFactors | None = None,
 ) -> TrainingFactors | None:
-    """Grow the optimizer state of a Trainer checkpoint along with its model, into the grown model's folder.
+    """Grow the optimizer state of a Trainer checkpoint with its model, into the folder of the grown model.
 
-    Writes `optimizer.pt` and `scheduler.pt`, and copies the trainer's state, so that
-    `train(resume_from_checkpoint=grown)` goes on: with [`ContinualTrainer`] or [`mup_optimizer`] for a muP model, and
-    for any other with `mup_optimizer(args, factors=...)` and what this function returns, which is also in
+    Writes `optimizer.pt` and `scheduler.pt` and copies the trainer's state, so that
+    `train(resume_from_checkpoint=grown)` continues. A muP model needs [`ContinualTrainer`] or [`mup_optimizer`]; any
+    other model needs `mup_optimizer(args, factors=...)` with the result of this function, which is also in
     `mup_factors.json`. A plain Trainer has too few groups: an n-fold `clone` needs lr / n, weight decay * n and
     eps / n for its matrices, and other factors elsewhere.
 
     Args:
         source (`str` or `PathLike`): the checkpoint that was grown, with its `optimizer.pt` of Adam, AdamW or
             `torch.optim.Muon`.
-        grown (`str` or `PathLike`): what [`grow_checkpoint`] made of it, or [`grow_from_pretrained`] and
+        grown (`str` or `PathLike`): the result of [`grow_checkpoint`], or of [`grow_from_pretrained`] and
             `save_pretrained`.
-        moments (`str`): `"scale"` gives all copies the moments that their gradients have, so that an exact growth
-            continues exactly; `"asymmetric_reset"` gives them to the first copies and 0 to all others, which parts
-            them (arXiv:2602.02472); `"drop"` lets the moments start anew and keeps groups and schedule.
-        base_config (`PreTrainedConfig`, *optional*): what [`mup_optimizer`] got when the source was trained.
-        factors (`TrainingFactors`, *optional*): the same.
+        moments (`str`): `"scale"` scales the moments like the gradients, so that an exact growth continues exactly;
+            `"asymmetric_reset"` does so for the first copies and sets those of the others to 0, so that copies move
+            apart (arXiv:2602.02472); `"drop"` restarts the moments and keeps groups and schedule.
+        base_config (`PreTrainedConfig`, *optional*): the argument of [`mup_optimizer`] when the source was trained.
+        factors (`TrainingFactors`, *optional*): likewise.
 
     Returns:
         `TrainingFactors` or `None`: for `mup_optimizer`; `None` for a muP model, which knows its groups.
 
     Raises:
-        FileNotFoundError: if a folder or its `optimizer.pt` is not there.
-        ValueError: if the state is of another model or optimizer, or sharded, or `grown` of other weights.
+        FileNotFoundError: if a folder or its `optimizer.pt` is missing.
+        ValueError: if the state belongs to another model or optimizer or is sharded, or `grown` was made from other
+            weights.
 
     Example:
 
@@ -72,7 +73,7 @@ def grow_optimizer_state(
     ```
     """
     if moments not in get_args(Moments):
-        raise ValueError(f"The moments cannot be {moments!r}; use {', '.join(get_args(Moments))}.")
+        raise ValueError(f"moments is {moments!r}; use one of {', '.join(get_args(Moments))}.")
     source, grown = Path(source), Path(grown)
     state = _load(source / OPTIMIZER_FILE)
     growth = replay_stored(source, grown)

@@ -1,7 +1,7 @@
-"""Where each coordinate of a new axis comes from.
+"""Axis maps: the source of each coordinate of a target axis.
 
-An axis map is an int64 tensor with one entry for each coordinate of the target axis: the coordinate of the source axis
-that it copies, or -1 if it is new. The layer axis has one too.
+An axis map is an int64 tensor with one entry per coordinate of the target axis: the coordinate of the source axis that
+it copies, or -1 if it is new. The layer axis has a map of its own (`layer_map.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,27 +12,27 @@ from torch import Tensor
 NEW = -1
 
 Extend = Callable[[int, int], Tensor]
-"""A rule that makes the map of an axis from its source size and its target size."""
+"""A rule that makes the map of an axis from its sizes in source and target."""
 
 
 def tile(source: int, target: int) -> Tensor:
-    """Copy the whole axis again and again: coordinate i is a copy of `i mod source`."""
+    """Repeat the whole axis: coordinate i is a copy of `i mod source`."""
     return torch.arange(target) % source
 
 
 def pad(source: int, target: int) -> Tensor:
-    """Keep the axis and put new coordinates behind it."""
+    """Append new coordinates."""
     return torch.cat([torch.arange(source), torch.full((target - source,), NEW)])
 
 
 def sample(source: int, target: int, generator: torch.Generator) -> Tensor:
-    """Keep the axis and copy random coordinates behind it (Net2Net, arXiv:1511.05641, equation 6)."""
+    """Append copies of random coordinates (Net2Net, arXiv:1511.05641, equation 6)."""
     drawn = torch.randint(source, (target - source,), generator=generator)
     return torch.cat([torch.arange(source), drawn])
 
 
 def copies(index: Tensor) -> Tensor:
-    """Return for each target coordinate how many have the same source (float64); 1 for a new one."""
+    """Return, for each target coordinate, the number of copies of its source (float64); 1 for a new coordinate."""
     if not (index >= 0).any():
         return torch.ones(len(index), dtype=torch.float64)
     counts = torch.bincount(index[index >= 0])
@@ -40,7 +40,7 @@ def copies(index: Tensor) -> Tensor:
 
 
 def rank(index: Tensor) -> Tensor:
-    """Return for each target coordinate how many earlier ones have the same source; 0 marks the first copy.
+    """Return, for each target coordinate, the number of earlier copies of its source; the first copy has 0.
 
     Example:
         >>> rank(torch.tensor([0, 1, 0, 0])).tolist()
@@ -58,8 +58,8 @@ def pairs(index: Tensor) -> tuple[Tensor, Tensor]:
     """Pair the copies of each source coordinate, so that a noise of +e and -e sums to zero over them.
 
     Returns:
-        `tuple[Tensor, Tensor]`: for each target coordinate the number of its pair (int64), and its sign (float64): +1
-        or -1, and 0 for what has no partner (new coordinates, single copies, the last of an odd number).
+        `tuple[Tensor, Tensor]`: for each target coordinate the number of its pair (int64) and its sign (float64): +1
+        or -1, or 0 without a partner (new coordinates, single copies, the last of an odd number of copies).
 
     Example:
         >>> pairs(torch.tensor([0, 1, 0, 1]))[0].tolist()
@@ -75,20 +75,20 @@ def pairs(index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_uniform(index: Tensor) -> bool:
-    """Tell whether every source coordinate is copied equally often and nothing is new."""
+    """Tell whether every source coordinate has the same number of copies and none is new."""
     return bool((index >= 0).all()) and len(torch.unique(torch.bincount(index))) == 1
 
 
 def is_identity(index: Tensor, source: int) -> bool:
-    """Tell whether the axis stays as it is."""
+    """Tell whether the axis stays the same."""
     return len(index) == source and torch.equal(index, torch.arange(source))
 
 
 def head_maps(heads: tuple[int, int], kv_heads: tuple[int, int], extend: Extend) -> tuple[Tensor, Tensor]:
-    """Return the maps of query heads and key-value heads that keep every query head with its own keys.
+    """Return the maps of query heads and key-value heads under which every query head keeps its keys.
 
-    Query head h reads the key-value head `h // (heads / kv_heads)`. A copy of h must therefore stand in a group that
-    copies h's group; where groups get smaller they are split, where they get larger the new heads come inside.
+    Query head h reads the key-value head `h // (heads / kv_heads)`. So a copy of h must be in a copy of its group: if
+    groups get smaller they are split, and if they get larger the new heads go inside.
 
     Args:
         heads (`tuple[int, int]`): query heads of source and target.
@@ -96,7 +96,7 @@ def head_maps(heads: tuple[int, int], kv_heads: tuple[int, int], extend: Extend)
         extend (`Callable`): the operator's rule for one axis.
 
     Raises:
-        ValueError: if heads cannot be shared out evenly among key-value heads.
+        ValueError: if the key-value heads do not divide the query heads evenly.
     """
     group, target_group = _group_size(heads[0], kv_heads[0]), _group_size(heads[1], kv_heads[1])
     if target_group < group and group % target_group:
@@ -112,13 +112,13 @@ def head_maps(heads: tuple[int, int], kv_heads: tuple[int, int], extend: Extend)
 
 
 def product(outer: Tensor, inner: Tensor, inner_size: int) -> Tensor:
-    """Compose the maps of two factors of one axis, the slower first; new where either is new."""
+    """Compose the maps of two factors of one axis, the slower one first; new where either is new."""
     flat = outer[:, None] * inner_size + inner[None, :]
     return torch.where((outer[:, None] >= 0) & (inner[None, :] >= 0), flat, NEW).flatten()
 
 
 def gather(selected: Sequence[int]) -> Tensor:
-    """Keep some coordinates, in their own order (shrinking)."""
+    """Select some coordinates, in their own order (shrinking)."""
     return torch.tensor(sorted(selected), dtype=torch.int64)
 
 

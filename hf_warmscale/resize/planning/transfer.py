@@ -12,20 +12,21 @@ from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.resize.planning.axis_map import NEW, pairs
 
 Fill = Literal["zero", "one", "mean", "random"]
-"""What a new coordinate holds: 0, a gain of 1, the mean over the old coordinates, or noise of the tensor's own RMS."""
+"""The initial value of a new coordinate: 0, a gain of 1, the mean of the old ones, or noise of the tensor's RMS."""
 
 SLAB = 1 << 22
-"""Scalars that are worked on at a time. The random numbers depend on it."""
+"""The number of scalars in a slab. The random numbers of a seed depend on it, so it must not change."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Normal noise on what was copied.
+    """Normal noise on copied values.
 
     Args:
         std (`float`): its standard deviation.
-        relative (`bool`): `std` counts in units of the RMS of the copied values.
-        paired (`bool`): +e and -e on the copies of one input, which leaves the output as it is; else everywhere.
+        relative (`bool`): `std` is in units of the RMS of the copied values.
+        paired (`bool`): the noise is +e and -e on the copies of one input, which keeps the output; otherwise it is
+            independent everywhere.
     """
 
     std: float
@@ -38,15 +39,15 @@ class Transfer:
     """How one target tensor follows from one source tensor.
 
     The value at target coordinates (j0, j1, ...) is `scale * weights0[j0] * weights1[j1] * ... * source[index0[j0],
-    index1[j1], ...]` plus noise. Where an index is new the dimension's fill decides, and zero wins over random.
+    index1[j1], ...]` plus noise. Where an index is new, the fill of its dimension decides; zero wins over random.
 
     Args:
         source (`str`): the name of the source tensor.
         index (`tuple[Tensor, ...]`): for each dimension the map of its coordinates.
-        fill (`tuple[Fill, ...]`): for each dimension what its new coordinates hold.
+        fill (`tuple[Fill, ...]`): for each dimension the initial value of its new coordinates.
         weights (`tuple[Tensor or None, ...]`): for each dimension the factors of its target coordinates (float64).
-        scale (`float`): a factor of the whole tensor.
-        offset (`float`): what the model adds to the stored value (1 for norms that store `g - 1`).
+        scale (`float`): a factor on the whole tensor.
+        offset (`float`): the constant that the model adds to the stored value (1 for norms that store `g - 1`).
         jitter (`float`): noise on the means in new coordinates of the first dimension, in units of the tensor's RMS.
         noise (`Noise` or `None`): noise on the copied values.
         fan_in (`int` or `None`): the dimension that the forward pass sums over.
@@ -68,12 +69,12 @@ class Transfer:
         return tuple(len(index) for index in self.index)
 
     def rescales(self) -> bool:
-        """Tell whether any value is new or not the source's own; if not, bits are copied."""
+        """Tell whether any value is new or rescaled; otherwise bits are copied."""
         weighted = any(weights is not None for weights in self.weights)
         return self.scale != 1 or weighted or any(bool((index < 0).any()) for index in self.index)
 
     def folded(self) -> "Transfer":
-        """Return the same with the scale among the weights, where there are any: each value is then rounded once."""
+        """Return the same transfer with the scale merged into the weights, if there are any, to round only once."""
         place = next((dim for dim, weights in enumerate(self.weights) if weights is not None), None)
         if place is None:
             return self
@@ -101,7 +102,7 @@ def transfer_tensor(
     Args:
         transfer (`Transfer`): the maps and factors.
         source (`Tensor`): the source tensor; may be a view of a mapped file.
-        key (`str`): names the stream of random numbers.
+        key (`str`): of the stream of random numbers.
         dtype (`torch.dtype`): of the result.
         compute (`torch.dtype`, *optional*): of the arithmetic; that of [`compute_dtype`] by default.
     """
@@ -120,18 +121,19 @@ def transfer_tensor(
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of the arithmetic: float32, but float64 for what is float64 and for vectors.
 
-    Vectors are small, and of a norm that stores `g - 1` the sum would lose digits of `g`.
+    Vectors are small, so float64 costs nothing, and a norm that stores `g - 1` would lose digits of `g` otherwise.
     """
     return torch.float64 if tensor.dtype == torch.float64 or tensor.dim() < 2 else torch.float32
 
 
 class _Filler:
-    """What the slabs of one tensor share."""
+    """The state that the slabs of one tensor share."""
 
     def __init__(self, transfer: Transfer, source: Tensor, key: str, compute: torch.dtype) -> None:
         self.transfer, self.source, self.key, self.compute = transfer.folded(), source, key, compute
         self.rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
         self.random_std = self.rms * transfer.scale
+        # Adding and subtracting an offset would round values that are only copied.
         self.offset = transfer.offset if transfer.rescales() else 0.0
         noise = transfer.noise
         paired = noise is not None and noise.paired and transfer.fan_in is not None
@@ -149,6 +151,7 @@ class _Filler:
                 block *= along(self.transfer.weights[0][start:stop], 0, block)
             self._fill_random(block, is_new, random)
             self._add_noise(block, random)
+            # The cast comes last, so that every value is rounded to the target's dtype once.
             target[start:stop].copy_(block - self.offset if self.offset else block)
 
     def _old_rows(self, rows: Tensor) -> Tensor:
@@ -158,8 +161,10 @@ class _Filler:
     def _new_rows(self, count: int, random: torch.Generator) -> Tensor:
         shape = (count, *self.source.shape[1:])
         if self.transfer.fill[0] != "mean":
+            # `_scaled` adds the offset, so subtract it here: a new gain is then 0, or 1, times the scale.
             value = 1.0 - self.offset if self.transfer.fill[0] == "one" else -self.offset
             return self._scaled(torch.full(shape, value, dtype=self.compute))
+        # In float64, so that the mean does not depend on how the source is sharded or summed.
         total = self.source.sum(0, keepdim=True, dtype=torch.float64)
         block = (total / len(self.source)).to(self.compute).expand(shape).clone()
         if self.transfer.jitter:
@@ -174,6 +179,7 @@ class _Filler:
     def _map_dimension(self, block: Tensor, dim: int) -> Tensor:
         index, weights = self.transfer.index[dim], self.transfer.weights[dim]
         new = torch.nonzero(index < 0).flatten()
+        # Before the selection, for the mean is over the source's coordinates, each counted once.
         mean = block.mean(dim, keepdim=True) if len(new) and self.transfer.fill[dim] == "mean" else None
         block = block.index_select(dim, index.clamp(min=0))
         if mean is not None:
@@ -201,13 +207,14 @@ class _Filler:
         number, sign = self.pairs
         dim = self.transfer.fan_in or 0
         if sign.any():
+            # One draw per pair of copies along the summed dimension, then +1 or -1 times it: the pair's sum is exact.
             shape = [*block.shape[:dim], int(number.max()) + 1, *block.shape[dim + 1 :]]
             drawn = torch.randn(shape, generator=random, dtype=block.dtype).mul_(std)
             block.addcmul_(drawn.index_select(dim, number), along(sign, dim, block))
 
 
 def _slabs(transfer: Transfer) -> Iterator[tuple[int, int, bool]]:
-    """Yield (start, stop, whether its rows are new) of consecutive rows of the target."""
+    """Yield (start, stop, rows are new) for consecutive rows of the target; a slab never mixes new and copied rows."""
     step = max(SLAB // max(prod(transfer.shape[1:]), 1), 1)
     kinds, counts = torch.unique_consecutive(transfer.index[0] < 0, return_counts=True)
     start = 0
@@ -223,7 +230,10 @@ def along(vector: Tensor, dim: int, block: Tensor) -> Tensor:
 
 
 def _random_columns(transfer: Transfer, row_is_new: bool) -> Tensor:
-    """Return the flat coordinates of the other dimensions that hold random values in a row."""
+    """Return the flat coordinates of the other dimensions that are random in a row.
+
+    In a copied row these are the new coordinates. In a new row that is random, all are, unless a zero fill forbids it.
+    """
     if row_is_new and transfer.fill[0] != "random":
         return torch.empty(0, dtype=torch.int64)
     others = list(zip(transfer.index[1:], transfer.fill[1:], strict=True))
@@ -240,7 +250,7 @@ def _outer(masks: list[Tensor]) -> Tensor:
 
 
 def _gain(transfer: Transfer) -> float:
-    """Return the RMS of the factors that the copied values were multiplied by."""
+    """Return the RMS of the factors on the copied values."""
     squares = [float(weights.square().mean()) for weights in transfer.weights if weights is not None]
     return abs(transfer.scale) * prod(squares) ** 0.5
 
@@ -252,6 +262,6 @@ def _needs_rms(transfer: Transfer) -> bool:
 
 
 def root_mean_square(tensor: Tensor) -> float:
-    """Return sqrt(mean(x^2)), rounded to float32 so that the order of the summation does not show."""
+    """Return sqrt(mean(x^2)), rounded to float32 so that it does not depend on the order of summation."""
     norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
     return float((norm / max(tensor.numel(), 1) ** 0.5).float())

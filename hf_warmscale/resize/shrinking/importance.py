@@ -1,8 +1,7 @@
-"""How much each coordinate of a model matters on calibration text.
+"""Measure the importance of each coordinate of a model on calibration text.
 
-A coordinate counts as what its consumers make of it: the norm of its activation times the norm of the columns that
-read it. A block counts as what it changes of the residual stream: 1 - cos(before, after) (block influence,
-arXiv:2403.03853).
+The importance of a coordinate is the norm of its activation times the norm of the weight columns that read it. The
+importance of a block is its change of the residual stream: 1 - cos(before, after) (block influence, arXiv:2403.03853).
 """
 
 from collections.abc import Iterator
@@ -16,17 +15,18 @@ from transformers import PreTrainedModel
 from hf_warmscale.architecture import Axis, Dimension, ModelMap, ParameterMap
 
 Place = tuple[Axis, int | None]
-"""An axis and the block it is counted in; `None` for what all blocks share."""
+"""An axis and the block in which it is measured; `None` if all blocks share it."""
 
 SHARED = (Axis.HIDDEN,)
 
 
 @dataclass
 class Importance:
-    """What was measured on calibration text.
+    """Importance on calibration text.
 
     Args:
-        axes (`dict[Place, Tensor]`): for each place the squared importance of every coordinate `[size]` (float64).
+        axes (`dict[Place, Tensor]`): for each axis and block, the squared importance of every coordinate `[size]`
+            (float64).
         blocks (`Tensor`): the influence of every block `[layers]` (float64).
     """
 
@@ -36,7 +36,7 @@ class Importance:
 
 @torch.no_grad()
 def measure_importance(model: PreTrainedModel, source: ModelMap, tokens: Tensor) -> Importance:
-    """Run a model over calibration text and return how much each coordinate and each block matters.
+    """Run a model on calibration text and return the importance of each coordinate and each block.
 
     Args:
         model (`PreTrainedModel`): the model.
@@ -55,22 +55,22 @@ def measure_importance(model: PreTrainedModel, source: ModelMap, tokens: Tensor)
     weights = dict(model.named_parameters())
     for path, parameter in readers.items():
         squares = _column_squares(weights[parameter.name], parameter) * norms.get(path, 1.0)
-        _add(result, parameter, squares.double().cpu(), source)
+        _add(result, parameter, squares, source)
     if readout not in readers:  # tied: the readout is the embedding
         embedding = next(parameter for parameter in source.with_role("embedding") if Axis.VOCAB in parameter.axes())
-        squares = weights[embedding.name].double().square().sum(0) * norms[readout]
-        _add_axis(result, embedding.dimensions[1], Axis.HIDDEN, None, squares.cpu(), source)
+        squares = _precise(weights[embedding.name]).square().sum(0).cpu().double() * norms[readout]
+        _add_axis(result, embedding.dimensions[1], Axis.HIDDEN, None, squares, source)
     return result
 
 
 @contextmanager
 def _input_norms(model: PreTrainedModel, paths: set[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the squared norm of every input coordinate of some modules, as far as one vector goes in."""
+    """Collect the squared norm of every input coordinate of some modules, if their input is one tensor."""
     norms: dict[str, Tensor] = {}
 
     def watch(path: str) -> None:
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen = inputs[0].detach().double().flatten(0, -2).square().sum(0)
+            seen = _precise(inputs[0]).flatten(0, -2).square().sum(0).cpu().double()
             norms[path] = norms[path] + seen if path in norms else seen
 
         handles.append(model.get_submodule(path).register_forward_pre_hook(record))
@@ -88,7 +88,7 @@ def _input_norms(model: PreTrainedModel, paths: set[str]) -> Iterator[dict[str, 
 
 @contextmanager
 def _block_influence(model: PreTrainedModel, source: ModelMap) -> Iterator[list[Tensor]]:
-    """Collect 1 - cos(before, after) of every block, summed over sequences, mean over tokens."""
+    """Collect 1 - cos(before, after) of every block: the mean over tokens, summed over sequences."""
     blocks = list(model.get_submodule(source.layer_path).children())
     influence = [torch.zeros((), dtype=torch.float64) for _ in blocks]
 
@@ -96,12 +96,12 @@ def _block_influence(model: PreTrainedModel, source: ModelMap) -> Iterator[list[
         def record(
             module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor | tuple[Tensor]
         ) -> None:
-            before = (inputs[0] if inputs else kwargs["hidden_states"]).double()
-            after = (output if isinstance(output, Tensor) else output[0]).double()
+            before = _precise(inputs[0] if inputs else kwargs["hidden_states"])
+            after = _precise(output if isinstance(output, Tensor) else output[0])
             change = (before - after).square().sum(-1)
             cosine = nn.functional.cosine_similarity(before, after, dim=-1)
-            # a block that writes nothing counts exactly 0, whatever the cosine rounds to
-            influence[number] += torch.where(change > 0, (1 - cosine).clamp(min=1e-30), 0.0).mean().cpu()
+            # A block that writes nothing has importance exactly 0, whatever the cosine rounds to.
+            influence[number] += torch.where(change > 0, (1 - cosine).clamp(min=1e-30), 0.0).mean().cpu().double()
 
         return block.register_forward_hook(record, with_kwargs=True)
 
@@ -114,10 +114,15 @@ def _block_influence(model: PreTrainedModel, source: ModelMap) -> Iterator[list[
 
 
 def _column_squares(weight: Tensor, parameter: ParameterMap) -> Tensor:
-    """Return for each coordinate that a weight reads the squared norm of what reads it."""
+    """Return, for each input coordinate of a weight, the squared norm of its column."""
     assert parameter.fan_in is not None
     others = [dim for dim in range(weight.dim()) if dim != parameter.fan_in]
-    return weight.detach().double().square().sum(others)
+    return _precise(weight).square().sum(others).cpu().double()
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64 on the CPU and in float32 on other devices, of which some have no float64."""
+    return tensor.detach().to(torch.float64 if tensor.device.type == "cpu" else torch.float32)
 
 
 def _add(result: Importance, parameter: ParameterMap, squares: Tensor, source: ModelMap) -> None:
