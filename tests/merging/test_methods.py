@@ -172,3 +172,13 @@ def test_model_stock_by_hand() -> None:
 def test_model_stock_stays_at_the_base_between_opposites() -> None:
     base, delta = torch.ones(4), torch.randn(4)
     torch.testing.assert_close(model_stock(base, [base + delta, base - 2 * delta]), base)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_without_dimensions_is_merged(method: str) -> None:
+    """A learned scale or temperature, say."""
+    base, tensors = torch.tensor(1.0), [torch.tensor(value) for value in (1.5, 2.0, 3.0)]
+    merged = METHODS[method](base, tensors, WEIGHTS)
+    assert merged.shape == () and bool(merged.isfinite())
+    if method == "linear":
+        assert float(merged) == pytest.approx(2.4)

@@ -13,12 +13,13 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.evaluation import NonFiniteLossError
-from hf_warmscale.merging import MergeResult, search_merge
+from hf_warmscale.merging import CheckpointWeights, MergeInput, MergeResult, SimplexSpace, search_merge, search_source
 from hf_warmscale.merging.search.journal import open_journal
 from hf_warmscale.merging.search.trials import Trials
+from tests.evaluation.tiny import tiny_llama, tiny_tokenizer
 from tests.merging.search.test_trials import CONFIGURATION, advance, begin, history, new_trials, outcome
 
 Splits = tuple[list[str], list[str]]
@@ -128,7 +129,7 @@ def test_a_reference_that_diverged_on_the_confirm_split_is_null(
 
 
 def test_the_sampler_keeps_away_from_failed_points() -> None:
-    """Half of the box fails: without the failures the sampler, which likes that half, would stay there."""
+    """The half of the box that it likes fails. If it did not know, it would try the neighbours of each failure."""
     trials = new_trials()
     advance(trials, 2)
     for _ in range(10):
@@ -138,10 +139,57 @@ def test_the_sampler_keeps_away_from_failed_points() -> None:
             trials.fail(trial, "NaN")
         else:
             trials.tell(trial, outcome(3.0 + 0.1 * weight))
-    points = [trial.params["lambda"] for trial in (*trials.finished(), *trials.failed())]
-    assert len(points) == len({round(point, 4) for point in points}) == 12
-    assert len(trials.failed()) <= 6
-    assert min(weight for weight, _ in history(trials)[2:]) < 0.55  # what is left of the good half is found
+    points = sorted(trial.params["lambda"] for trial in (*trials.finished(), *trials.failed()))
+    assert len(points) == 12 and trials.failed()
+    assert np.diff(points).min() > 0.03
+
+
+class Members:
+    """Three models behind one, as `search_source` asks for them: combining them sets three numbers and no more."""
+
+    kind = "member"
+    span: tuple[int | None, int | None] = (None, None)
+
+    def __init__(self) -> None:
+        self.model: PreTrainedModel = tiny_llama()
+        self.weights: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return 3
+
+    def combine(self, weights: CheckpointWeights) -> None:
+        assert isinstance(weights, tuple)
+        self.weights = weights
+
+    def check(self) -> list[MergeInput]:
+        return [MergeInput(f"org/{name}", None, None, name) for name in "abc"]
+
+    def base(self) -> None: ...
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return tiny_tokenizer()
+
+    def write(self, folder: Path, weights: CheckpointWeights, *, max_shard_size: int | str) -> None:
+        (folder / "weights.json").write_text(json.dumps(weights))
+
+
+def test_members_that_fail_are_left_out_of_the_greedy_soup(tmp_path: Path) -> None:
+    """Of three members the first has no finite loss, alone or in a mean; the others are best in equal parts."""
+    members = Members()
+
+    def losses(model: PreTrainedModel) -> list[float]:
+        a, b, c = members.weights
+        return [math.nan if a > 0.2 else 3.0 + (b - c) ** 2 + 0.1 * a + 0.001 * index for index in range(20)]
+
+    with pytest.warns(UserWarning, match="failed; the search goes on"):
+        result = search_source(
+            members, SimplexSpace(3), select=losses, confirm=losses, n_trials=8, tolerance=0, output=tmp_path / "out"
+        )
+    assert result.study is not None
+    initial = [trial.user_attrs["start"] for trial in result.study.trials if "start" in trial.user_attrs]
+    assert initial == ["2", "0+1+2", "1", "0", "1+2"]  # the soup of the best two, and none with the first
+    assert result.accepted and "member" in result.verdict
+    assert json.loads((tmp_path / "out" / "weights.json").read_text()) == list(result.weights)
 
 
 def full_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
