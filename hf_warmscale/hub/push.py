@@ -34,7 +34,7 @@ SENT = (*SMALL_FILES, f"{CHAT_TEMPLATE_DIR}/*.jinja", "*.jsonl", "*.png", "LICEN
 
 WITHHELD = ("trainer_state.json",)
 AS_THEY_ARE = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "*.index.json")
-"""JSON files without paths, in which a token such as `/home/me` must not be mistaken for one."""
+"""JSON files without paths, in which a token that looks like a path must not be mistaken for one."""
 
 
 def push_to_hub(
