@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+PRODUCTS = (torch.ops.aten.bmm.default, torch.ops.aten.mm.default)
+"""Operations that refuse to mix dtypes. transformers before 5.18 multiplies float32 frequencies by positions so."""
+
 
 class StayInFloat64(TorchDispatchMode):
-    """Cast to float64 wherever float64 or integers would be cast to float32, while active.
+    """Ignore casts from float64 to float32 while active.
 
     transformers' norms, softmaxes and rotary embeddings compute in float32 whatever the model's dtype, which costs
     5e-7 on the logits; with this mode a float64 model computes in float64 throughout.
@@ -33,9 +36,10 @@ class StayInFloat64(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default and _is_downcast(args[0], kwargs.get("dtype")):
             kwargs = {**kwargs, "dtype": torch.float64}
+        if func in PRODUCTS and len({tensor.dtype for tensor in args}) > 1:
+            args = tuple(tensor.double() for tensor in args)
         return func(*args, **kwargs)
 
 
 def _is_downcast(tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
-    # Positions are integers; transformers before 5.18 multiplies them as matrices, which mixes no dtypes.
-    return dtype == torch.float32 and (tensor.dtype == torch.float64 or not tensor.is_floating_point())
+    return tensor.dtype == torch.float64 and dtype == torch.float32
