@@ -1,4 +1,4 @@
-"""`warmscale data`: text to rows of tokens, and more tokens for the text of a new domain; before training."""
+"""`warmscale data`: pack text into rows of tokens, and add tokens for the text of a new domain."""
 
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Pack, then show what came in and what went out."""
+    """Pack, then show how many documents, rows and tokens there are."""
     from hf_warmscale.checkpoints import load_tokenizer
     from hf_warmscale.training.data.packing import pack
 
@@ -74,11 +74,11 @@ def _add_split_special_tokens(parser: Parser) -> None:
 PACK = Verb(
     name="pack",
     summary="tokenize text and lay it out in rows",
-    description="Tokenize documents and lay them out in rows of one length. No document attends to another one in "
-    "its row. pack.json in the folder says what went in.",
+    description="Tokenize documents and lay them out in rows of one length. The documents of a row do not attend to "
+    "each other. pack.json in the folder describes the data.",
     add_arguments=add_arguments,
     run=run,
-    after_interrupt="nothing was written; what is tokenized is cached, so run the same command again.",
+    after_interrupt="nothing was written; the tokens are cached, so run the same command again.",
 )
 
 
@@ -97,7 +97,7 @@ def add_extend_arguments(parser: Parser) -> None:
 
 
 def run_extend(arguments: Namespace) -> None:
-    """Extend tokenizer and embeddings, then show how much shorter the text became."""
+    """Extend the tokenizer and the embeddings, then show how much shorter the text became."""
     from hf_warmscale.checkpoints import (
         explained_full_disk,
         load_model,
@@ -137,8 +137,8 @@ def run_extend(arguments: Namespace) -> None:
 EXTEND = Verb(
     name="extend",
     summary="give a model more tokens for a new domain",
-    description="Go on with the training of a model's BPE tokenizer on text of a new domain, and give the new tokens "
-    "the mean embedding of the old ones that they are made of. Compare losses in bits per byte afterwards.",
+    description="Continue the training of a model's BPE tokenizer on text of a new domain. Each new token starts with "
+    "the mean embedding of the old tokens it is made of. Compare losses in bits per byte afterwards.",
     add_arguments=add_extend_arguments,
     run=run_extend,
 )

@@ -20,7 +20,7 @@ fields that nearly every recipe names (--help-fields lists all of them):
                                {name: wsd, warmup: 0.01, cooldown: 0.2}
   max_tokens or max_steps      length of the stage
   learning_rate                peak of the schedule
-  output_dir                   run folder; a second run of the same command goes on from its last checkpoint
+  output_dir                   run folder; run the same command again to continue from its last checkpoint
 
 several processes:
   accelerate launch --config_file ACCELERATE.yaml -m hf_warmscale train CONFIG.yaml
@@ -28,7 +28,7 @@ several processes:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the file; every field of it is an option too."""
+    """Add the file; each of its fields is an option too."""
     parser.epilog = FIELDS
     parser.usage = "%(prog)s CONFIG.yaml [--field value ...] [--show-schedule PNG]"
     parser.forward_unknown_to = "overrides"
@@ -85,7 +85,7 @@ def show_run(trainer: "ContinualTrainer") -> None:
 
 
 def next_command(saved: list[Path]) -> list[object]:
-    """Return what to type after a stage that left these checkpoints, the oldest first."""
+    """Return the command to type after a stage with these checkpoints, the oldest first."""
     if len(saved) < 2:
         return ["warmscale", "push", saved[0], "REPO_ID", "--private"] if saved else []
     return ["warmscale", "merge", *saved[-2:], "--output", "MERGED"]
@@ -93,9 +93,9 @@ def next_command(saved: list[Path]) -> list[object]:
 
 TRAIN = Verb(
     name="train",
-    summary="train one stage, or continue it where it stopped",
-    description="Train the stage that a YAML file describes. Every field is an option too, which wins over the file.",
+    summary="train one stage, or continue it",
+    description="Train the stage that a YAML file describes. Every field is also an option, which overrides the file.",
     add_arguments=add_arguments,
     run=run,
-    after_interrupt="run the same command again to go on from the last checkpoint.",
+    after_interrupt="run the same command again to continue from the last checkpoint.",
 )

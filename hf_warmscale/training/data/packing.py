@@ -1,4 +1,4 @@
-"""Tokenize documents and lay them out in rows, so that no document attends to another."""
+"""Tokenize documents and lay them out in rows that say where each document begins."""
 
 import hashlib
 import json

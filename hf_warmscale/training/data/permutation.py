@@ -1,4 +1,4 @@
-"""Seekable permutations: the row at any place of any pass, without a stored order."""
+"""Shuffled passes with random access: the row at any place of any pass, without a stored order."""
 
 import hashlib
 
@@ -9,21 +9,23 @@ Integers = NDArray[np.int64]
 Words = NDArray[np.uint32]
 
 ROUNDS, FEW_BITS, MORE_ROUNDS = 4, 16, 12
-"""Four rounds shuffle well (Luby and Rackoff); halves of few bits need more, and are cheap."""
+"""Four Feistel rounds make a good shuffle (Luby and Rackoff, 1988) if each half has many bits; few bits need more
+rounds, and then a round is cheap."""
 
 
 def key_of(seed: int, name: str) -> int:
-    """Return the 32-bit key of a stream of permutations."""
+    """Return the 32-bit key of the permutations of one source."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
 def permuted(ordinals: Integers, size: int, key: int) -> Integers:
-    """Return the rows that stand at `ordinals` of an endless sequence of shuffled passes over `size` rows.
+    """Return the rows at the places `ordinals` of an endless sequence of shuffled passes over `size` rows.
 
-    Every pass holds each row exactly once, in an order of its own: ordinals 0 to `size` - 1 are the first pass. The
-    order is a Feistel network on the smallest power of two that holds `size`; values outside are sent through it again
-    (cycle walking) until they fall inside.
+    Each pass holds every row once, in an order of its own; ordinals 0 to `size` - 1 are the first pass. A Feistel
+    network is a bijection whatever its round function is, but only on a power of two. So it permutes the smallest
+    power of two that holds `size`, and a result outside is sent through again until it falls inside (cycle walking):
+    that is a bijection on the rows, and takes at most two trips on average.
 
     Args:
         ordinals (`[n]` of `int64`): places in the sequence, in any order.
@@ -38,7 +40,7 @@ def permuted(ordinals: Integers, size: int, key: int) -> Integers:
     bits = max(2, (size - 1).bit_length())
     passes = ordinals // size
     places = ordinals - passes * size
-    # Most calls stay within one pass: one key then stands for all.
+    # Every pass has a key of its own. Most calls stay within one pass, so that one key is enough.
     keys = _mix(np.uint32(key) + passes.astype(np.uint32) * np.uint32(0x9E3779B9))
     if passes.min() == passes.max():
         keys = keys[:1]

@@ -6,6 +6,7 @@ nothing is assumed: a model of the same class and structure, with tiny sizes and
 document of a packed batch the logits that it gives to the document alone.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from hf_warmscale.training.data.stand_ins import stand_in_for
 Layout = Literal["rows", "end_to_end"]
 """Packed rows stacked, `[rows, tokens]`, or laid end to end, `[1, rows * tokens]`."""
 
+logger = logging.getLogger(__name__)
+
 LAYOUTS: tuple[Layout, ...] = ("end_to_end", "rows")
 DOCUMENTS = ((7, 9), (10, 6))
 """Tokens of the documents in each of two rows: boundaries at different places, every document seen by another."""
@@ -45,12 +48,14 @@ class Separation:
         changes (`Mapping[Layout, float]`): the largest change of a logit, relative to the largest logit, between a
             document in a packed batch and alone.
         failures (`Mapping[Layout, str]`): what the model raised, if it cannot run on a layout at all.
+        unproved (`str`, *optional*): why no tiny model could be made, so that nothing is known.
     """
 
     family: str
     attention: str
     changes: Mapping[Layout, float] = field(default_factory=dict)
     failures: Mapping[Layout, str] = field(default_factory=dict)
+    unproved: str | None = None
 
     def holds_for(self, layout: Layout) -> bool:
         """Tell whether documents stay apart in batches of this layout."""
@@ -82,7 +87,8 @@ def separation_of(model: nn.Module | None) -> Separation | None:
         model (`nn.Module`): of any size, on any device and under any engine; it is not run. Adapters may be on it.
 
     Returns:
-        `Separation`: or `None` for what is not a model of transformers, of which nothing can be proved.
+        `Separation`: or `None` if nothing can be proved: of a module that is not a model of transformers, or, with a
+            warning, of a family of which no tiny model can be made.
     """
     from peft import PeftModel
 
@@ -100,7 +106,14 @@ def separation_of(model: nn.Module | None) -> Separation | None:
         with warnings.catch_warnings():  # what the family's code says of a tiny model is not for the user
             warnings.simplefilter("ignore")
             _proved[key] = prove(model_class, config, attention)
-    return _proved[key]
+        if _proved[key].unproved is not None:
+            logger.warning(
+                "It could not be proved that %s models keep packed documents apart (%s); compare the logits of a "
+                "packed row with those of its documents.",
+                config.model_type,
+                _proved[key].unproved,
+            )
+    return None if _proved[key].unproved is not None else _proved[key]
 
 
 def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> Separation:
@@ -111,7 +124,7 @@ def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attentio
     try:
         model = tiny_model(model_class, config, attention)
     except Exception as error:  # whatever the family's own code raises
-        return Separation(str(config.model_type), attention, {}, dict.fromkeys(LAYOUTS, _one_line(error)))
+        return Separation(str(config.model_type), attention, unproved=_one_line(error))
     for layout in LAYOUTS:
         try:
             changes[layout] = largest_change(model, layout)
@@ -121,14 +134,27 @@ def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attentio
 
 
 def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> PreTrainedModel:
-    """Build a small random model of the same structure; every layer stays, for layers may differ in kind."""
-    tiny = tiny_config(config, tiny_sizes(config))
-    tiny._attn_implementation = stand_in_for(attention)
-    tiny._experts_implementation = "eager"
+    """Build a small random model of the same structure that runs; every layer stays, for layers may differ in kind."""
+    sizes = tiny_sizes(config)
+    # Some families take it for granted that heads fill the hidden size.
+    for attempt in (sizes, {**sizes, Axis.HIDDEN: TINY[Axis.HEADS] * TINY[Axis.HEAD_DIM]}):
+        try:
+            model = _built(model_class, tiny_config(config, attempt), attention)
+            with torch.no_grad(), StayInFloat64():
+                _logits(model, input_ids=torch.full((1, DOCUMENTS[0][0]), FIRST_ORDINARY_TOKEN))
+        except Exception as error:  # whatever the family's own code raises
+            failure = error
+        else:
+            return model
+    raise failure
+
+
+def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> PreTrainedModel:
+    config._attn_implementation = stand_in_for(attention)
+    config._experts_implementation = "eager"
     with torch.random.fork_rng(devices=[]), unpartitioned(), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
-        model = model_class(tiny)
-        model = randomize(model)
+        model = randomize(model_class(config))
     model.eval()
     return model
 

@@ -14,10 +14,10 @@ from hf_warmscale.training.schedules.schedule import Schedule
 
 
 class StageLR(LRScheduler):
-    """Multiply the rate that every parameter group was made with by one factor of the step.
+    """Multiply the peak rate of every parameter group by one factor per step.
 
-    The state is plain JSON: the step and, for the reader, the schedule. What a checkpoint restores is the position;
-    shape and rates are always those of the arguments (`LambdaLR` restores its base rates and so ignores new ones).
+    The state is plain JSON: the step and, for a human reader, the schedule. A checkpoint restores the step only; the
+    shape and the rates come from the arguments. (`LambdaLR` also restores its base rates, and so ignores new ones.)
 
     Args:
         optimizer (`Optimizer`): its groups hold their peak rate in `lr`.
@@ -29,7 +29,7 @@ class StageLR(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the rate of every group for the step that comes next."""
+        """Return the rate of every group for the next step."""
         factor = self.schedule.factor(self.last_epoch)
         return [base * factor for base in self.base_lrs]
 
@@ -38,7 +38,7 @@ class StageLR(LRScheduler):
         return {"step": self.last_epoch, "schedule": asdict(self.schedule)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the step of a saved state."""
+        """Restore the step of a saved state."""
         self.go_to(state_dict["step"])
 
     def go_to(self, step: int) -> None:
@@ -46,7 +46,7 @@ class StageLR(LRScheduler):
         set_scheduler_step(self, step)
 
     def rebase(self, peaks: list[float]) -> None:
-        """Set the peak rate of every group, whatever a loaded optimizer state left there."""
+        """Set the peak rate of every group; a loaded optimizer state has overwritten it with its own."""
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["initial_lr"] = peak
         self.base_lrs = list(peaks)
@@ -54,7 +54,7 @@ class StageLR(LRScheduler):
 
 
 def plot_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
-    """Draw the rate of every step of a resolved schedule to a PNG."""
+    """Plot the rate of every step of a resolved schedule into a PNG."""
     steps = range(schedule.total_steps or 0)
     with figure(path) as drawing:
         axes = drawing.subplots()

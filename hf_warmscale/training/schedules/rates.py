@@ -1,6 +1,6 @@
-"""The formulas of the schedules: the rate after t steps, from 2403.08763, 2404.06395 and 2405.18392.
+"""The learning rate after t steps, as formulas: 2403.08763, 2404.06395 and 2405.18392.
 
-Phases are in steps and need not be whole.
+The phases are given in steps, which need not be whole numbers.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 Shape = Literal["linear", "1-sqrt", "cosine", "exponential"]
-"""How a cooldown falls from 1 to 0."""
+"""The shape of a cooldown, which falls from 1 to 0."""
 
 
 def rewarm_cosine(t: float, *, total: float, warmup: float, peak: float, floor: float) -> float:
@@ -82,7 +82,7 @@ def cosine(p: float) -> float:
 
 
 def exponential(p: float) -> float:
-    """Return the exponential that falls from 1 to 0 and halves its distance to -1."""
+    """Return 2 * 0.5^p - 1, which falls from 1 to 0: an exponential whose asymptote is -1."""
     return float(2 * 0.5**p - 1)
 
 

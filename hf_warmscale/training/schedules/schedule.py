@@ -1,4 +1,4 @@
-"""The learning rate schedule of a stage: a pure function of its step. `rates` has the formulas."""
+"""The learning rate schedule of a stage, as a pure function of its step. The formulas are in `rates`."""
 
 import math
 import re
@@ -10,10 +10,11 @@ from hf_warmscale.training.schedules import rates
 from hf_warmscale.training.schedules.rates import Shape
 
 Name = Literal["rewarm_cosine", "infinite_cosine", "infinite_inv_sqrt", "wsd", "constant"]
-"""The schedules that `get_schedule` makes."""
+"""The names of the schedules."""
 
 Duration = int | float | str
-"""A phase: whole numbers are steps, floats up to 1.0 a fraction of the stage, text such as "2.5M tokens" is tokens."""
+"""The length of a phase: an `int` counts steps, a `float` up to 1.0 is a fraction of the stage, and text such as
+"2.5M tokens" counts tokens."""
 
 TOKENS = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([KMBT]?)\s*tokens\s*$")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -29,21 +30,21 @@ PHASES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of a stage: call it with the zero-based step to get the rate of that step.
+    """The learning rate of a stage. Call it with a zero-based step to get the rate of that step.
 
-    Rates are those of the reference parameter group. Every other group follows `factor(step)`, so the ratios between
-    groups never change.
+    It gives the rate of the reference parameter group. All other groups are multiplied by the same `factor(step)`, so
+    the ratios between groups stay constant.
 
     Args:
         name (`str`): one of `Name`.
         learning_rate (`float`, *optional*): the peak; by default the `learning_rate` of the training arguments.
-        min_lr (`float`, *optional*): where the stage ends; by default a tenth of the peak (2403.08763).
-        constant_lr (`float`, *optional*): the plateau of the infinite schedules; by default 0.55 of the peak.
+        min_lr (`float`, *optional*): the rate at the end of the stage; by default a tenth of the peak (2403.08763).
+        constant_lr (`float`, *optional*): the plateau of an infinite schedule; by default 0.55 of the peak.
         warmup, cooldown, constant (`Duration`): the phases: steps (`int`), a fraction of the stage (`float` below 1)
-            or tokens (`"2.5M tokens"`). What is left of an infinite schedule is its anneal; `wsd` ends with its
+            or tokens (`"2.5M tokens"`). An infinite schedule anneals in the steps that remain; `wsd` ends with its
             cooldown.
-        cooldown_shape (`str`): the fall of the `wsd` cooldown, one of `Shape`.
-        timescale (`float`): alpha of the inverse square root cooldown.
+        cooldown_shape (`str`): the shape of the `wsd` cooldown, one of `Shape`.
+        timescale (`float`): alpha in the inverse square root cooldown, 1 / sqrt(1 + alpha x).
         total_steps (`int`, *optional*): the length of the stage in steps; a `Stage` fills it in.
         tokens_per_step (`int`, *optional*): tokens in one optimizer step, needed by phases in tokens only.
         step_offset (`int`): 1 gives the zero-based step s the rate of t = s + 1, so that no step is wasted at a rate
@@ -103,10 +104,10 @@ class Schedule:
         return 0.55 * self.peak if self.constant_lr is None else self.constant_lr
 
     def resolve(self, *, total_steps: int, learning_rate: float, tokens_per_step: int | None = None) -> Self:
-        """Return the schedule with what it left open filled in.
+        """Return the schedule with its open fields filled in.
 
         Raises:
-            ValueError: if it was made for more steps than the stage has.
+            ValueError: if it is longer than the stage.
         """
         if self.total_steps is not None and self.total_steps > total_steps:
             raise ValueError(
@@ -198,14 +199,15 @@ class Schedule:
 
 
 def get_schedule(name: str, **parameters: float | int | str | None) -> Schedule:
-    """Return a learning rate schedule: a function of the zero-based step that gives the rate, with `.factor(step)`.
+    """Return a learning rate schedule: call it with the zero-based step, or call `.factor(step)`.
 
     Args:
         name (`str`): `rewarm_cosine`, `infinite_cosine`, `infinite_inv_sqrt`, `wsd` or `constant`.
         parameters: the fields of `Schedule`.
 
     Raises:
-        ValueError: for an unknown name, field or shape, a rate out of order, or phases longer than `total_steps`.
+        ValueError: if a name, field or shape is unknown, the rates are out of order, or the phases are longer than
+            `total_steps`.
 
     Example:
 

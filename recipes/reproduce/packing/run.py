@@ -8,6 +8,7 @@ writes `separation.json` and `README.md` beside this file.
 
 import argparse
 import json
+import multiprocessing
 import resource
 import signal
 import warnings
@@ -32,7 +33,7 @@ from hf_warmscale.training.data.separation import LAYOUTS, Separation, prove, ti
 HERE = Path(__file__).parent
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 CPU_SECONDS = 60
-MEMORY_BYTES = 6 * 2**30
+MEMORY_BYTES = 5 * 2**30
 LAYERS = 4
 
 
@@ -66,13 +67,18 @@ def shallow_config(model_type: str) -> PreTrainedConfig:
 
 def prove_type(model_type: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model type": model_type}
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         with cpu_limit(CPU_SECONDS):
             config = shallow_config(model_type)
             model_class = AutoModelForCausalLM._model_mapping[type(config)]
             for attention in ATTENTIONS:
                 proved = prove(model_class, config, attention)
-                row[attention] = {"changes": dict(proved.changes), "failures": dict(proved.failures)}
+                row[attention] = {
+                    "changes": dict(proved.changes),
+                    "failures": dict(proved.failures),
+                    "unproved": proved.unproved,
+                }
     except (Exception, OutOfTimeError, MemoryError) as error:  # whatever the family's own code raises
         row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return row
@@ -81,10 +87,10 @@ def prove_type(model_type: str) -> dict[str, Any]:
 def verdict(row: dict[str, Any], attention: str) -> str:
     if attention not in row:
         return "not tried"
-    proved = Separation(row["model type"], attention, row[attention]["changes"], row[attention]["failures"])
+    proved = Separation(row["model type"], attention, **row[attention])
     if proved.layout is not None:
         return {"rows": "stacked", "end_to_end": "end to end"}[proved.layout]
-    return "refused" if proved.changes else "does not run"
+    return "refused" if proved.unproved is None else "does not run"
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -98,7 +104,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             if verdict(row, name) in ("refused", "does not run"):
                 proved = row[name]
                 changes = {layout: f"{change:.1g}" for layout, change in proved["changes"].items()}
-                reasons = next(iter(proved["failures"].values()), "").replace("|", "/")
+                reasons = (proved["unproved"] or next(iter(proved["failures"].values()), "")).replace("|", "/")
                 details.append({"model type": row["model type"], "attention": name, **changes, "raised": reasons})
         if "failed" in row:
             details.append({"model type": row["model type"], "attention": "all", "raised": row["failed"]})
@@ -125,7 +131,6 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))  # some configs stay large in part
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="these types, again")
     parser.add_argument("--report", action="store_true", help="only make the table")
@@ -134,7 +139,9 @@ def main() -> None:
     done = {row["model type"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     for name in () if arguments.report else tqdm(arguments.only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         if arguments.only or name not in done:
-            done[name] = prove_type(name)
+            # In a process of its own with little memory: some configs stay large in part.
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                done[name] = pool.apply(prove_type, (name,))
             write_json(path, [done[name] for name in sorted(done)])
     report([done[name] for name in sorted(done)])
 

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, default_data_collator
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    default_data_collator,
+)
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from hf_warmscale.architecture import Axis
@@ -88,6 +95,18 @@ def test_mup_models_and_adapters_are_proved_too() -> None:
     assert mup is not None and mup.layout == "rows"
     assert adapted is not None and (adapted.family, adapted.layout) == ("llama", "rows")
     assert separation_of(torch.nn.Linear(2, 2)) is None
+
+
+def test_what_cannot_be_proved_is_said_and_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+    class Particular(LlamaForCausalLM):
+        def __init__(self, config: LlamaConfig) -> None:
+            if config.hidden_size != 16:
+                raise TypeError("I am what I am")
+            super().__init__(config)
+
+    with caplog.at_level("WARNING"):
+        assert separation_of(Particular(tiny_model().config)) is None
+    assert "could not be proved that llama models keep packed documents apart (TypeError: I am" in caplog.text
 
 
 # ---- The layouts ----
