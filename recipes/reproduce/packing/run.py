@@ -112,10 +112,12 @@ def report(rows: list[dict[str, Any]]) -> None:
     text = (
         "# Do packed documents stay apart?\n\n"
         "    python recipes/reproduce/packing/run.py\n\n"
-        f"Every causal LM of transformers {transformers.__version__} with torch {torch.__version__}, on CPU. A tiny "
+        f"{len(rows)} of the {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} causal LMs of transformers "
+        f"{transformers.__version__} with torch {torch.__version__}, on CPU. A tiny "
         "random model must give each of four documents in a packed batch the logits that it gives to the document "
         "alone, to 1e-6 of the largest logit. *Stacked*: rows of several documents, batch 2. *End to end*: all rows "
-        "in one, as flash attention needs it. *Refused*: a trainer refuses rows of several documents. For flash "
+        "in one, as flash attention needs it. *Does not run*: no tiny model could be made, or the family has no such "
+        "attention. *Refused*: a trainer refuses rows of several documents. For flash "
         "and flex attention, functions in plain torch stand in that get the same arguments.\n\n"
         + markdown_table(summary)
         + "\n## Every type\n\n"
