@@ -132,6 +132,7 @@ def test_an_optimizer_that_is_no_adamw_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_deepspeed_optimizer_block_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install hf-warmscale[deepspeed]")
     config = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({**config, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}))

@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     ),
     "an anneal that is over": (
         "--output_dir other --anneal_from run/checkpoint-4 --anneal_until 10",
-        ["has seen 512 tokens", "end at 10"],
+        ["has already seen 512 tokens", "end at 10"],
     ),
     "a shape without an anneal": ("--output_dir other --anneal_shape linear", ["anneal_from"]),
     "an unknown shape": (
