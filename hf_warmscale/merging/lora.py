@@ -170,7 +170,7 @@ def _read_config(folder: Path) -> LoraConfig:
     _load(folder / ADAPTER_FILE)  # a corrupt file is refused before the base is loaded
     config = read_lora_config(folder)
     for setting in NO_PRODUCT:
-        if getattr(config, setting):
+        if getattr(config, setting, None):  # older versions of peft lack some
             raise ValueError(
                 f"{folder} has {setting} set, so it is more than a low-rank product; merge it into its base first."
             )
