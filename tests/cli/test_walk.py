@@ -85,14 +85,12 @@ def same_logits(one: Path, other: Path) -> None:
     torch.testing.assert_close(*logits, rtol=0, atol=2e-5)
 
 
-def test_explain_gives_a_reason_for_every_group(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["mup", "explain", str(workspace / "model")]) == 0
-    printed = capsys.readouterr().out
-    assert "lr: η/m_in = 0.5" in printed
-    assert "sums over a growing axis" in printed
+def test_explain_gives_a_reason_for_every_group(workspace: Path) -> None:
+    """In a process of its own: how wide a terminal is, rich finds out when it is imported."""
+    done = warmscale("mup", "explain", "model", cwd=workspace, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "lr: η/m_in = 0.5" in done.stdout
+    assert "sums over a growing axis" in done.stdout
 
 
 STUDIES = {"check": ["--lr", "0.01", "--steps", "2"], "transfer": ["--log2-lrs", "-9", "-8", "-7", "--steps", "2"]}
