@@ -127,6 +127,7 @@ class AdapterSource:
             ModelWriter(folder, self.stored.model, self.stored.specs, max_shard_size=max_shard_size) as writer,
         ):
             for name, tensor in self.stored.tensors():
+                # Summed in float32 and rounded once, to the stored dtype.
                 value = self._merged(*merged[name], weights).to("cpu", tensor.dtype) if name in merged else tensor
                 writer.write(name, value)
 

@@ -90,7 +90,6 @@ def select_winner(trials: Trials, singles: Mapping[int, Mapping[str, Any] | None
     if not candidates:
         raise ValueError("No trial keeps the limits; raise them, or n_trials.")
     several = len(minimised) > 1
-    # Quadratic in the trials, of which there are tens.
     front = [trial for trial in candidates if several and not any(_dominates(other, trial) for other in candidates)]
     candidates = front or candidates
     losses = [weighed(trial.user_attrs, minimised) for trial in candidates]

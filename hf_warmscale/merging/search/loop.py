@@ -22,8 +22,8 @@ from hf_warmscale.merging.search.trials import FAILED, INITIAL, Trials, is_compl
 from hf_warmscale.merging.weights import one_hot_weights
 
 PATIENCE = 3
-"""The search ends after this many consecutive proposals with nothing to gain, and gives up after this many failed trials
-if none has finished."""
+"""The search ends after this many consecutive proposals with nothing to gain; it gives up after this many
+failed trials if none has finished."""
 POLL_SECONDS = 1.0
 
 

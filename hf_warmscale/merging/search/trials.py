@@ -115,6 +115,7 @@ class Trials:
             with suppress(UpdateFinishedTrialError):  # another worker gave it up all the same
                 trial.set_user_attr(BEATS, trial.user_attrs.get(BEATS, 0) + 1)
 
+        # Not `except`: Ctrl-C and every error take the same way, and only a block that ends well pops the callback.
         with ExitStack() as unless_done:
             unless_done.callback(self._lose, trial)
             with beating(beat, every=every):
@@ -279,6 +280,8 @@ class Trials:
         check_format_version(self.study.user_attrs, STUDY_VERSION, f"study {self.study.study_name!r}")
         known = self.noted(CONFIGURATION)
         if known is None:
+            # The configuration before the version: a kill in between leaves what version 0.1.0 wrote, which can be
+            # read.
             self.note(CONFIGURATION, configuration)
             self.study.set_user_attr(FORMAT_VERSION, STUDY_VERSION)
             return
