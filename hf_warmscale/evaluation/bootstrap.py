@@ -68,6 +68,7 @@ def paired_bootstrap(
     """
     if a.digests != b.digests:
         raise ValueError("The two models were scored on different documents; score both on one EvaluationSet.")
+    # Nats per token of two tokenizers have different denominators; bits per byte have one.
     if not np.array_equal(a.tokens, b.tokens):
         raise ValueError("The two models use different tokenizers; compare their bits_per_byte instead.")
     if len(a) < MIN_DOCUMENTS:
@@ -75,6 +76,7 @@ def paired_bootstrap(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
     interval = bootstrap(
+        # Two columns, `[documents]` each, drawn together: a document keeps its number of tokens.
         (a.nll - b.nll, a.tokens.astype(np.float64)),
         _mean_per_token,
         paired=True,

@@ -34,6 +34,7 @@ def token_nll(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_IND
     """
     vocab_size = logits.shape[-1]
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    # `[rows, vocab]` per chunk. One row may exceed the chunk; it is not split.
     rows = max(1, CHUNK_ELEMENTS // vocab_size)
     chunks = logits.reshape(-1, vocab_size).split(rows)
     pairs = zip(chunks, targets.reshape(-1).split(rows), strict=True)

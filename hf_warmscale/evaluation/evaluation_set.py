@@ -76,6 +76,8 @@ class EvaluationSet:
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         start = _start_token(tokenizer)
+        # Without special tokens: many tokenizers add a start or an end token, which would be scored as a part of the
+        # document.
         tokenised = tokenizer(list(documents), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         for index, ids in enumerate(tokenised):
             if not ids:
@@ -152,13 +154,17 @@ class EvaluationSet:
         inputs = torch.zeros(len(windows), max(window.length for window in windows), dtype=torch.long)
         targets = torch.full_like(inputs, IGNORE_INDEX)
         for row, window in enumerate(windows):
+            # One token more than predictions: the first is input only, the last is target only.
             ids = self.sequences[window.document][window.start : window.start + window.length + 1]
             inputs[row, : window.length] = ids[:-1]
             targets[row, : window.length] = ids[1:]
         # Padding is on the right, where a causal model's earlier positions cannot see it: no mask is needed.
         logits = model(input_ids=inputs.to(device), use_cache=False).logits
+        # `[rows, tokens]` nats, summed in float64 on the CPU: not every accelerator has float64, and a float32 sum of
+        # a long document loses digits that a paired difference needs.
         sums = token_nll(logits, targets.to(logits.device)).cpu().double().sum(dim=1)
         if batch:
+            # The windows of one document may be in several batches, and several of them in this one.
             total.index_add_(0, torch.tensor([window.document for window in batch]), sums)
 
     def _result(self, total: Tensor) -> DocumentNLL:
@@ -177,6 +183,8 @@ class EvaluationSet:
 
     def _check_fits(self, model: nn.Module) -> None:
         vocab_size = _text_config(model).vocab_size
+        # Refused here: on an accelerator an id out of range is an asynchronous assertion that names neither token nor
+        # tokenizer.
         largest = max(int(ids.max()) for ids in self.sequences)
         if largest >= vocab_size:
             raise ValueError(
@@ -258,6 +266,7 @@ def _sum_over_processes(total: Tensor, device: torch.device) -> Tensor:
     bits = total.view(torch.int64).to(device)
     gathered = [torch.empty_like(bits) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(gathered, bits)
+    # Not an all-reduce: its order of summation depends on the backend and the number of processes.
     return torch.stack([each.cpu().view(torch.float64) for each in gathered]).sum(dim=0)
 
 

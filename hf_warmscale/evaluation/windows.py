@@ -33,6 +33,7 @@ def batch_by_length(windows: Iterable[Window], batch_tokens: int) -> list[Batch]
     left = sorted(windows, key=lambda window: (-window.length, window.document, window.start))
     batches = []
     while left:
+        # The first window is the longest of those left, so the batch is padded to its length.
         size = max(1, batch_tokens // left[0].length)
         batches.append(tuple(left[:size]))
         left = left[size:]
@@ -43,4 +44,5 @@ def share(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
     """Return the batches of one process: all processes get equally many, some of them empty."""
     mine = list(batches[rank::world_size])
     rounds = -(-len(batches) // world_size)
+    # Equal numbers, because a forward pass of a sharded model is a collective call.
     return mine + [()] * (rounds - len(mine))

@@ -56,6 +56,7 @@ class CheckpointCombiner:
     def __init__(self, model: PreTrainedModel, checkpoints: Sequence[Checkpoint | ModelWeights]) -> None:
         self.model = model
         self._stored = [ModelWeights(each) if isinstance(each, Checkpoint) else each for each in checkpoints]
+        # A tied name is a second view of one tensor, and the stored weights do not have it.
         tied = model.all_tied_weights_keys
         self._live = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
         for weights in self._stored:
@@ -70,6 +71,8 @@ class CheckpointCombiner:
         with torch.no_grad():
             for name, target in self._live.items():
                 sources = [stored.tensor(name) for stored in self._stored]
+                # A combination always starts from the stored tensors, never from the live ones: errors cannot add up
+                # over the trials.
                 if target.is_floating_point():
                     weighted_sum_(target, sources, weights[name] if isinstance(weights, Mapping) else weights)
                 else:

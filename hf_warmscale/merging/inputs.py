@@ -80,6 +80,7 @@ def open_inputs(
     opened = [open_checkpoint(checkpoint) for checkpoint in checkpoints]
     origin = None if base is None else open_checkpoint(base)
     everything = [*opened, *([origin] if origin else [])]
+    # Configs first: they are read in milliseconds, while `ModelWeights` builds the skeleton of each model.
     for other in everything[1:]:
         _check_families(everything[0], other)
     weights = [ModelWeights(checkpoint) for checkpoint in everything]
@@ -110,7 +111,7 @@ def check_tokenizers(folders: Mapping[str, Path]) -> None:
     passed over; those whose tokenizer files are equal, as in the checkpoints of one run, are loaded once.
 
     Args:
-        folders (`Mapping[str, Path]`): by the names that an error shall use.
+        folders (`Mapping[str, Path]`): by the name to use in error messages.
 
     Raises:
         ValueError: naming the first token that they disagree on.
@@ -119,6 +120,7 @@ def check_tokenizers(folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         files = _tokenizer_files(folder)
         if files:
+            # By the names and the hashes of the files: the checkpoints of one run carry equal tokenizers.
             different.setdefault(
                 tuple(f"{each.name} {sha256(each.read_bytes()).hexdigest()}" for each in files), (name, folder)
             )
@@ -163,6 +165,7 @@ def positions(first: Checkpoint, second: Checkpoint) -> tuple[int | None, int | 
     not order their checkpoints. Steps are counted anew in every stage, so across the stages of a lineage tokens are
     compared.
     """
+    # One parent folder, or one Hub repository, counts as one run: `run/checkpoint-100` and `run/checkpoint-200`.
     same_run = _run_of(first) == _run_of(second)
     stages = (read_stage(first.folder), read_stage(second.folder))
     if stages[0] is None or stages[1] is None:
@@ -181,6 +184,7 @@ def check_order(checkpoints: Sequence[Checkpoint]) -> None:
     """
     for earlier, later in pairwise(checkpoints):
         before, after, unit = positions(earlier, later)
+        # Checkpoints without a known place are passed over: their order is the caller's to know.
         if before is not None and after is not None and before > after:
             raise ValueError(
                 f"{earlier.source.name} ({before:,} {unit}) is listed before {later.source.name} ({after:,} {unit}); "
@@ -218,6 +222,7 @@ def _check_configs(first: ModelWeights, other: ModelWeights) -> None:
     names = f"{first.checkpoint.source.name} and {other.checkpoint.source.name}"
     one, two = first.checkpoint.config, other.checkpoint.config
     for field, a, b in _differences(one, two, first.model):
+        # Plain rotary angles do not depend on it; it only limits the length.
         if field == "max_position_embeddings" and _has_plain_rotary_positions(one):
             warnings.warn(
                 f"{names} differ in {field} ({a} against {b}); the merge has that of the last.", stacklevel=4
@@ -250,6 +255,7 @@ def _is_read(field: str, config: PreTrainedConfig, model: PreTrainedModel) -> bo
     """
     if field in {each.name for each in fields(config)}:
         return True
+    # The source is searched, because configs keep unknown keys and some families read theirs with `getattr`.
     return re.search(rf"\b{re.escape(field)}\b", inspect.getsource(sys.modules[type(model).__module__])) is not None
 
 

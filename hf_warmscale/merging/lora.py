@@ -72,10 +72,12 @@ class AdapterSource:
         self.stored = ModelWeights(open_checkpoint(base))
         check_tokenizers({base: self.stored.checkpoint.folder, **{str(folder): folder for folder in self.folders}})
         self.model: PreTrainedModel = load_model(self.stored.checkpoint.folder, finite=False)
+        # peft wraps the layers of `self.model` in place, so the unwrapped model sees the adapted layers.
         self._add_adapters(base).to(device)
         self._layers = low_rank_layers(self.model)
         for layer in self._layers.values():
             switch_off(layer)  # merges are written into the base weights
+        # The adapter changes one use of the tied weight; a merge into the weight would change both.
         for tied, name in self.model.all_tied_weights_keys.items():
             if {_module(tied), _module(name)} & self._layers.keys():
                 raise ValueError(
@@ -125,6 +127,7 @@ class AdapterSource:
             ModelWriter(folder, self.stored.model, self.stored.specs, max_shard_size=max_shard_size) as writer,
         ):
             for name, tensor in self.stored.tensors():
+                # Summed in float32 and rounded once, to the stored dtype.
                 value = self._merged(*merged[name], weights).to("cpu", tensor.dtype) if name in merged else tensor
                 writer.write(name, value)
 
@@ -139,10 +142,12 @@ class AdapterSource:
 
     def _merged(self, name: str, layer: LowRankLayer, weights: CheckpointWeights) -> Tensor:
         assert not isinstance(weights, Mapping)  # one weight per adapter, whatever the parameter
+        # From the stored base, not from the live weight, which holds the merge of the trial before.
         total = self.stored.tensor(f"{name}.weight").to(torch.float32)
         for index, weight in enumerate(weights):
             product = scaled_product(layer, _name(index)) if weight else None
             if product is not None:
+                # Not in place: of a float32 checkpoint `total` is still the stored tensor.
                 total = total + weight * product.to(total)
         return total
 

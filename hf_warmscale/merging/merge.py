@@ -146,6 +146,7 @@ def merge_checkpoints(
     >>> merge_checkpoints(steps, "merged", weights=power_weights(3, 1.0))
     ```
     """
+    # The cheapest refusals first: the output, the settings, and only then the checkpoints.
     refuse_existing(output)
     _check_method(method, len(checkpoints), base, density)
     weights = _check_weights(method, len(checkpoints), weights)
@@ -156,6 +157,7 @@ def merge_checkpoints(
         receipt = MergeReceipt(
             method=method,
             weights=() if method == "model_stock" else tuple(weights),
+            # After the merge: `_read` has hashed every tensor on the way, so the files are not read twice.
             inputs=tuple(describe_input(each.checkpoint) for each in opened),
             base=describe_input(origin.checkpoint) if origin else None,
             density=density if method in WITH_DENSITY else None,
@@ -211,6 +213,7 @@ def _merger(
 ) -> Merge:
     def onto(name: str, tensors: Sequence[Tensor]) -> Tensor:
         assert base is not None
+        # One tensor of the base at a time, and only for the methods that need it.
         start = _read(base, name)
         if method == "task_arithmetic":
             return task_arithmetic(start, tensors, weights)

@@ -34,6 +34,7 @@ def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
     """
     a, b = first.double(), second.double()
     cosine = _cosine(a, b)
+    # Written as a negation so that NaN (a zero tensor) takes this branch too.
     if not abs(cosine) <= PARALLEL:
         return torch.lerp(a, b, fraction).to(first.dtype)
     angle = torch.arccos(cosine)
@@ -56,13 +57,16 @@ def ties(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, d
         density (`float`): the share of each difference that is kept, in (0, 1].
     """
     origin = base.double()
+    # The weight is part of the vote: with negative weights a difference votes for the other sign.
     votes = [weight * trim(x.double() - origin, density) for x, weight in zip(tensors, weights, strict=True)]
     elected = torch.sign(torch.stack(votes).sum(dim=0))
     total, mass = torch.zeros_like(origin), torch.zeros_like(origin)
     for weight, vote in zip(weights, votes, strict=True):
+        # Where the votes cancel, `elected` is 0, and it would agree with every entry that was trimmed to 0.
         agrees = (torch.sign(vote) == elected) & (vote != 0)
         total += vote * agrees
         mass += weight * agrees
+    # Divided by the weights of those that agree, not by all: an entry that one checkpoint alone kept is not diluted.
     mean = torch.where(mass.abs() > 0, total / mass, torch.zeros_like(total))
     return (origin + mean).to(base.dtype)
 
@@ -74,6 +78,7 @@ def trim(delta: Tensor, density: float) -> Tensor:
         return delta
     magnitude = delta.abs().flatten()
     smallest = magnitude.kthvalue(len(magnitude) - keep + 1).values
+    # Differences of bfloat16 weights have many equal magnitudes; `>=` would keep far more than `density` of them.
     kept = magnitude > smallest
     tied = (magnitude == smallest).nonzero().flatten()
     kept[tied[: keep - int(kept.sum())]] = True
@@ -109,6 +114,7 @@ def dare_mask(shape: Sequence[int], *, density: float, key: str) -> Tensor:
 
     The random numbers depend on the key alone, so the order in which checkpoints are listed changes nothing.
     """
+    # float64 and the CPU generator: the mask must not depend on the dtype or the device of the checkpoint.
     draw = torch.rand(tuple(shape), generator=keyed_generator(key, bits=64), dtype=torch.float64)
     return draw < density
 
@@ -126,6 +132,7 @@ def drop_and_rescale(delta: Tensor, mask: Tensor, *, density: float, rescale: Re
     kept = delta * mask
     if rescale == "density":
         return kept / density
+    # Nothing is left where the mask dropped every non-zero entry; then there is nothing to scale.
     left = kept.abs().sum()
     return kept * (delta.abs().sum() / left) if left > 0 else kept
 
@@ -140,6 +147,7 @@ def model_stock(base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     deltas = [tensor.double() - origin for tensor in tensors]
     count = len(deltas)
     pairs = [_cosine(a, b) for index, a in enumerate(deltas) for b in deltas[:index]]
+    # NaN is a tensor that some checkpoint left as it was in the base: a difference of zero has no direction.
     cosine = torch.stack(pairs).nan_to_num(nan=0.0).mean().clamp(min=0.0)
     ratio = count * cosine / (1 + (count - 1) * cosine)
     return (origin + ratio * torch.stack(deltas).mean(dim=0)).to(base.dtype)

@@ -107,6 +107,8 @@ class CheckpointSource:
         """Write a merge as a stock model into an existing folder."""
 
         def merge(name: str, tensors: Sequence[Tensor]) -> Tensor:
+            # In float64, unlike the float32 sums of the trials: what is written may differ from what was scored in the
+            # last bit.
             return linear(tensors, weights[name] if isinstance(weights, Mapping) else weights)
 
         write_merged(self._stored, folder, merge, max_shard_size=max_shard_size)

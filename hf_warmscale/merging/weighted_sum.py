@@ -22,6 +22,7 @@ def weighted_sum_(
         weights (`Sequence[float]`): one per tensor.
         accumulate (`torch.dtype`): the precision of the running sum.
     """
+    # Not only for speed: 0 times an infinity or NaN would spread it into the sum.
     used = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0.0]
     if not used:
         out.zero_()
@@ -29,6 +30,7 @@ def weighted_sum_(
     if [weight for _, weight in used] == [1.0]:
         out.copy_(_beside(out, used[0][0], out.dtype))
         return
+    # `view(-1)` needs one flat run of memory; a `reshape` of `out` would silently write into a copy.
     target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     _sum_by_chunks(target.view(-1), [(tensor.reshape(-1), weight) for tensor, weight in used], accumulate)
     if target is not out:
@@ -43,6 +45,7 @@ def _sum_by_chunks(out: Tensor, used: Sequence[tuple[Tensor, float]], accumulate
     for start in range(0, out.numel(), CHUNK_ELEMENTS):
         piece = slice(start, min(start + CHUNK_ELEMENTS, out.numel()))
         total = out[piece] if scratch is None else scratch[: piece.stop - piece.start]
+        # This overwrites `out` before the other sources are read, so `out` must not be one of them.
         total.copy_(_beside(out, first[piece], dtype)).mul_(first_weight)
         for tensor, weight in others:
             total.add_(_beside(out, tensor[piece], dtype), alpha=weight)

@@ -62,6 +62,7 @@ def trajectory_weights(count: int, window: float, exponent: float) -> Weights:
         exponent (`float`): above 0.
     """
     start = count - window
+    # Clamped, so the checkpoint at the edge of the window gets the increase over the part of its interval inside it.
     edges = [min(max((edge - start) / window, 0.0), 1.0) ** exponent for edge in range(count + 1)]
     return tuple(after - before for before, after in pairwise(edges))
 
@@ -74,6 +75,8 @@ def decay_weights(factors: Sequence[float]) -> Weights:
     Args:
         factors (`Sequence[float]`): learning-rate factors `w_1, ..., w_k` of a decay, in the order of the updates.
     """
+    # Checkpoint j holds the updates 1 ... j. Update i is thus in all checkpoints from i on, and their weights must add
+    # up to w_i: a telescoping sum of differences.
     edges = (1.0, *factors, 0.0)
     return tuple(before - after for before, after in pairwise(edges))
 
@@ -90,6 +93,7 @@ def simplex_point(unit: Sequence[float]) -> Weights:
     """
     count, left, weights = len(unit) + 1, 1.0, []
     for index, u in enumerate(unit, start=1):
+        # What is left, not what is taken, is computed first: u = 1 then gives a rest of exactly 0.
         rest = left * (1.0 - u) ** (1.0 / (count - index))
         weights.append(left - rest)
         left = rest
@@ -100,6 +104,7 @@ def unit_point(weights: Sequence[float]) -> tuple[float, ...]:
     """Invert `simplex_point`. Once nothing is left of the stick every number is right; 0 is returned."""
     count, left, unit = len(weights), 1.0, []
     for index, weight in enumerate(weights[:-1], start=1):
+        # Rounding in `left -= weight` can make the share of the last piece a little larger than 1.
         share = min(weight / left, 1.0) if left > 1e-12 else 0.0
         unit.append(1.0 - (1.0 - share) ** (count - index))
         left -= weight
@@ -118,6 +123,7 @@ def greedy_soup(singles: Sequence[float], known: Mapping[frozenset[int], float])
     Returns:
         `tuple[frozenset[int], bool]`: the soup and `True`; or the average whose loss is needed next and `False`.
     """
+    # The index breaks ties, so that every worker, and every resume, builds the same soup.
     first, *others = sorted(range(len(singles)), key=lambda index: (singles[index], index))
     soup, loss = frozenset([first]), singles[first]
     for index in others:

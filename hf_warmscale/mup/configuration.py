@@ -24,8 +24,8 @@ SIZES = (
 class MupConfig(GraniteConfig):
     """Configure a muP or CompleteP model; what it saves is a stock Granite config with one extra entry, `mup`.
 
-    The four forward multipliers of Granite follow from the entry and the sizes; all of it is plain numbers. To change
-    a size, use `resized`: assigning one afterwards would leave the multipliers behind.
+    Granite's four forward multipliers follow from the entry and the sizes; everything is stored as plain numbers. To
+    change a size, use `resized`: assigning one afterwards would leave stale multipliers.
 
     Args:
         mup (`dict`): the base shape and the constants tuned at it: `base_hidden_size` (required),
@@ -65,6 +65,8 @@ class MupConfig(GraniteConfig):
         self.mup = complete_entry(self, mup_entry(self))
         for name, value in GraniteForm.from_config(self).forward_multipliers().items():
             given = getattr(self, name)
+            # 1.0 is Granite's default, so it cannot be told from a field that was left out; every other number was
+            # given.
             if given not in (1.0, value):
                 raise ValueError(
                     f"The config's {name} is {given}, but its mup entry makes it {value}; leave {name} out, or change "
@@ -77,14 +79,14 @@ class MupConfig(GraniteConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MupConfig":
-        """Make the config of a stored one; sizes among the arguments change it as `resized` does.
+        """Build the config from a stored one; sizes among the arguments are applied with `resized`.
 
-        `from_pretrained(folder, num_hidden_layers=2)` comes through here, and would else keep the multipliers of the
+        `from_pretrained(folder, num_hidden_layers=2)` ends up here; without this it would keep the multipliers of the
         stored depth.
         """
         sizes = {name: kwargs.pop(name) for name in SIZES if name in kwargs}
         made: Any = super().from_dict(config_dict, **kwargs)
-        if isinstance(made, tuple):  # with the arguments that are no fields, if they were asked for
+        if isinstance(made, tuple):  # with the unused arguments, if they were asked for
             made, *unused = made
             return (made.resized(**sizes) if sizes else made, *unused)  # type: ignore[return-value]
         return made.resized(**sizes) if sizes else made  # type: ignore[no-any-return]
@@ -112,19 +114,21 @@ class MupConfig(GraniteConfig):
         return content
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what is saved: beside the differences from the defaults, always what a stock Granite must read."""
+        """Return what is saved: the differences from the defaults, and always what a stock Granite needs."""
         content: dict[str, Any] = super().to_diff_dict()
+        # A multiplier of 1.0 is Granite's default and would be left out; llama.cpp requires `logits_scaling`.
         kept = ["head_dim", "mup", *GraniteForm.from_config(self).forward_multipliers()]
         return {**content, **{name: getattr(self, name) for name in kept}}
 
     def _rebuilt(self, changes: Mapping[str, Any]) -> "MupConfig":
         content = copy.deepcopy(self.to_dict())
+        # Else `__post_init__` would find the old multipliers and take them for given by hand.
         for name in GraniteForm.from_config(self).forward_multipliers():
             del content[name]
         return type(self)(**{**content, **changes})
 
     def _refuse_another_head_dim(self) -> None:
-        """Refuse heads that would follow from the widths and be of another size at the base."""
+        """Refuse a head size that is derived from the widths and differs from the base's."""
         entry = mup_entry(self)
         heads, width = entry.get("base_num_attention_heads"), entry.get("base_hidden_size")
         if isinstance(heads, int) and isinstance(width, int) and heads and width / heads != head_dim(self):

@@ -110,6 +110,7 @@ def export_checkpoint(
             f"The checkpoint {checkpoint.source.name} is a {config.model_type}, not a Granite or muP model."
         )
     if is_mup(config):
+        # Stale multipliers would be folded into the weights, where nobody could see them any more.
         refuse_stale_multipliers(config)
     weights = ModelWeights(checkpoint)
     factors = {name: fold_factor(config, name) if to == "llama" else 1.0 for name in weights.specs}
@@ -164,6 +165,8 @@ def serving_limits(config: GraniteConfig, to: ExportTarget) -> list[str]:
 
 
 def _receipt(source: str, to: ExportTarget, factors: dict[str, float], config: GraniteConfig) -> ExportReceipt:
+    # By kind: a factor follows from the module's name alone, so all layers share it.
     kinds = {name.split(".")[-2]: factor for name, factor in factors.items() if factor != 1}
+    # `frexp` returns a mantissa in [0.5, 1); it is 0.5 for powers of two and for nothing else.
     exact = all(math.frexp(factor)[0] == 0.5 for factor in kinds.values())
     return ExportReceipt(source, to, len(factors), kinds, exact, serving_limits(config, to))

@@ -50,6 +50,7 @@ class TrainingFactors:
                 {
                     name: (
                         group["role"],
+                        # The init factor is not stored: the weights exist already.
                         OptimizerFactors(1.0, float(group["lr"]), float(group["weight_decay"]), float(group["eps"])),
                     )
                     for group in groups

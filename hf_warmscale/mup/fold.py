@@ -48,6 +48,7 @@ def fold_multipliers(model: GraniteForCausalLM) -> LlamaForCausalLM:
             f"The model is a {type(model).__name__}, not a Granite or MupForCausalLM; merge adapters first."
         )
     config = llama_config(model.config)
+    # A tied head is left out: its state entry is the embedding's tensor, and the factor of `lm_head` is not its own.
     state = {
         name: tensor.detach() * fold_factor(model.config, name)
         for name, tensor in model.state_dict().items()
@@ -68,6 +69,7 @@ def fold_factor(config: GraniteConfig, name: str) -> float:
     if module == "q_proj":
         return _attention_factor(config)
     if module in ("o_proj", "down_proj"):
+        # Only the matrices that write to the stream, not all of a branch: each branch is linear in its last matrix.
         return float(config.residual_multiplier)
     if module == "embed_tokens":
         return float(config.embedding_multiplier)

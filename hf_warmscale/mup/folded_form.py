@@ -60,6 +60,8 @@ class _Multipliers:
         whole = Ratios(width=_width(model, base), depth=model.sizes[Axis.LAYERS] / base.sizes[Axis.LAYERS])
         seen = whole.seen_by(parametrization.rule)
         native = _native_factors(model, base, seen)
+        # What the family's own forward pass does already must not be done twice: MiniCPM divides its branches by
+        # sqrt(layers), which is m_L^-1/2 of m_L^-alpha.
         self.residual = parametrization.residual_multiplier(whole.depth) / native.residual
         self.lookup = parametrization.multiplier("embedding", whole)
         # A family that multiplies the embedding by sqrt(hidden) has made it sqrt(m_N) times the base's.
@@ -77,13 +79,18 @@ class _Multipliers:
 
     def of(self, parameter: ParameterMap) -> float:
         if parameter.role == "embedding":
+            # Position tables have the same role, but no family scales them by sqrt(hidden).
             return self.embedding if Axis.VOCAB in parameter.axes() else self.lookup
         if parameter.role == "readout":
             return self.readout
         if parameter.module in self.final:
+            # logits = E norm_f(h): the tied E holds the embedding's factor already, so the gain divides by it.
             return self.readout / self.embedding if self.tied else 1.0
         if self.post:
+            # The post-norm divides by the scale of what it gets, so a factor in the matrix before it would be lost;
+            # only the gain behind it sets the size of the branch.
             return self.residual if parameter.module in self.post else 1.0
+        # Weights and biases alike: `writes` holds for the bias of a writing matrix, which must shrink with it.
         return self.residual if parameter.module in self.writers and parameter.writes(Axis.HIDDEN) else 1.0
 
 
@@ -99,6 +106,7 @@ def _native_factors(model: ModelMap, base: ModelMap, ratios: Ratios) -> _Native:
     """Return the factors of MiniCPM's kind; refuse multipliers that the base has otherwise."""
     config, other = model.proved_on.to_dict(), base.proved_on.to_dict()
     for name, value in config.items():
+        # At the base shape, and under `standard`, nothing is scaled, and the family's fields may have any values.
         if ratios != Ratios() and name.endswith(MULTIPLIERS) and value != other.get(name):
             raise ValueError(
                 f"The base's {name} is {other.get(name)}, the model's {value}; muP's factors come on top of the "
@@ -146,6 +154,7 @@ def _refuse_base(model: ModelMap, base: ModelMap) -> None:
                 f"The base's {axis} is {base.sizes[axis]}, wider than the model's {model.sizes[axis]}; muP scales up, "
                 "so take a base that is at most as wide."
             )
+    # The usual head_dim^-1/2 is muP's scale only while heads keep their size; growing heads would need 1/head_dim.
     if base.sizes.get(Axis.HEAD_DIM) != model.sizes.get(Axis.HEAD_DIM):
         raise ValueError(
             f"The base has a head_dim of {base.sizes.get(Axis.HEAD_DIM)}, the model of "
@@ -165,6 +174,7 @@ def _refuse_tied(model: ModelMap) -> None:
 
 
 def _refuse_residual(model: ModelMap, writers: set[str]) -> None:
+    # A matrix [hidden, hidden] in a block may write to the stream or only inside its branch; the shape does not tell.
     ambiguous = [
         parameter.name
         for parameter in model.with_role("hidden")

@@ -99,6 +99,7 @@ class GraniteForm:
 
     def forward_multipliers(self) -> dict[str, float]:
         """Return the four config fields of Granite that hold the forward pass of this form."""
+        # No depth: embedding and readout are outside the blocks.
         ratios = Ratios(width=self.widths["hidden_size"])
         return {
             "embedding_multiplier": self.parametrization.multiplier("embedding", ratios),
@@ -126,6 +127,7 @@ class GraniteForm:
                 scalings[f"{prefix}.{path}.weight"] = ParameterScaling(role, ratios, in_block=True, zero_init=zero)
                 if biased in self.biased:
                     scalings[f"{prefix}.{path}.bias"] = ParameterScaling("bias", ratios, in_block=True)
+        # The final norm keeps the default depth of 1: it is no block's.
         scalings["model.norm.weight"] = ParameterScaling("final_norm", self._ratios("norm"))
         if not self.tied:
             zero = self._zero_init("lm_head")
@@ -137,6 +139,7 @@ class GraniteForm:
         return {"lm_head": constants.zero_init_readout, "q_proj": constants.zero_init_query}.get(module, False)
 
     def _ratios(self, module: str, depth: float = 1.0) -> Ratios:
+        # The fallback is for gains, embedding and readout, whose rules read the width and not fan-in or fan-out.
         reads, writes = MATRICES.get(module, ("hidden_size", "hidden_size"))
         return Ratios(
             width=self.widths["hidden_size"], depth=depth, fan_in=self.widths[reads], fan_out=self.widths[writes]
@@ -159,6 +162,8 @@ def refuse_stale_multipliers(config: GraniteConfig) -> None:
         ValueError: if a size, or a multiplier, was changed after the config was made.
     """
     for name, value in GraniteForm.from_config(config).forward_multipliers().items():
+        # Exact: `forward_multipliers` computes the same floats from the same numbers, and JSON keeps every bit of
+        # them.
         if getattr(config, name) != value:
             raise ValueError(
                 f"The config's {name} is {getattr(config, name)}, and its sizes and mup entry make it {value}; change "
@@ -206,6 +211,7 @@ def complete_entry(config: GraniteConfig, entry: Mapping[str, Any]) -> dict[str,
             complete[key] = _size(entry, key)
         elif not remainder:
             complete[key] = width
+    # Defaults are written down, so that a checkpoint keeps its meaning if a later version changes them.
     return {**complete, **asdict(Parametrization()), **entry}
 
 

@@ -90,6 +90,7 @@ def group_by_factors(trainable: Iterable[Trainable], *, lr: float, weight_decay:
 def _grouped(trainable: Iterable[Trainable], lr: float, decay: Callable[[float, float], float], eps: float) -> Groups:
     members: dict[tuple[float, float, float], list[tuple[nn.Parameter, str]]] = {}
     for parameter, role, own in trainable:
+        # Decay rules other than `paper` need the group's rate, so they are applied here and not in the factors.
         key = lr * own.lr, decay(lr * own.lr, own.weight_decay), eps * own.eps
         members.setdefault(key, []).append((parameter, role))
     groups = [
@@ -102,6 +103,7 @@ def _grouped(trainable: Iterable[Trainable], lr: float, decay: Callable[[float, 
         }
         for (group_lr, group_decay, group_eps), pairs in members.items()
     ]
+    # By the ratio, not the difference: a tenth of the base rate is as far from it as ten times the base rate.
     return sorted(groups, key=lambda group: abs(math.log(group["lr"] / lr)))
 
 

@@ -63,6 +63,7 @@ def init_mup(
             nn.init.zeros_(parameter)
         elif place.role in MATRICES:
             nn.init.normal_(parameter, mean=0.0, std=sigma * factor)
+            # After the draw, as `nn.Embedding` does, so that the random stream is the family's own.
             _zero_padding(model.get_submodule(place.module))
         else:
             nn.init.constant_(parameter, _vector(place, described.norms, factor))
@@ -80,6 +81,8 @@ def _refuse_absent(model: PreTrainedModel) -> None:
 def _vector(place: ParameterMap, norms: Mapping[str, NormMap], factor: float) -> float:
     if place.role == "bias":
         return 0.0
+    # Where a family computes with 1 + w, the gain that must equal `factor` is 1 + w. Training needs no such care: lr
+    # and eps scale w as they scale the gain, and gains are not decayed.
     return factor - (norms[place.module].gain_offset if place.module in norms else 0.0)
 
 

@@ -18,6 +18,8 @@ class MupPreTrainedModel(GranitePreTrainedModel):
         if not isinstance(module, nn.Linear):
             super()._init_weights(module)  # type: ignore[no-untyped-call]
             return
+        # The factor belongs into the std. transformers' `init.*` skip tensors that were loaded from a file, but a
+        # `mul_` after the draw would not, and it would scale them on every load.
         factor = GraniteForm.from_config(self.config).linear_init(_last_name(self, module))
         init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * factor)
         if module.bias is not None:

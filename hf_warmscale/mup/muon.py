@@ -78,6 +78,7 @@ def muon_param_groups(
 
 def is_for_muon(place: ParameterMap) -> bool:
     """Tell whether Muon may move a parameter: a matrix inside a block that is neither a table nor a readout."""
+    # Packed experts, [experts, out, in], fall out by their number of dimensions: torch's Muon takes 2-D matrices only.
     return rule_table()[place.role].muon_lr is not None and place.layer is not None and len(place.dimensions) == 2
 
 
@@ -91,6 +92,7 @@ def muon_factors(
     """Return the factors under `torch.optim.Muon`, its own shape factor taken out relative to the base."""
     wanted = parametrization.muon_factors(scaling.role, scaling.ratios).absorb(scaling.absorbed)
     shape = place.shape(model.sizes)
+    # The ratios as the rule sees them: under `standard` the base has the model's own shape and the quotient is 1.
     base = _base_shape(place, shape, scaling.ratios.seen_by(parametrization.rule))
     own = muon_shape_factor(shape, adjust_lr_fn) / muon_shape_factor(base, adjust_lr_fn)
     # torch decays by `lr * weight_decay` without its factor, so their product stays what it was.
@@ -113,6 +115,7 @@ def muon_shape_factor(shape: Shape, adjust_lr_fn: str | None) -> float:
 def _base_shape(place: ParameterMap, shape: Shape, ratios: Ratios) -> Shape:
     base = list(map(float, shape))
     for dimension, ratio in ((place.fan_in, ratios.fan_in), (place.fan_out, ratios.fan_out)):
+        # The shape may be fractional (a base of another proportion); only quotients of its sides are used.
         if dimension is not None:
             base[dimension] /= ratio
     return tuple(base)

@@ -40,6 +40,8 @@ class ParameterScaling:
         `"A"` has the parameter's own fan-in. `"B"` has the rank as its fan-in, which does not grow, so B keeps the
         base rate and moves m_N times as fast as A (as in arXiv:2402.12354).
         """
+        # The product s B A is added to the stored weight, which carries `absorbed`. One factor of the product has to
+        # carry it as well: B does, so that A trains as in a model whose forward pass applies the multiplier.
         if side == "A":
             return replace(self, absorbed=1.0)
         return replace(self, role="hidden", ratios=replace(self.ratios, fan_in=1.0))
@@ -55,6 +57,7 @@ def plain_name(name: str) -> str:
     'model.layers.0.mlp.up_proj.weight'
     ```
     """
+    # The order matters: the wrappers may stand before, between and after DDP's `module.` and peft's prefix.
     name = WRAPPERS.sub("", name).removeprefix("module.")
     return ADAPTER_PARTS.sub("", name.removeprefix("base_model.model."))
 
@@ -68,6 +71,7 @@ def find_scaling(scalings: dict[str, ParameterScaling], name: str) -> ParameterS
     plain = plain_name(name)
     if plain in scalings:
         return scalings[plain]
+    # An adapter is not in the model that was described; it takes its scaling from the weight that it adapts.
     lora = LORA.search(plain)
     if lora is not None and (base := f"{plain[: lora.start()]}.weight") in scalings:
         return scalings[base].lora(lora["side"])

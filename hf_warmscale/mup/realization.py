@@ -46,6 +46,7 @@ def realize(
     if is_mup(config):
         if base_config is not None or parametrization is not None:
             raise ValueError("The config has a mup entry with its own base shape; leave out the base config.")
+        # Only now: a size may have been assigned since the config was made.
         refuse_stale_multipliers(config)
         form = GraniteForm.from_config(config)
         return Realization(form.parametrization, form.scalings(), form.forward_multipliers())

@@ -35,6 +35,7 @@ class Ratios:
         """Return the ratios with those that `rule` does not look at set to 1."""
         if rule == "standard":
             return Ratios()
+        # With `mup`, fan-in and fan-out stay: they are widths too.
         return self if rule == "completep" else replace(self, depth=1.0)
 
 
@@ -125,17 +126,25 @@ def rule_table(depth_alpha: float = 1.0) -> Mapping[Role, Rule]:
     0.25
     ```
     """
+    # Table 1 of arXiv:2505.01618: inside the blocks lr ~ m_L^(alpha-1) and eps ~ m_L^-alpha. The branch multiplier
+    # m_L^-alpha shrinks every gradient of a block by the same factor, and eps must stay as small beside the gradient
+    # as at the base.
     block_lr, block_eps = depth_alpha - 1, -depth_alpha
     matrix = Rule(
         role="hidden",
+        # A std, so the variance falls as 1/m_in.
         init=Power(fan_in=-0.5),
         multiplier=ONE,
         lr=Power(fan_in=-1, depth=block_lr),
+        # lr * weight_decay is what decays the weight in a step; m_in cancels the 1/m_in of the rate.
         weight_decay=Power(fan_in=1),
         eps=Power(width=-1, depth=block_eps),
         reason="sums over a growing axis: each entry must move less, and lr times decay stays what it was",
+        # The spectral condition: an update of spectral norm sqrt(m_out / m_in), relative to the base's.
         muon_lr=Power(fan_in=-0.5, fan_out=0.5, depth=block_lr),
         muon_weight_decay=Power(fan_in=0.5, fan_out=-0.5),
+        # Muon's eps is a floor under the Frobenius norm of the gradient. Its entries shrink as 1/m_N and their number
+        # grows as m_N^2, so the width cancels.
         muon_eps=Power(depth=block_eps),
     )
     vector = Rule(
@@ -147,6 +156,8 @@ def rule_table(depth_alpha: float = 1.0) -> Mapping[Role, Rule]:
         eps=Power(width=-1, depth=block_eps),
         reason="acts on each coordinate by itself, so width leaves its step alone; gains and biases are not decayed",
     )
+    # Table 1 of arXiv:2505.01618 scales eps inside the blocks only. But the gradients of the embedding and of the
+    # readout shrink as 1/m_N too, and not with depth, so their eps follows the width alone.
     lookup = Rule(
         role="embedding",
         init=ONE,
@@ -171,6 +182,8 @@ def rule_table(depth_alpha: float = 1.0) -> Mapping[Role, Rule]:
         ),
         replace(
             lookup,
+            # The form of Table 8 in arXiv:2203.03466. Table 3 has no multiplier and puts 1/m_in into init and rate
+            # instead; the matrix could then not be shared with the embedding.
             role="readout",
             multiplier=Power(width=-1),
             reason="its logits are divided by m_N, so the matrix keeps an embedding's init and step and may be tied",
@@ -223,6 +236,7 @@ class Parametrization:
 
     def multiplier(self, role: Role, ratios: Ratios) -> float:
         """Return what the output of a parameter is multiplied by in the forward pass."""
+        # The alphas are tuned at the base, so no rule hides them: `standard` multiplies by them too.
         alpha = {"embedding": self.embedding_alpha, "readout": self.readout_alpha}.get(role, 1.0)
         return rule_table(self.depth_alpha)[role].multiplier(ratios.seen_by(self.rule)) * alpha
 
@@ -238,6 +252,7 @@ class Parametrization:
         return OptimizerFactors(
             init=rule.init(seen),
             lr=rule.lr(seen),
+            # None in the table (gains, biases) becomes the factor 0, which `group_weight_decay` never decays.
             weight_decay=rule.weight_decay(seen) if rule.weight_decay is not None else 0.0,
             eps=rule.eps(seen),
         )
@@ -255,6 +270,7 @@ class Parametrization:
 
 
 def _is_number(value: object) -> bool:
+    # `bool` is a subclass of `int`: without the second test `true` in a config would count as 1.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -123,6 +123,7 @@ def _row(realization: Realization, scaling: ParameterScaling, names: list[str]) 
     moved = f"{scaling.absorbed:.4g}"
 
     def cell(symbol: str, power: Power, value: float, sign: str) -> Cell:
+        # The values know by their ratios (m_L = 1) that depth does not reach this parameter; the formula must be told.
         seen = power if scaling.in_block else replace(power, depth=0)
         formula = seen.formula(symbol, parametrization.rule)
         return Cell(formula if scaling.absorbed == 1 else f"{formula}{sign}{moved}", value)

@@ -48,6 +48,7 @@ def group_weight_decay(
             f"The weight decay rule is {rule!r} and the timescale {timescale!r}; ema_timescale needs a timescale in "
             "steps, and no other rule takes one."
         )
+    # First: under the other rules, gains and biases would be decayed after all.
     if factor == 0:
         return 0.0
     if rule == "paper":

@@ -1,4 +1,4 @@
-"""Run a list of runs, each once, in this process or in several; what waits for another run comes after it."""
+"""Make each of a list of runs once, in this process or in several, after the runs whose results it needs."""
 
 import multiprocessing
 import os
@@ -67,6 +67,7 @@ def run_all(study: Study, plan: Sequence[PlannedRun], work: Work, *, pool: "Work
                 done, working = wait(working, timeout=PATIENCE)
                 bar.update(total - _missing(study, plan) - bar.n)
                 for future in done:
+                    # Raises what the worker raised.
                     future.result()
     except BaseException:
         pool.stop.set()  # otherwise the other workers would make the whole rest of the plan first
@@ -100,6 +101,7 @@ def _refuse(study: Study, plan: Sequence[PlannedRun]) -> None:
         if names.count(name) > 1:
             raise ValueError(f"Two runs of the study are called {name!r}; give each a name of its own.")
     # A run can start once all before it are stored; what is left when no run can start waits for ever.
+    # A stored run that is not in this plan counts too: the plans of a study may build on one another.
     ready = {name for run in plan for name in (run.name, *run.after) if study.has(name)}
     waiting = [run for run in plan if run.name not in ready]
     while startable := [run for run in waiting if ready.issuperset(run.after)]:
@@ -119,7 +121,7 @@ class Workers:
     Args:
         executor (`Executor`): the pool.
         jobs (`int`): its processes.
-        stop (`Event`): set when they are to begin no further run.
+        stop (`Event`): set to keep them from beginning another run.
     """
 
     executor: Executor
@@ -133,6 +135,8 @@ def workers(jobs: int) -> Iterator[Workers | None]:
     if jobs == 1:
         yield None
         return
+    # A forked process would inherit the threads and locks of torch, and an accelerator's context that cannot be used
+    # there.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(stop,))
@@ -151,13 +155,16 @@ def _start_worker(stop: Event) -> None:
 
     global _stop
     _stop = stop
+    # One thread per worker: otherwise each takes all cores. The number of threads also decides the last digits, see
+    # `machine_kind`.
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Without this a worker waits for work for ever once its parent was killed."""
+    """End this worker once its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        # From a thread `sys.exit` would end the thread only.
         os._exit(1)

@@ -43,6 +43,7 @@ def tokens_hash(parts: Iterable[NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         ids = np.ascontiguousarray(part, dtype=np.int64)
+        # The length separates the parts: [1, 2] + [3] and [1] + [2, 3] must not collide.
         digest.update(len(ids).to_bytes(8, "little"))
         digest.update(ids.tobytes())
     return digest.hexdigest()
@@ -64,6 +65,7 @@ def package_hash() -> str:
     """Return a hash of the source files of this package."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
+        # Null bytes separate name and content, which hold none.
         digest.update(str(path.relative_to(PACKAGE).as_posix()).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -81,7 +83,7 @@ def commit_of(folder: Path = PACKAGE) -> str | None:
 
 
 def machine_kind() -> str:
-    """Return the kind of machine, which decides the last digits: no name and no path.
+    """Return the kind of machine, which decides the last digits of a result; it holds no host name and no path.
 
     Example:
 
@@ -104,7 +106,7 @@ def machine_kind() -> str:
 
 
 def made_with(commit: str | None) -> dict[str, Any]:
-    """Return what a result of this process was made with: software, the commit of its code, and the machine."""
+    """Return the provenance of a result of this process: software, the commit of its code, and the machine."""
     return {"software": software(), "commit": commit, "machine": machine_kind()}
 
 

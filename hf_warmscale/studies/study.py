@@ -41,7 +41,7 @@ class Study:
         return self.folder / f"{name}.json"
 
     def has(self, name: str) -> bool:
-        """Tell whether a run has ended and is stored, also if it diverged."""
+        """Tell whether a run has ended and is stored, even if it diverged."""
         return self.path(name).is_file()
 
     def result(self, name: str) -> dict[str, Any]:
@@ -64,6 +64,7 @@ class Study:
             content (`Mapping[str, Any]`): what the run is; stored before its result.
         """
         with self._claimed(name) as free:
+            # Looked at again under the lock: another process may have stored the run since the plan was read.
             if not free or self.has(name):
                 return False
             result, diverged = without_infinities({**work()})
@@ -96,6 +97,7 @@ class Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.running.lock")
         try:
+            # No waiting: whoever does not get the run makes another one.
             with FileLock(lock, timeout=0):
                 try:
                     yield True
@@ -149,7 +151,7 @@ def open_study(
 
 
 def write_result(path: str | os.PathLike[str], content: Mapping[str, Any], *, code: Path | None = None) -> None:
-    """Write a result that is no run of a study, such as a measured table, with what it was made with.
+    """Write a result that is not a run of a study, such as a measured table, with its provenance.
 
     Args:
         path (`str` or `PathLike`): of the JSON; what is there is replaced.
@@ -216,6 +218,8 @@ def _stored_identity(path: Path) -> dict[str, Any]:
     content = _read(path)
     found = content.get("format_version")
     if found is None:
+        # With no software and no tokens it differs from every study of today: such a folder can be read, not
+        # continued.
         return {"format_version": FORMAT_VERSION, "config": content, "tokens": None, "software": {}}
     if found != FORMAT_VERSION:
         raise ValueError(

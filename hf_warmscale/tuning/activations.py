@@ -45,6 +45,8 @@ def activation_changes(
         model(**to_model(batch, model), use_cache=False).loss.backward()
         optimizer.step()
         now = activations(model, probe, axis)
+        # RMS over all entries, since the start and not since the last step: the sum of the updates is what must keep
+        # its size.
         changes.append({name: float((now[name] - start[name]).square().mean().sqrt()) for name in start})
     return changes
 
@@ -80,6 +82,8 @@ def comparable_names(name: str, layer_path: str, layers: int) -> list[str]:
     match = re.fullmatch(rf"{re.escape(layer_path)}\.(\d+)(.*)", name)
     if match is None:
         return [name]
+    # `...layers.<i>` itself is the stream *after* block i, so half of the blocks have acted after block layers/2 - 1.
+    # A module inside (`match[2]`) belongs to the block that comes next.
     middle = layers // 2 if match[2] else layers // 2 - 1
     positions = {"middle": middle, "last": layers - 1}
     return [f"{layer_path}.{position}{match[2]}" for position, place in positions.items() if place == int(match[1])]
@@ -93,6 +97,7 @@ def _watching(model: PreTrainedModel, axis: Axis, record: Callable[[str, torch.T
     handles = []
     for path, module in model.named_modules():
         names = comparable_names(path, layer_path, layers) if axis == "depth" else [path]
+        # Leaf modules and whole blocks. The readout is left out: `LOGITS` has its output after the scaling.
         looked_at = not list(module.children()) or path.rpartition(".")[0] == layer_path
         if looked_at and module is not readout:
             handles += [module.register_forward_hook(_recorder(name, record)) for name in names]
@@ -105,6 +110,7 @@ def _watching(model: PreTrainedModel, axis: Axis, record: Callable[[str, torch.T
 
 def _recorder(name: str, record: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        # Attention and some blocks return a tuple; its first entry is the hidden state.
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, torch.Tensor) and first.is_floating_point():
             record(name, first.float())

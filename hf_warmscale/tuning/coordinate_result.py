@@ -36,6 +36,7 @@ class CoordinateResult:
     @property
     def failures(self) -> dict[str, float]:
         """The activations whose slope is out of tolerance, the worst first."""
+        # `not ... <=` and not `>`: a NaN slope fails.
         failing = {name: slope for name, slope in self.slopes.items() if not abs(slope) <= self.tolerance}
         return dict(sorted(failing.items(), key=lambda item: -abs(item[1])))
 
@@ -73,6 +74,7 @@ def fit_slopes(
         ValueError: if there are fewer than two sizes.
     """
     refuse_one_size(list(runs))
+    # Over depths a small model may lack a name: with one block there is no stream after half of the blocks.
     names = set.intersection(*(set(changes) for seeds in runs.values() for changes in seeds))
     order = [name for name in next(iter(runs.values()))[0] if name in names]
     medians = {
@@ -88,5 +90,6 @@ def fit_slopes(
 
 
 def _slope(values: Mapping[int, float]) -> float:
+    # A log-log fit; `SMALLEST` keeps a change of exactly 0 at one size from becoming -inf.
     slope, _ = np.polyfit(np.log(list(values)), np.log([max(value, SMALLEST) for value in values.values()]), 1)
     return float(slope)

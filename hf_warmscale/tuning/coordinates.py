@@ -69,6 +69,7 @@ def coordinate_check(
     results = []
     for rule in rules:
         configs = ladder(config.with_mup(rule=rule), axis, sizes)
+        # The learning rate and the sizes are in the names of the runs, so a study can be extended by more of them.
         described = {**describe_study(task.settings(), config, axis), "steps": steps, "rule": rule}
         study = open_study(Path(output) / rule, described, tokens=task.tokens_hash())
         points = [Point(size, lr, seed) for size in sizes for seed in range(seeds)]
@@ -102,6 +103,7 @@ def measure(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, task: ProxyTask, axis: Axis, steps: int, seed: int
 ) -> dict[str, list[float]]:
     """Train a model for a few steps of a task and return, for each activation, its change after every step."""
+    # One probe for all seeds and sizes; its seed is far from those of the runs, whose batches it should not be.
     (probe,) = islice(task.batches(PROBE_SEED), 1)
     batches = list(islice(task.batches(seed), steps))
     changes = activation_changes(model, optimizer, batches, probe, axis=axis)
@@ -126,7 +128,7 @@ def check_models(
     seeds: int = 3,
     tolerance: float = TOLERANCE,
 ) -> CoordinateResult:
-    """Run the coordinate check on models of one's own, in this process.
+    """Run the coordinate check on your own models, in this process.
 
     Args:
         build (`Callable[[int, int], tuple]`): `build(size, seed)` returns a model and its optimizer.

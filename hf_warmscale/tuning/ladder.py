@@ -22,6 +22,7 @@ def at_size(config: MupConfig, axis: Axis, size: int) -> MupConfig:
         ValueError: if a width in proportion is not a whole number.
     """
     if axis == "depth":
+        # `resized`, not an assignment: the forward multipliers follow from the sizes.
         return config.resized(num_hidden_layers=size)
     widths = {"hidden_size": size}
     for name in WIDTHS:

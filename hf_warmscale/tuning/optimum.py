@@ -55,6 +55,8 @@ def find_optima(curves: Mapping[int, Curve], *, resamples: int = 1000, seed: int
     """
     windows = {size: _window(size, curve) for size, curve in curves.items()}
     seeds = sorted(set.intersection(*(_shared_seeds(curves[size], window) for size, window in windows.items())))
+    # `[resamples, seeds]`. Whole seeds, shared by all rates and sizes: a seed's luck (its data order) shifts the whole
+    # curve, and cancels in the vertex and in the drift.
     draws = np.random.default_rng(seed).choice(seeds, size=(resamples, len(seeds)))
     centres = {size: _vertex(windows[size], curve, None) for size, curve in curves.items()}
     samples = {
@@ -67,6 +69,8 @@ def find_optima(curves: Mapping[int, Curve], *, resamples: int = 1000, seed: int
             centres[size],
             *_interval(samples[size]),
             centres[size] - centres[first],
+            # The interval of the difference, draw by draw, not a difference of intervals: the two optima share their
+            # seeds.
             *_interval(samples[size] - samples[first]),
             loss=min(_mean(seeds_) for seeds_ in curve.values()),
             at_edge=len(windows[size]) < 3 or not all(math.isfinite(_mean(curve[rate])) for rate in windows[size]),
@@ -83,9 +87,12 @@ def parabola_vertex(points: Sequence[float], values: Sequence[float]) -> float:
     lowest = points[int(np.argmin(values))]
     if len(points) < 3 or not all(math.isfinite(value) for value in values):
         return float(lowest)
+    # About the middle point, where the fit is best conditioned; the vertex is then an offset from it.
     curvature, slope, _ = np.polyfit(np.array(points) - points[1], values, 2)
     if curvature <= 0:
         return float(lowest)
+    # After resampling, the middle need not be the lowest of the three, and the vertex may lie outside them, where
+    # nothing was measured.
     return float(np.clip(points[1] - slope / (2 * curvature), points[0], points[-1]))
 
 
@@ -94,6 +101,7 @@ def _window(size: int, curve: Curve) -> list[float]:
     best = min(range(len(rates)), key=lambda index: _mean(curve[rates[index]]))
     if not math.isfinite(_mean(curve[rates[best]])):
         raise ValueError(f"Every run of size {size} diverged; lower the learning rates.")
+    # At an end of the grid there is no parabola; `at_edge` says so by the length of the window.
     if best in (0, len(rates) - 1):
         return [rates[best]]
     return rates[best - 1 : best + 2]

@@ -63,6 +63,7 @@ class ProxyTask:
         return tokens_hash(
             np.concatenate([np.concatenate(column) for column in batch.values()])
             for rows in parts
+            # The batch size is part of the hash: each batch is a part, and the lengths of the parts count.
             for batch in rows.iter(batch_size=1_000)
         )
 
@@ -77,6 +78,7 @@ class ProxyTask:
         if self.validation is not None:
             held_out = load_packed(self.validation)
             return rows, held_out.select(range(min(self.validation_rows, len(held_out))))
+        # The last rows, whatever the seed: all runs are validated on the same ones.
         held_out = min(self.validation_rows, round(HELD_OUT_SHARE * len(rows)) or 1)
         if len(rows) <= held_out:
             raise ValueError(f"{self.rows} holds {len(rows)} row, which leaves none to train on; add text.")
@@ -96,6 +98,7 @@ class ProxyTask:
 
     def schedule(self) -> Schedule:
         """Return the linear warmup and the linear decay to 0."""
+        # At least one step of decay is left, however short the run.
         warmup = min(self.warmup_steps, self.steps - 1)
         return Schedule("wsd", warmup=warmup, cooldown=self.steps - warmup, cooldown_shape="linear", min_lr=0.0)
 
@@ -111,6 +114,7 @@ class ProxyTask:
             per_device_eval_batch_size=self.batch_size,
             max_grad_norm=0.0,
             logging_steps=max(1, self.steps // LOOKS),
+            # Trainer's default replaces a NaN loss by the mean of the others, and a diverged run would look healthy.
             logging_nan_inf_filter=False,
             save_strategy="no",
             prediction_loss_only=True,
@@ -130,6 +134,7 @@ def train_proxy(task: ProxyTask, config: MupConfig, *, lr: float, seed: int) -> 
         lr (`float`): the peak learning rate at the base shape.
         seed (`int`): of the initial weights and of the order of the data.
     """
+    # Before the model is built: its weights are drawn from this state.
     torch.manual_seed(seed)
     return train_model(task, MupForCausalLM(config), lr=lr, seed=seed)
 

@@ -72,10 +72,13 @@ def next_points(curves: Mapping[int, Curve], *, sizes: Sequence[int], lrs: Seque
     grid = [Point(size, lr, 0) for size in sizes for lr in lrs]
     missing = [point for point in grid if 0 not in curves[point.size].get(point.lr, {})]
     if not missing:
+        # The best rate may move as seeds are added: rates with one seed compete with means over several. `sweep` asks
+        # again until nothing is missing; the grid is finite, so that ends.
         around = [
             Point(size, lr, seed) for size in sizes for lr in _around(curves[size], lrs) for seed in range(seeds)
         ]
         missing = [point for point in around if point.seed not in curves[point.size][point.lr]]
+    # Size is the price of a run, so it comes first.
     return sorted(missing, key=lambda point: (point.size, point.seed, point.lr))
 
 
@@ -95,6 +98,7 @@ def read_curves(runs: Path, sizes: Iterable[int], lrs: Iterable[float]) -> Mappi
     curves: dict[int, dict[float, dict[int, float]]] = {size: {} for size in sizes}
     for run in read_runs(runs):
         if run["size"] in curves and run["lr"] in wanted:
+            # JSON has no infinity; a study stores it as null.
             loss = math.inf if run["loss"] is None else run["loss"]
             curves[run["size"]].setdefault(run["lr"], {})[run["seed"]] = loss
     return curves

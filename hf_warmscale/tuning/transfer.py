@@ -62,6 +62,8 @@ def lr_transfer(
             seeds=seeds,
             output=Path(output) / rule,
             study=describe_study(task.settings(), configs[sizes[0]], axis),
+            # The rows themselves, not their path: the same corpus may lie elsewhere, and another one at the same
+            # place.
             tokens=task.tokens_hash(),
             jobs=jobs,
         )

@@ -77,6 +77,7 @@ def lm_eval_loss(
 
 
 def _losses_of(results: dict[str, Any], task: str, metric: str) -> list[float]:
+    # By document: a paired comparison needs the examples in one order in every call.
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     values = [sample.get(metric) for sample in samples]
     if not values or not all(isinstance(value, int | float) for value in values):

@@ -122,6 +122,7 @@ class LossObjective:
         if not np.isfinite(losses).all():
             worst = losses[~np.isfinite(losses)][0]
             raise NonFiniteLossError(f"The objective {self.name!r} returned {worst}; it must return finite losses.")
+        # Each example counts as one token of one byte, so that the mean per token is the mean of the losses.
         ones = np.ones(len(losses), dtype=np.int64)
         return DocumentNLL(losses, ones, ones, tuple(f"{self.name} {index}" for index in range(len(losses))))
 
@@ -191,15 +192,20 @@ def score_against(
         seen = DocumentNLL.concatenate(parts)
         if part + 1 == objective.num_parts:
             break
+        # The parts are in one order for all trials, so the first documents of both are the same ones.
         same = incumbent.first(len(seen))
         difference = paired_bootstrap(seen, same, confidence=STOP_CONFIDENCE, resamples=1000)
         if difference.low > 0:
+            # Not `seen.mean`: the first documents may be easier or harder than the rest, and their mean would not
+            # compare with the values of the trials that were scored in full.
             return incumbent.mean + difference.estimate, seen, True
     return seen.mean, seen, False
 
 
 def _doubling_parts(whole: EvaluationSet, seed: int) -> tuple[EvaluationSet, ...]:
     shuffled = whole.subset(len(whole), seed=seed)
+    # Each edge doubles what was seen. Every look is one more chance to stop an equally good trial; doubling keeps the
+    # looks few.
     edges, size = [0], max(SMALLEST_PART, len(whole) // 8)
     while size * 2 <= len(whole):
         edges.append(size)

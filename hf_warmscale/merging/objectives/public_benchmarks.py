@@ -54,6 +54,8 @@ def refuse_public_benchmark(name: str, *, allow: bool = False) -> None:
         ValueError: if the name, or a part of it, is that of a public benchmark.
     """
     parts = [part for part in re.split(r"[^a-z0-9]+", name.lower()) if part]
+    # Runs of neighbouring parts, joined: `arc-challenge`, `arc_challenge` and `arcchallenge` are one benchmark, while
+    # `march` is not `arc`.
     runs = {"".join(parts[start:end]) for start in range(len(parts)) for end in range(start + 1, len(parts) + 1)}
     found = sorted(runs & PUBLIC_BENCHMARKS, key=len)
     if found and not allow:

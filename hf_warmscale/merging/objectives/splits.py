@@ -25,6 +25,7 @@ def split_documents(texts: Sequence[object], name: str) -> tuple[list[str], list
             f"{name} has {len(different)} different documents that are not empty; a search needs at least "
             f"{2 * MIN_DOCUMENTS}, half to choose on and half to judge by."
         )
+    # Alternating, not halves: files are often sorted by source or date.
     return different[::2], different[1::2]
 
 
@@ -52,6 +53,7 @@ def check_splits(
     if len(limits) == len(select):
         raise ValueError(f"All domains ({', '.join(limits)}) have limits, so none is left to improve; leave one out.")
     for domain, judge in confirm.items():
+        # None at all means a function, whose examples are not known before it is called.
         if 0 < len(judge.digests) < MIN_DOCUMENTS:
             raise ValueError(
                 f"confirm has {len(judge.digests)} different document in {domain!r}; an interval needs at least "

@@ -93,6 +93,7 @@ def select_winner(trials: Trials, singles: Mapping[int, Mapping[str, Any] | None
     front = [trial for trial in candidates if several and not any(_dominates(other, trial) for other in candidates)]
     candidates = front or candidates
     losses = [weighed(trial.user_attrs, minimised) for trial in candidates]
+    # The Gaussian process is fitted to one objective; with several the measured losses decide.
     means = losses if several else trials.posterior_means(candidates)
     return Selection(
         winner=candidates[pick(losses, means)].params,
@@ -139,6 +140,8 @@ def confirm_winner(
     scored: dict[str, Contender] = {}
 
     def contender(name: str, weights: CheckpointWeights) -> Contender:
+        # The winner may be a checkpoint alone or the uniform average, and the best checkpoint the last: each is scored
+        # once.
         key = repr(weights)
         if key not in scored:
             try:
@@ -151,6 +154,7 @@ def confirm_winner(
     alone = contender(f"{kind} {single + 1} of {count}", one_hot_weights(count, single))
     last = contender(f"the last {kind}", one_hot_weights(count, count - 1))
     uniform = contender("the uniform average", uniform_weights(count))
+    # By value, not by `repr`: a proposal may come within rounding of a checkpoint alone.
     best = alone if _same(winner, alone.weights) else contender("the winner", winner)
     if alone.scores is None:
         raise NonFiniteLossError(f"On the confirm split {alone.name} has no finite loss; check its weights.")
@@ -159,6 +163,7 @@ def confirm_winner(
     interval = _difference(best, alone, evaluator.minimised, confidence)
     interval_uniform = _difference(best, uniform, evaluator.minimised, confidence)
     broken = [domain for domain, excess in evaluator.violations(_finite(best)).items() if excess > 0]
+    # The whole interval must lie beyond the tolerance: a significant but useless gain is no reason to merge.
     accepted = best is not alone and interval.high < -tolerance and not broken
     return Confirmation(
         accepted=accepted,
@@ -183,6 +188,7 @@ def _dominates(a: FrozenTrial, b: FrozenTrial) -> bool:
 
 def _best_single(singles: Mapping[int, Mapping[str, Any]], minimised: list[str]) -> int:
     """Return the best checkpoint alone; those that keep the limits come first, and of equal ones the latest."""
+    # By definition the last checkpoint keeps the limits, so `feasible` is empty only if it was not scored.
     feasible = {index for index, record in singles.items() if all(v <= 0 for v in record[VIOLATIONS].values())}
     return min(feasible or singles, key=lambda index: (weighed(singles[index], minimised), -index))
 

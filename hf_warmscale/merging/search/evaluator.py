@@ -43,6 +43,7 @@ class Outcome:
 
 def weighed(record: Mapping[str, Any], minimised: Sequence[str]) -> float:
     """Return nats per token over all minimised domains of a stored outcome, each token with the same weight."""
+    # Only for trials that were scored on all documents; of a stopped one these are the means of the first parts.
     tokens = record["tokens"]
     total = sum(record["means"][domain] * tokens[domain] for domain in minimised)
     return float(total / sum(tokens[domain] for domain in minimised))
@@ -73,6 +74,7 @@ class Evaluator:
         self.minimised = [domain for domain in domains if domain not in limits]
         self._combiner = combiner
         self._limits = limits
+        # Measured anew on each split: the select split's baseline says nothing about the confirm split's documents.
         self._baseline = {domain: self.scores(last, [domain])[domain].mean for domain in limits}
 
     def scores(self, weights: CheckpointWeights, domains: list[str] | None = None) -> dict[str, DocumentNLL]:
@@ -103,6 +105,8 @@ class Evaluator:
         """
         self._combiner.combine(weights)
         model = self._combiner.model
+        # In full even if the trial will be stopped early: the violations are constraints from which the sampler
+        # learns.
         scores = {domain: score(model, self.domains[domain]) for domain in self._limits}
         violations = self.violations(scores)
         if incumbent is None:

@@ -24,6 +24,7 @@ def fixed_initial_points(count: int) -> list[Members]:
     everything = frozenset(range(count))
     earlier = [frozenset([index]) for index in range(count - 2, -1, -1)]
     lawa = frozenset(range(max(0, count - LAWA_WINDOW), count))
+    # The last checkpoint first: it is what a user would take without a merge, and the search may be cut short.
     return list(dict.fromkeys([frozenset([count - 1]), everything, *earlier, lawa]))
 
 
@@ -49,6 +50,7 @@ def next_initial_point(
         point = space.point(subset_weights(count, members))
         if members not in known and members not in running and point is not None:
             return members, point
+    # The greedy soup sorts all checkpoints by their own loss, so it starts when the last one is known.
     if len(singles) < count:
         return None
     members, done = greedy_soup([singles[index] for index in range(count)], known)

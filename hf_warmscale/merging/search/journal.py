@@ -46,6 +46,7 @@ def open_database(url: str) -> BaseStorage:
         try:
             return get_storage(url)
         except (ImportError, SQLAlchemyError, StorageInternalError) as error:
+            # A missing driver or a wrong URL does not heal with time.
             pause = None if isinstance(error, ImportError | ArgumentError) else next(pauses, None)
             if pause is None:
                 reason = str(error).partition("\n")[0].rstrip(".")
@@ -67,6 +68,7 @@ def open_journal(path: Path) -> JournalStorage:
         raise PermissionError(f"The folder {folder} cannot be written to; name another output or storage.")
     lock = JournalFileSymlinkLock(str(path), grace_period=LOCK_SECONDS)
     if path.is_file():
+        # Under the lock: without it a line that another worker is writing would look torn.
         lock.acquire()
         try:
             _drop_torn_entry(path)

@@ -66,8 +66,10 @@ class Watch:
         """
         host, process, created = worker.rsplit("/", 2)
         if host == socket.gethostname():
+            # Certain and at once; silence would take minutes to show the same.
             return not _runs(int(process), created)
         before, since = self._seen.get(trial, (None, 0.0))
+        # The first look at a trial only starts the clock, so a resumed search waits for its silence too.
         if beats != before:
             self._seen[trial] = (beats, self._clock())
             return False

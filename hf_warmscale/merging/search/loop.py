@@ -22,8 +22,8 @@ from hf_warmscale.merging.search.trials import FAILED, INITIAL, Trials, is_compl
 from hf_warmscale.merging.weights import one_hot_weights
 
 PATIENCE = 3
-"""Consecutive proposals with nothing to gain after which the search ends; and failed trials after which it gives up if
-none has finished."""
+"""The search ends after this many consecutive proposals with nothing to gain; it gives up after this many
+failed trials if none has finished."""
 POLL_SECONDS = 1.0
 
 
@@ -84,6 +84,7 @@ class SearchLoop:
 
     def singles(self) -> dict[int, dict[str, Any] | None]:
         """Return the outcome of each checkpoint alone that was scored, in the space or not; `None` if it failed."""
+        # Only initial points: a proposal that happens to be a checkpoint alone may have been stopped early.
         known = {next(iter(members)): record for members, record in self._initial() if len(members) == 1}
         for index in self._outsiders():
             record = self._noted(index)
@@ -100,6 +101,7 @@ class SearchLoop:
             bar.update(ended - bar.n)
             if not finished and len(failed) >= min(PATIENCE, n_trials):
                 raise NonFiniteLossError(f"No merge has a finite loss: {failed[0].user_attrs[FAILED]}")
+            # Failed trials count: each has cost an evaluation, and a space full of failures must come to an end.
             enough = ended >= n_trials or self.trials.converged(tolerance, PATIENCE)
             if not enough and ended + len(running) < n_trials:
                 if (plan := self._ask(finished, running, n_trials)) is not None:
@@ -128,11 +130,14 @@ class SearchLoop:
         self._trial = self.trials.ask(None if initial is None else (label_of(initial[0]), initial[1]), limit=limit)
         if self._trial is None:
             return None
+        # Initial points are never stopped early: the greedy soup and the choice of the best single checkpoint need
+        # their losses on all documents.
         incumbent = None if INITIAL in self._trial.user_attrs else self._incumbent(finished)
         return Plan(self._trial.number, self._trial.params, incumbent)
 
     def _incumbent(self, finished: list[FrozenTrial]) -> tuple[int, Point] | None:
         candidates = [trial for trial in finished if is_feasible(trial) and is_complete(trial)]
+        # With several objectives no single trial is the one to beat.
         if len(self._evaluator.minimised) > 1 or not candidates:
             return None
         best = min(candidates, key=lambda trial: (trial.values[0], trial.number))
@@ -142,6 +147,7 @@ class SearchLoop:
         weights = self._space.weights(plan.point)
         outcome: Outcome | None = None
         with self.trials.busy(self._trial) if self._trial is not None else nullcontext():
+            # Before the trial is combined: it may overwrite the live model with the incumbent.
             incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
             try:
                 outcome = self._evaluator.trial(weights, incumbent)
@@ -150,6 +156,8 @@ class SearchLoop:
         if outcome is None:
             self._fail(plan, reason)
             return
+        # On every process: any later trial may be compared with this one, and all processes must then take the same
+        # branch.
         if len(self._evaluator.minimised) == 1 and not outcome.stopped:
             self._incumbents[plan.number] = outcome.scores[self._evaluator.minimised[0]]
         if self._trial is not None:
@@ -190,6 +198,7 @@ class SearchLoop:
 
     def _score_outsiders(self) -> None:
         for index in self._outsiders():
+            # The main process decides for all: whoever scored alone would wait for the others in a collective call.
             if self._ranks.from_main(partial(self._noted, index)) is not None:
                 continue
             try:

@@ -59,6 +59,7 @@ def look_along(loss: Callable[[float], float], span: tuple[int | None, int | Non
     """
     losses = {fraction: loss(fraction) for fraction in (0.0, *INTERIOR, 1.0)}
     earlier, later = span
+    # Not at step 0, which has no logarithm.
     decades = log10(later / earlier) if earlier and later else None
     barrier = barrier_of(losses)
     best = min(losses[fraction] for fraction in INTERIOR)

@@ -51,6 +51,8 @@ class Posterior:
     def fit(cls, points: ArrayLike, losses: Sequence[float]) -> Self:
         """Fit to losses (nats, lower is better) measured at points of the unit cube, `[n, d]`, `n >= 2`."""
         x = np.asarray(points, dtype=np.float64)
+        # Standardised, so that the priors hold whatever the unit of the loss; a scale of 0 (all losses equal) becomes
+        # 1.
         offset, scale = float(np.mean(losses)), float(np.std(losses)) or 1.0
         y = (np.asarray(losses, dtype=np.float64) - offset) / scale
         start, spread = (_per_dimension(values, x.shape[1]) for values in (START, SPREAD))
@@ -61,6 +63,7 @@ class Posterior:
             _, _, evidence = _factorise(x, y, parameters)
             return float(0.5 * np.sum(((parameters - start) / spread) ** 2) - evidence)
 
+        # In logs: length scales, signal variance, noise variance; the noise is at most the variance of the losses.
         bounds = [(-3.0, 3.0)] * x.shape[1] + [(-4.0, 6.0), (np.log(1e-8), 0.0)]
         found = minimize(objective, start, method="L-BFGS-B", bounds=bounds)
         factor, solved, _ = _factorise(x, y, found.x)
@@ -71,6 +74,7 @@ class Posterior:
         x = np.asarray(points, dtype=np.float64)
         cross = _kernel(x, self.points, self.parameters)
         mean = cross @ self.solved
+        # L^-1 k: its squared norm is k' K^-1 k, without a second solve.
         half = solve_triangular(self.factor, cross.T, lower=True)
         # The variance of the noise is left out: the loss itself is asked for, not a new measurement of it.
         variance = np.exp(self.parameters[-2]) - np.sum(half**2, axis=0)
@@ -93,6 +97,7 @@ def _per_dimension(values: FloatArray, dimensions: int) -> FloatArray:
 
 def _kernel(a: FloatArray, b: FloatArray, parameters: FloatArray) -> FloatArray:
     """Matern-5/2: `s (1 + r + r^2 / 3) exp(-r)` with `r = sqrt(5) |a - b| / l`."""
+    # `[n, m, d]`: the length scales come before the last two parameters, signal and noise.
     scaled = (a[:, None, :] - b[None, :, :]) / np.exp(parameters[:-2])
     r = np.sqrt(5.0 * np.sum(scaled**2, axis=-1))
     result: FloatArray = np.exp(parameters[-2]) * (1 + r + r**2 / 3) * np.exp(-r)
@@ -104,6 +109,7 @@ def _factorise(x: FloatArray, y: FloatArray, parameters: FloatArray) -> tuple[Fl
     covariance = _kernel(x, x, parameters)
     # The jitter keeps the matrix positive definite where two points nearly coincide.
     covariance[np.diag_indices_from(covariance)] += np.exp(parameters[-1]) + JITTER * np.exp(parameters[-2])
+    # The log determinant is twice the sum of the logs on the diagonal of L; the evidence has half of it.
     factor: FloatArray = cholesky(covariance, lower=True)
     solved: FloatArray = cho_solve((factor, True), y)
     return factor, solved, float(-0.5 * y @ solved - np.sum(np.log(np.diag(factor))))

@@ -29,9 +29,9 @@ def propose(
     """Return the point that Optuna's `GPSampler` proposes, seeded by `seed` and the number of trials.
 
     The sampler sees copies of the trials in a temporary study, so nothing that a killed process left in the real one
-    can influence it. It may propose a point that was already tried: one at an edge of the box, or the best one while
-    other processes are running all that promises more. A merge's loss has no noise, so such a proposal is replaced by
-    the point that is farthest from all others (maximin distance; Johnson, Moore and Ylvisaker 1990).
+    can influence it. It may propose a point that was already tried: one at an edge of the box, or the best one so far
+    while other processes score every more promising point. A merge's loss has no noise, so such a proposal is replaced
+    by the point that is farthest from all others (maximin distance; Johnson, Moore and Ylvisaker 1990).
 
     Args:
         finished (`Sequence[FrozenTrial]`): by number.
@@ -42,6 +42,8 @@ def propose(
         failed (`Sequence[FrozenTrial]`): trials without a finite loss; the sampler takes each for as bad as the worst
             finished trial, so that it leaves their neighbourhood.
     """
+    # Counts of ended and running trials, not trial numbers: a lost trial uses up a number, and a resumed search must
+    # still propose what an undisturbed one would.
     counts = [len(finished), len(running), *([len(failed)] if failed else [])]
     state = np.random.SeedSequence([seed, *counts]).generate_state(1)
     sampler = optuna.samplers.GPSampler(seed=int(state[0]), n_startup_trials=1, warn_independent_sampling=False)
@@ -51,6 +53,7 @@ def propose(
         proposal: Point = study.ask(fixed_distributions=distributions(ranges)).params
     tried = [trial.params for trial in (*finished, *running, *failed)]
     if any(is_same(proposal, point, ranges) for point in tried):
+        # The same entropy as the sampler's, so this proposal too depends on nothing in the process.
         return _farthest(tried, ranges, np.random.default_rng(state))
     return proposal
 
@@ -91,6 +94,7 @@ def _farthest(tried: Sequence[Point], ranges: Mapping[str, Range], random: np.ra
     """Return, of some random points, the one farthest from its nearest tried point, measured in the unit box."""
     known = np.array([[side.unit(point[name]) for name, side in ranges.items()] for point in tried])
     candidates = random.random((NUM_CANDIDATES, len(ranges)))
+    # `[candidates, tried]` distances, reduced to the nearest tried point of each candidate.
     nearest = np.linalg.norm(candidates[:, None] - known, axis=2).min(axis=1)
     chosen = candidates[nearest.argmax()]
     return {name: side.value(float(unit)) for (name, side), unit in zip(ranges.items(), chosen, strict=True)}

@@ -64,6 +64,7 @@ class Ranks:
         if self.is_main:
             try:
                 told = [function()]
+            # The other processes wait in the broadcast below; an error that is not sent on would leave them there.
             except (ValueError, OSError) as error:
                 told = [_Failure(error)]
         broadcast_object_list(told)

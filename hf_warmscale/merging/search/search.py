@@ -190,6 +190,7 @@ def search_source(
     selected, judges, limits = prepare(select), prepare(confirm), dict(limits or {})
     check_splits(selected, judges, limits)
     inputs, base = ranks.from_main(source.check), ranks.from_main(source.base)
+    # All that the trials depend on; n_trials, tolerance and `confirm` may change when a search is resumed.
     configuration = {
         "space": repr(space),
         "seed": str(seed),
@@ -219,6 +220,7 @@ def search_source(
         if trials is not None and journal is not None and storage is None and not trials.finished():
             journal.unlink()  # nothing to continue from
         raise
+    # The winner is fixed here, before the confirm split is scored for the first time.
     selection = ranks.from_main(lambda: select_winner(loop.trials, loop.singles(), evaluator.minimised))
     confirmation = confirm_winner(
         Evaluator(source, judges, limits, last),
@@ -256,6 +258,7 @@ def search_source(
         ranks.from_main(lambda: _write(result, loop, source, space, Path(output), journal, max_shard_size))
         if trials is not None and storage is None and journal is not None:
             journal.unlink()
+            # The study in the result must not point to the file that was just removed.
             moved = open_storage(Path(output) / JOURNAL)
             return replace(result, study=optuna.load_study(study_name=study_name, storage=moved))
     return result
@@ -307,6 +310,7 @@ def _look(
     known = ranks.from_main(lambda: trials.noted("mergeability") if trials else None)
     if known is not None:
         return Mergeability.from_dict(known)
+    # The line is between the ends of the trajectory, whatever lies between them.
     between = (0.0,) * (len(source) - 2)
 
     def loss(fraction: float) -> float:

@@ -90,6 +90,8 @@ class PairSpace:
 
     def point(self, weights: Weights) -> Point | None:
         """Return the point with these weights, or `None` if it is outside the box."""
+        # A single earlier checkpoint has weight 0 here and is outside the default box; the search scores it
+        # separately.
         return {"lambda": weights[1]} if self.alpha <= weights[1] <= self.beyond else None
 
 
@@ -106,6 +108,7 @@ class TrajectorySpace:
     @property
     def ranges(self) -> Mapping[str, Range]:
         """The sides of the box, by parameter."""
+        # The exponent on a logarithmic scale: 1/2 and 2 are as far from the uniform average.
         return {"window": Range(1.0, float(self.count)), "exponent": Range(0.25, 4.0, log=True)}
 
     def weights(self, point: Point) -> Weights:
@@ -114,6 +117,8 @@ class TrajectorySpace:
 
     def point(self, weights: Weights) -> Point | None:
         """Return the point with these weights, or `None`: only averages of the latest checkpoints have one."""
+        # With the exponent 1 an integer window is the uniform average of its checkpoints; no other average is in the
+        # family.
         used = [weight for weight in weights if weight]
         if tuple(weights[-len(used) :]) == tuple(used) and max(used) - min(used) < 1e-9:
             return {"window": float(len(used)), "exponent": 1.0}
@@ -198,6 +203,7 @@ class GroupSpace:
 
     def point(self, weights: Weights) -> Point | None:
         """Return the point that gives these weights to every parameter."""
+        # Interpolation between equal weights leaves them as they are, so all knots get the same sticks.
         sticks = unit_point(weights)
         return {name: sticks[int(name.rpartition("_")[2])] for name in self.ranges}
 
@@ -210,6 +216,7 @@ class GroupSpace:
 
     def _depth(self, parameter: ParameterMap) -> float:
         if parameter.layer is None:
+            # Of a component that has no parameter in a block there is a single knot, and the depth is not looked at.
             return 0.0 if parameter.role == "embedding" else 1.0
         return parameter.layer / max(1, self.model_map.sizes[Axis.LAYERS] - 1)
 
@@ -243,6 +250,7 @@ class AdapterSpace:
 def _interpolate(knots: list[Weights], depth: float) -> Weights:
     position = depth * (len(knots) - 1)
     below = min(int(position), len(knots) - 1)
+    # At the last knot there is nothing above; its share is 0.
     above = min(below + 1, len(knots) - 1)
     share = position - below
     return tuple((1 - share) * a + share * b for a, b in zip(knots[below], knots[above], strict=True))
@@ -277,13 +285,14 @@ def open_source(
 
 
 def make_space(space: SpaceName | Space, source: MergeSource) -> Space:
-    """Return the space of a name, for the models of a source; a space is returned as it is.
+    """Return the space with this name for the models of `source`; a `Space` is returned as it is.
 
     Raises:
         ValueError: if a space was made for another number of models.
     """
     count = len(source)
     if not isinstance(space, str):
+        # A space need not have a `count`; the weights of any of its points tell for how many models it was made.
         weights = space.weights({name: side.low for name, side in space.ranges.items()})
         made_for = len(next(iter(weights.values())) if isinstance(weights, Mapping) else weights)
         if made_for != count:

@@ -69,6 +69,7 @@ class Trials:
         configuration: Mapping[str, str],
     ) -> None:
         with quiet():
+            # `load_if_exists` alone would write an entry into the journal on every resume.
             if name in {study.study_name for study in storage.get_all_studies()}:  # a lookup that writes nothing
                 self.study = optuna.load_study(storage=storage, study_name=name)
             else:
@@ -98,13 +99,14 @@ class Trials:
         """End the trials whose worker is gone; their points are tried again."""
         for trial in self.running():
             worker = trial.user_attrs[WORKER]
+            # A living process does not prove a living trial: an earlier search of this very process may have left it.
             left_behind = worker == this_worker() and trial.user_attrs.get(TOKEN) not in _BEGUN
             if left_behind or self._watch.is_gone(worker, trial.number, trial.user_attrs.get(BEATS, 0)):
                 self._lose(live_trial(self.study, self._storage, trial))
 
     @contextmanager
     def busy(self, trial: optuna.Trial, *, every: float = BEAT_SECONDS) -> Iterator[None]:
-        """Show the other workers every so many seconds, until the block ends, that this one is scoring a trial.
+        """Signal to the other workers, every `every` seconds until the block ends, that this one is scoring a trial.
 
         The point of a trial whose block ends in an error or in Ctrl-C is tried again.
         """
@@ -113,6 +115,7 @@ class Trials:
             with suppress(UpdateFinishedTrialError):  # another worker gave it up all the same
                 trial.set_user_attr(BEATS, trial.user_attrs.get(BEATS, 0) + 1)
 
+        # Not `except`: Ctrl-C and every error take the same way, and only a block that ends well pops the callback.
         with ExitStack() as unless_done:
             unless_done.callback(self._lose, trial)
             with beating(beat, every=every):
@@ -139,15 +142,21 @@ class Trials:
         if initial is not None:
             attributes[INITIAL], point = initial
         else:
+            # The lost point first: an undisturbed search would have tried it, and all later proposals depend on it.
             point = self._lost() or propose(
                 finished, running, self._space.ranges, self.study.directions, seed=self._seed, failed=failed
             )
             if len(self.study.directions) == 1 and len(finished) > 1:
+                # Stored before the loss is known: `converged` reads what the model expected, in any process and after
+                # a resume.
                 attributes[IMPROVEMENT] = self._expected_improvement(point, finished)
+        # Begin first, look for rivals after: the storage numbers the trials one after another, so of two workers at
+        # one point exactly one sees an earlier rival and withdraws. Looking first would let both pass.
         trial = self._begin(point, attributes)
         # One read for both states: a rival that finishes between two reads would be in neither.
         others = self._in(TrialState.COMPLETE, TrialState.RUNNING)
         earlier = [other for other in others if other.number < trial.number]
+        # What had finished when the point was chosen is no rival: the proposal has taken it into account.
         known = {other.number for other in finished}
         rivals = [other for other in earlier if other.number not in known]
         if len(earlier) + len(failed) >= limit or any(
@@ -169,12 +178,14 @@ class Trials:
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial whose merge has no finite loss; its point is not tried again."""
         with self._ending(trial), suppress(UpdateFinishedTrialError):
+            # FAILED tells this trial from those that were lost or given up, which end in the same state.
             trial.set_user_attr(FAILED, reason)
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def converged(self, tolerance: float, patience: int) -> bool:
         """Tell whether each of the last `patience` proposals had an expected improvement below `tolerance` nats."""
         expected = [trial.user_attrs.get(IMPROVEMENT) for trial in self.finished()][-patience:]
+        # An initial point has no expected improvement; it breaks the row of proposals.
         return len(expected) == patience and all(each is not None and each < tolerance for each in expected)
 
     def posterior(self, trials: Sequence[FrozenTrial]) -> Posterior:
@@ -242,6 +253,7 @@ class Trials:
 
     def _lose(self, trial: optuna.Trial) -> None:
         """End a trial whose point is to be tried again."""
+        # LOST before the state: a finished trial takes no more attributes.
         with self._ending(trial), suppress(UpdateFinishedTrialError):  # another worker was faster
             trial.set_user_attr(LOST, True)
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
@@ -259,6 +271,7 @@ class Trials:
         return [side.unit(params[name]) for name, side in self._space.ranges.items()]
 
     def _expected_improvement(self, params: Mapping[str, float], finished: Sequence[FrozenTrial]) -> float:
+        # While nothing keeps the limits every feasible point would be an improvement, so the worst loss is the mark.
         feasible = [trial.values[0] for trial in finished if is_feasible(trial)]
         incumbent = min(feasible, default=max(trial.values[0] for trial in finished))
         return float(self.posterior(finished).expected_improvement([self._unit(params)], incumbent)[0])
@@ -267,6 +280,8 @@ class Trials:
         check_format_version(self.study.user_attrs, STUDY_VERSION, f"study {self.study.study_name!r}")
         known = self.noted(CONFIGURATION)
         if known is None:
+            # The configuration before the version: a kill in between leaves what version 0.1.0 wrote, which can be
+            # read.
             self.note(CONFIGURATION, configuration)
             self.study.set_user_attr(FORMAT_VERSION, STUDY_VERSION)
             return
