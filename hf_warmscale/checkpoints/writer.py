@@ -127,6 +127,7 @@ class _ShardFile:
 
     def _write_at(self, position: int, data: memoryview) -> None:
         while data:
+            # Linux writes at most 2 GiB per call, so a large tensor takes several.
             written = os.pwrite(self._file.fileno(), data, position)
             position, data = position + written, data[written:]
 

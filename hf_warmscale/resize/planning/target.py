@@ -164,6 +164,7 @@ def compensation(
     """
     embedding = 1.0
     if source.embedding_scale == "sqrt":
+        # The factor as the model multiplies by it: the rounding of its buffer is part of the function to keep.
         before = embedding_factor or _sqrt_as_held(config, source.sizes[Axis.HIDDEN], dtype)
         embedding = before / _sqrt_as_held(target, sizes[Axis.HIDDEN], dtype)
     if not is_mup(config):
