@@ -192,6 +192,7 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
     parameters = {name: _place(config, template, name) for name in state}
     sizes = _full_sizes(config, template, parameters, state)
     for name, shape in state.items():
+        # The template was proved on few blocks. The shapes of the full model show whether the rest follows it.
         predicted = parameters[name].shape(sizes)
         if predicted != shape:
             raise ValueError(

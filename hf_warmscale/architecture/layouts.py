@@ -52,7 +52,7 @@ def candidates(observed: Sequence[tuple[Sizes, int]]) -> list[Dimension]:
     first = observed[0][1]
     if all(size == first for _, size in observed):
         return [(Block((first,)),)]
-    # A layout with an axis that the model does not have could fit by coincidence of sizes alone.
+    # An axis that changes no shape is not among the sizes, so a layout with it cannot be checked.
     live = set(observed[0][0])
     known = [layout for layout in (*PLAIN, *FUSED, *_scaled(observed[0])) if _axes(layout) <= live]
     return [layout for layout in dict.fromkeys(known) if all(_size(layout, sizes) == size for sizes, size in observed)]

@@ -201,8 +201,8 @@ class ModelMap:
         """
         matrices = [each for each in self.parameters.values() if each.fan_in is not None and len(each.dimensions) > 1]
         multiplied = sum(self._active(parameter) for parameter in matrices)
+        # A tied readout is not a parameter of its own, yet its product is computed.
         multiplied += sum(
-            # A tied readout is no parameter of its own, yet its product is computed.
             self._active(self.parameters[name]) for name in self.tied.values() if name not in self._projections()
         )
         layers = {parameter.layer for parameter in matrices}

@@ -84,8 +84,8 @@ def loading_groups(stored: Iterable[str], model: PreTrainedModel) -> list[Group]
     conversions = loading_conversions(model)
     state = model.state_dict()
     groups: dict[str, Group] = {}
+    # In natural order (2 before 10), since a converter stacks its sources in the order in which they are added.
     for name in in_natural_order(stored):
-        # In natural order (2 before 10), since a converter stacks its sources in the order in which they are added.
         key, pattern = loaded_name(name, conversions, model, state)
         if key not in state and name in state:  # a renaming of older files that also matches a current name
             key, pattern = name, None

@@ -103,6 +103,7 @@ def read_groups(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     groups = state["param_groups"]
     known = is_mup(config) or base_config is not None or factors is not None
+    # Numbers and shapes do not tell all ways apart, so the way that the config or the caller names is tried first.
     ways = [_mup_groups(groups, model, base_config, factors)] if known else []
     if all("param_names" in group for group in groups):
         ways.append(_own_names(groups))

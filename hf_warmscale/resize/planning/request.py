@@ -183,7 +183,7 @@ def _axis_maps(operator: WidthOperator, source: ModelMap, sizes: Mapping[Axis, i
     axes[Axis.VOCAB] = pad(source.sizes[Axis.VOCAB], sizes[Axis.VOCAB])
     if Axis.HEADS in sizes:
         heads = (source.sizes[Axis.HEADS], sizes[Axis.HEADS])
-        # Without key-value heads of its own a family has one per query head, so both maps are the same.
+        # Without that axis (a key per query head, or one key for all) no heads share keys in groups: groups of one.
         own_keys = Axis.KV_HEADS in sizes
         kv_heads = (source.sizes[Axis.KV_HEADS], sizes[Axis.KV_HEADS]) if own_keys else heads
         axes[Axis.HEADS], keys = head_maps(heads, kv_heads, operator.extend(Axis.HEADS))
