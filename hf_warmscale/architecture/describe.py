@@ -124,6 +124,7 @@ def _depth(config: PreTrainedConfig) -> int:
 
 def _layers_to_try(config: PreTrainedConfig) -> list[int]:
     depth = _depth(config)
+    # The full depth comes last: the kinds of blocks may repeat with any period, or not at all.
     return sorted({layers for layers in (*_LAYERS_TRIED, depth) if layers <= max(depth, _LAYERS_TRIED[0])})
 
 
@@ -171,6 +172,7 @@ def _template(tiny: str, layers: int) -> Template:
     def on_stream(path: str) -> bool:
         return any(Axis.HIDDEN in axes_in(labels[name]) for name in labels if name.rpartition(".")[0] == path)
 
+    # Only now: whether a norm lies on the stream is known from the proved labels.
     norms = observe_norms(model, record, lambda path: _layer_of(path, layer_path), on_stream)
     return Template(
         law=shapes.law,
@@ -190,6 +192,7 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
     parameters = {name: _place(config, template, name) for name in state}
     sizes = _full_sizes(config, template, parameters, state)
     for name, shape in state.items():
+        # The template was proved on few blocks. The shapes of the full model show whether the rest follows it.
         predicted = parameters[name].shape(sizes)
         if predicted != shape:
             raise ValueError(
@@ -255,6 +258,8 @@ def _full_sizes(
             for dimension, size in zip(parameter.dimensions, state[name], strict=True):
                 factors = dimension[0].factors
                 unknown = [factor for factor in factors if isinstance(factor, Axis) and factor not in sizes]
+                # One equation at a time: a dimension of equal blocks with a single unknown axis gives it by division.
+                # An axis found here may leave another dimension with a single unknown, hence the loop.
                 if len(unknown) == 1 and len(set(dimension)) == 1:
                     known = prod(
                         sizes[factor] if isinstance(factor, Axis) else factor

@@ -61,6 +61,7 @@ def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
     """
     declared = _declared(config.model_type)
     for name in FIELDS[axis]:
+        # The family's own name, under which `to_dict` stores it (GPT-2: `n_embd` for `hidden_size`).
         if name in config.attribute_map:
             return config.attribute_map[name]
         if name in config.to_dict() and (axis is Axis.HEAD_DIM or not declared or name in declared):
@@ -127,7 +128,7 @@ def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTr
 
 
 def resized_values(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> dict[str, Any]:
-    """Return what `resized_config` is made of."""
+    """Return the values of the config that `resized_config` builds."""
     values = config.to_dict()
     for axis, size in sizes.items():
         field = find_field(config, axis)

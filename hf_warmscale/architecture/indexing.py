@@ -42,6 +42,8 @@ def _block_index(block: Block, sizes: Mapping[Axis, int], sources: Mapping[Axis,
     for factor, size in zip(block.factors, block.shape(sizes), strict=True):
         identity = torch.arange(size)
         source = sources.get(factor, identity) if isinstance(factor, Axis) else identity
+        # Row-major, the slowest factor first. `size` is that of the source although `source` has the target's length,
+        # for the result points into the source.
         missing = (index[:, None] < 0) | (source[None, :] < 0)
         index = torch.where(missing, -1, index[:, None] * size + source[None, :]).flatten()
     return index

@@ -55,6 +55,7 @@ def label_options(
     options: dict[str, list[Labels]] = {}
     for path, own in owned.items():
         kind = kind_of(f"{path}.", layer_path)
+        # All blocks share one pick, so the first block's modules stand for those of all others.
         if kind in options:
             continue
         module = model.get_submodule(path)
@@ -148,6 +149,7 @@ class _PermutationTests:
         self._model, self._options, self._sizes, self._tokens = model, options, sizes, tokens
         self._kinds = {name: kind_of(name, layer_path) for name in named_state(model)}
         self._logits = logits_of(model, tokens)
+        # Each error costs a forward pass, and the same picks are asked for several times.
         self._errors: dict[tuple[tuple[int, ...], Axis], float] = {}
 
     def labels(self, picks: Sequence[int]) -> Labels:
@@ -182,6 +184,8 @@ class _PermutationTests:
 
 def _by_plausibility(options: Sequence[Sequence[Labels]], slots: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Yield picks that differ from the most plausible ones in some of `slots`, in few places first."""
+    # By the number of deviations: the plausible labelling is rarely wrong in more than a place or two, and the
+    # attempts are limited.
     several = [slot for slot in slots if len(options[slot]) > 1]
     deviating = (
         dict(zip(places, picks, strict=True))
@@ -200,9 +204,11 @@ def _projection_options(
     ranked = []
     for label in product(*weight):
         reads_hidden, writes_hidden = _is_hidden(label[1 - output]), _is_hidden(label[output])
+        # A projection of the stream writes an inner axis; any other one writes back to the stream.
         implausible = (reads_hidden != reads_stream) + (writes_hidden == reads_stream)
         way = {own["weight"]: label}
         if "bias" in own:
+            # The bias is not a choice of its own: it lies along the output of its matrix.
             if label[output] not in choices[own["bias"]][0]:
                 continue
             way[own["bias"]] = (label[output],)

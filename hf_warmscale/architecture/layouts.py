@@ -52,6 +52,7 @@ def candidates(observed: Sequence[tuple[Sizes, int]]) -> list[Dimension]:
     first = observed[0][1]
     if all(size == first for _, size in observed):
         return [(Block((first,)),)]
+    # An axis that changes no shape is not among the sizes, so a layout with it cannot be checked.
     live = set(observed[0][0])
     known = [layout for layout in (*PLAIN, *FUSED, *_scaled(observed[0])) if _axes(layout) <= live]
     return [layout for layout in dict.fromkeys(known) if all(_size(layout, sizes) == size for sizes, size in observed)]
@@ -61,6 +62,7 @@ def _scaled(reference: tuple[Sizes, int]) -> Iterable[Dimension]:
     sizes, size = reference
     for axis in SCALED:
         if axis in sizes and size % sizes[axis] == 0 and size // sizes[axis] > 1:
+            # The constant is unknown, so it is read off the reference; the other sizes must then confirm it.
             constant = size // sizes[axis]
             whole = axis is Axis.EXPERT_INTERMEDIATE
             yield (Block((axis,)),) * constant if whole else (Block((axis, constant)),)

@@ -201,6 +201,7 @@ class ModelMap:
         """
         matrices = [each for each in self.parameters.values() if each.fan_in is not None and len(each.dimensions) > 1]
         multiplied = sum(self._active(parameter) for parameter in matrices)
+        # A tied readout is not a parameter of its own, yet its product is computed.
         multiplied += sum(
             self._active(self.parameters[name]) for name in self.tied.values() if name not in self._projections()
         )
@@ -214,6 +215,7 @@ class ModelMap:
     def _active(self, parameter: ParameterMap) -> int:
         """Return how many of its scalars a token uses."""
         size = prod(parameter.shape(self.sizes))
+        # A router's rows are experts too, but a token is scored against all of them.
         stacked = len(parameter.dimensions) > 1 and Block((Axis.EXPERTS,)) in parameter.dimensions[0]
         if not stacked or parameter.role == "router":
             return size

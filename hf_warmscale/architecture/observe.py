@@ -98,8 +98,10 @@ def stream_readers(model: PreTrainedModel, record: Trace, layer_path: str) -> fr
         for path, module in model.named_modules()
         if path in record.calls and (is_norm(module) or path.rpartition(".")[0] == layer_path)
     ]
+    # The input of the first block is the output of no block and of no norm.
     streams += [record.input(path) for path in record.calls if path.rpartition(".")[0] == layer_path]
     # The same memory, not equal values: a projection of the stream may happen to have equal values elsewhere.
+    # The trace keeps these tensors alive, so no address has been used again.
     pointers = {tensor.data_ptr() for tensor in streams if tensor is not None}
     readers = set()
     for path, module in model.named_modules():
@@ -142,6 +144,8 @@ def embedding_scale(model: PreTrainedModel, tokens: torch.Tensor, first_layer: s
     """Return the factor between the embedding table and the stream, `None` if they are not proportional."""
     weight = model.get_input_embeddings().get_parameter("weight")
     streams = []
+    # The difference of two runs, so that positions added to the embedding cancel. Scaling by 2 is exact in floating
+    # point, so the weights come back to the bit.
     for factor in (1.0, 2.0):
         with torch.no_grad():
             weight.mul_(factor)
@@ -166,6 +170,7 @@ def _replay(module: nn.Module, record: Trace, path: str, shift: float = 0.0) -> 
 
 
 def _is_centered(module: nn.Module, record: Trace, path: str) -> bool:
+    # A constant on all coordinates vanishes only if the norm subtracts the mean.
     return torch.allclose(_replay(module, record, path), _replay(module, record, path, shift=0.7), atol=1e-6)
 
 
@@ -174,6 +179,7 @@ def _gain_offset(module: nn.Module, record: Trace, path: str) -> float:
     with torch.no_grad():
         for parameter in module.parameters(recurse=False):
             parameter.zero_()
+    # With all parameters at 0, a norm that stores g returns 0, and one that stores g - 1 still has a gain of 1.
     vanishes = not _replay(module, record, path).any()
     with torch.no_grad():
         for name, parameter in module.named_parameters(recurse=False):
@@ -188,6 +194,7 @@ def _position_in_layer(
     if given is None:
         return "pre"
     for other, module in model.named_modules():
+        # Not a module that contains the norm: its output comes later.
         inside = layer_of(other) == layer and not is_norm(module) and not path.startswith(f"{other}.")
         if inside and other in record.calls and not isinstance(module, nn.Dropout):
             output = record.output(other)

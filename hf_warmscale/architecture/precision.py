@@ -34,6 +34,7 @@ class StayInFloat64(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Under dispatch `float()` and every `to(dtype)` come down to `_to_copy`.
         if func is torch.ops.aten._to_copy.default and _is_downcast(args[0], kwargs.get("dtype")):
             kwargs = {**kwargs, "dtype": torch.float64}
         if func in PRODUCTS and len({tensor.dtype for tensor in args}) > 1:

@@ -96,6 +96,8 @@ def _observe(config: PreTrainedConfig, law: SizeLaw, layers: int) -> list[tuple[
     observed = [(reference, _shapes(config, law, reference, layers))]
     dead = set()
     for axis in reference:
+        # A derived axis moves with those that it follows from, never alone. Only HEAD_DIM is varied although it is
+        # derived: `complete` then moves the hidden size.
         follows = axis is Axis.HIDDEN if law.derives_head_dim else False
         if follows or axis in law.derived - {Axis.HEAD_DIM}:
             continue
@@ -160,6 +162,7 @@ def _intermediate_ratio(config: PreTrainedConfig, law: SizeLaw, layers: int) -> 
     hidden = sizes[Axis.HIDDEN]
     shapes = set(_shapes(config, law, sizes, layers).values())
     for ratio in (4, 2, 3):
+        # Both directions must occur: a fused query-key-value matrix is (3 hidden, hidden) alone.
         if {(ratio * hidden, hidden), (hidden, ratio * hidden)} <= shapes:
             return ratio
     return None

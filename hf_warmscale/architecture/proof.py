@@ -62,6 +62,7 @@ def axis_permutations(axis: Axis, sizes: Mapping[Axis, int]) -> Permutations:
         heads = torch.arange(sizes[Axis.HEADS]).reshape(groups, in_group)
         if axis is Axis.HEADS:
             return {axis: heads[:, _permutation(in_group)].flatten()}
+        # Whole groups move: the keys by `order`, and the query heads of each group with them.
         order = _permutation(groups)
         return {Axis.KV_HEADS: order, Axis.HEADS: heads[order].flatten()}
     return {axis: _permutation(sizes[axis])}
@@ -96,6 +97,7 @@ def permutation_error(
         permuted[name] = moved
     if axis is Axis.VOCAB:
         order = permutations[axis]
+        # Row j of the permuted table belongs to token order[j], so token t has moved to row argsort(order)[t].
         after = logits_of(_Rewired(model, permuted), torch.argsort(order)[tokens])
         logits = logits[..., order] if logits.shape[-1] == len(order) else logits
     else:

@@ -17,7 +17,7 @@ _STACKED_DOWN = ("down", "w2", "wo", "output_linear")
 
 @dataclass(frozen=True)
 class Labelled:
-    """A `ParameterMap` before it has a place: shared by the same parameter of all blocks."""
+    """A `ParameterMap` without name, layer and module: the same parameter of all blocks shares it."""
 
     role: Role
     component: Component
@@ -53,12 +53,14 @@ def _direction(module: nn.Module, own: str, dimensions: Sequence[Dimension]) -> 
     if isinstance(module, nn.Linear) and own == "weight":
         return 1, 0
     if is_projection(module) and own == "weight":
-        return 0, 1
+        return 0, 1  # Conv1D stores [in, out], nn.Linear [out, in]
     if isinstance(module, nn.Embedding):
         return None, 1
     if len(dimensions) < 2:
         return None, 0 if dimensions else None
     if len(dimensions) == 3 and Axis.EXPERTS in axes_in(dimensions[:1]):
+        # Stacked experts are [experts, out, in] in some families and [experts, in, out] in others. So the position of
+        # the hidden axis decides, and the name tells whether it is read or written.
         hidden = next((dim for dim in (1, 2) if Axis.HIDDEN in axes_in(dimensions[dim : dim + 1])), None)
         if hidden is None:
             return None, None
@@ -84,6 +86,7 @@ def _role(
     if module is model.get_input_embeddings() or isinstance(module, nn.Embedding):
         return "embedding"
     if module is model.get_output_embeddings():
+        # The module of the readout may own a bias too, which has no fan_in.
         return "bias" if fan_in is None else "readout"
     if is_norm(module) and not name.endswith("bias"):
         final = path in norms and norms[path].position == "final"

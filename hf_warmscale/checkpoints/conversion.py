@@ -74,6 +74,7 @@ class Group:
         if self.pattern is None:
             (source,) = self.sources
             return {self.key: specs[source]}
+        # On the meta device transformers' own conversion yields shapes and dtypes without reading any data.
         empty = {name: torch.empty(specs[name].shape, dtype=specs[name].dtype, device="meta") for name in self.sources}
         return {name: TensorSpec.of(tensor) for name, tensor in self.convert(empty, model).items()}
 
@@ -83,6 +84,7 @@ def loading_groups(stored: Iterable[str], model: PreTrainedModel) -> list[Group]
     conversions = loading_conversions(model)
     state = model.state_dict()
     groups: dict[str, Group] = {}
+    # In natural order (2 before 10), since a converter stacks its sources in the order in which they are added.
     for name in in_natural_order(stored):
         key, pattern = loaded_name(name, conversions, model, state)
         if key not in state and name in state:  # a renaming of older files that also matches a current name
@@ -104,5 +106,6 @@ def saving_groups(model: PreTrainedModel) -> list[Group]:
 
 def _add(groups: dict[str, Group], new: Group, name: str, pattern: str | None) -> None:
     group = groups.setdefault(new.key, new)
+    # A renamed tensor carries its own name in place of a pattern; `convert` then never asks a converter.
     group.pattern = group.pattern or pattern
     group.sources[name] = pattern or name

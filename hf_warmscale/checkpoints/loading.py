@@ -1,4 +1,4 @@
-"""The door that every command shares: load a stored model whole, or refuse it in one sentence.
+"""Load a stored model whole, or refuse it in one sentence. Every command loads through here.
 
 `from_pretrained` fills missing tensors with random numbers, drops unexpected ones and prints a report. Here a model is
 loaded only if its files hold every tensor of its config, once, in the right shape and finite.

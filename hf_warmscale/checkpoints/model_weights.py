@@ -52,6 +52,8 @@ class ModelWeights:
                 self._groups[name], stored[name] = group, spec
         self._warn_of_leftovers()
         self._drop_tied(stored)
+        # One group can make several tensors of the model. The results of the last group are kept, so that reading the
+        # names in order does not convert it once per name.
         self._last: tuple[Group, dict[str, torch.Tensor]] | None = None
         self.specs: Mapping[str, TensorSpec] = self._checked(stored)
 
@@ -90,6 +92,8 @@ class ModelWeights:
             for name in self.checkpoint.specs
             if name not in used and not any(re.search(pattern, name) for pattern in ignored)
         ]
+        # Names that differ from a used one in a number alone are weights, of a block or expert that the config does
+        # not count. Leaving them out with a warning would cut the model silently.
         known = {_numberless(name) for name in used}
         for name in left:
             if _numberless(name) in known:
@@ -206,6 +210,7 @@ class ModelWriter:
         group = self._group[name]
         arrived = self._waiting.setdefault(group.key, {})
         arrived[name] = tensor
+        # Tensors may arrive in any order; a group is converted, and its memory freed, when its last one is here.
         if arrived.keys() == group.sources.keys():
             for stored, value in group.convert(self._waiting.pop(group.key), self.model).items():
                 self._writer.write(stored, value)

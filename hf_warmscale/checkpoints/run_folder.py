@@ -139,6 +139,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.checkpoints = run_checkpoints(self.path)
+        # Either may be ahead: a trainer can save into the folder itself at the end, or stop after a checkpoint.
         self._ends = [*self.checkpoints[-1:], self.path]
         states = [state for folder in self._ends if (state := read_trainer_state(folder)) is not None]
         if not states:

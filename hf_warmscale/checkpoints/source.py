@@ -76,6 +76,8 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
     with _explained(repo_id, revision):
         folder = _fetch_small_files(repo_id, revision)
         files = _weights_to_fetch(folder, allow_pickle)
+        # A snapshot folder is named after its commit. Asking for that commit keeps config and weights together even
+        # if the branch moves between the two downloads.
         folder = Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=files))
     return Source(name, folder, repo_id=repo_id, revision=folder.name)
 

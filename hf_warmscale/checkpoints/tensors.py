@@ -61,6 +61,7 @@ class TensorSpec:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a CPU tensor in row-major order, without a copy if it is contiguous; any dtype."""
+    # As bytes, because numpy has neither bfloat16 nor 8-bit floats.
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 

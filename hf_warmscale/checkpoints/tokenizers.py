@@ -202,6 +202,7 @@ def _is_disagreement(
     token: str, owner: int, vocabularies: tuple[Mapping[str, int], Mapping[str, int]], added: Mapping[str, int]
 ) -> bool:
     own, other = vocabularies[owner], vocabularies[1 - owner]
+    # A token that the other lacks is harmless only if it was added and the other leaves its id free.
     return token in other or token not in added or own[token] in other.values()
 
 

@@ -113,6 +113,7 @@ class _ShardFile:
         self._length = len(header).to_bytes(LENGTH_BYTES, "little")
         self._start = LENGTH_BYTES + len(header)
         self._file = path.open("xb", buffering=0)
+        # The final length at once, so that tensors can be written in any order.
         self._file.truncate(self._start + sum(spec.nbytes for spec in specs.values()))
         self._write_at(LENGTH_BYTES, memoryview(header))
 
@@ -127,6 +128,7 @@ class _ShardFile:
 
     def _write_at(self, position: int, data: memoryview) -> None:
         while data:
+            # Linux writes at most 2 GiB per call, so a large tensor takes several.
             written = os.pwrite(self._file.fileno(), data, position)
             position, data = position + written, data[written:]
 

@@ -95,10 +95,12 @@ def _module(key: str) -> str:
 
 
 def _factors(copy: Transfer, target: ParameterMap, rank: int, plan: Plan) -> tuple[Transfer, Transfer]:
-    """Return how A `[rank, in]` and B `[out, rank]` follow, from how their weight does."""
+    """Return the transfers of A `[rank, in]` and B `[out, rank]`, from the transfer of their weight."""
     assert target.fan_in is not None and target.fan_out is not None
     ranks = torch.arange(rank)
     reads, writes = target.fan_in, target.fan_out
+    # The update of the weight is B A. Each factor takes the map of its own side, and the scale goes into B alone,
+    # because it must act once. An inserted block writes nothing, so its B starts at zero as a whole.
     a = Transfer(copy.source, (ranks, copy.index[reads]), ("zero", "zero"), (None, copy.weights[reads]))
     b = Transfer(
         copy.source,

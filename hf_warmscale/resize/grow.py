@@ -167,6 +167,7 @@ def _grow_on_disk(
     with staged_directory(output) as folder:
         copy_side_files(source.checkpoint.folder, folder)
         write_weights(growth, source, folder, dtype=request.dtype, max_shard_size=max_shard_size)
+        # After the weights: reading them has hashed them too, so the source is read only once.
         receipt = _receipt(growth, source)
         _written_config(growth, source, receipt, request.dtype).save_pretrained(folder)
         if verify:

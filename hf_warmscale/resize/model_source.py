@@ -160,6 +160,7 @@ class StoredModel:
 
     def read(self, name: str) -> Tensor:
         tensor = self.weights.tensor(name)
+        # Once per tensor: one with several copies is read for each of them.
         if name not in self._finite:
             refuse_non_finite(name, tensor)
             for stored in self.weights.sources(name):

@@ -227,6 +227,7 @@ def _plan(
     factors = compensation(source.config, config, described, sizes, dtype or own, source.embedding_factor(own))
     block_axes = {layer: select_in_block(importance, described, sizes, layer) for layer in layers.source}
     axes = select_shared(importance, described, sizes)
+    # zero_pad in reverse: its factors keep every logit if what is removed contributes nothing.
     plan = Plan(described, describe(config), axes, layers, ZeroPad(described, sizes), factors, block_axes)
     return plan, config
 

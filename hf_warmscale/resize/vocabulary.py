@@ -88,6 +88,7 @@ def learn_merges(words: Mapping[Word, int], num_merges: int, *, known: Mapping[s
     merges: list[Pair] = []
     made = set(known)
     while len(merges) < num_merges and pairs:
+        # Ties are broken by the pair itself, so that the result does not depend on the order of the texts.
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         if pairs[best] < RARE:
             break
@@ -96,11 +97,13 @@ def learn_merges(words: Mapping[Word, int], num_merges: int, *, known: Mapping[s
             continue
         merges.append(best)
         made.add("".join(best))
+        # `places` may still list words that have lost the pair since; merging changes nothing in them.
         for number in places.pop(best):
             word = current[number]
             _count_pairs(word, -counts[number], number, pairs, places)
             current[number] = word = merged(word, best)
             _count_pairs(word, counts[number], number, pairs, places)
+        # Unary plus drops the pairs whose count has fallen to 0.
         pairs = +pairs
     return merges
 
@@ -150,8 +153,9 @@ def grow_vocabulary(
     _resize(model, max(new.values()) + 1)
     with torch.no_grad():
         for rows, table in zip(before, _token_tables(model), strict=True):
+            # Over the rows of tokens alone: a table may have padding rows, and a tokenizer ids beyond the table.
             mean = _mean_of_rows(table, known[known < rows].to(table.device))
-            table[rows:] = mean  # ids that no token has, too
+            table[rows:] = mean  # including ids that no token has
             for number, sub_tokens in parts.items():
                 table[number] = _mean_of_rows(table, torch.tensor(sub_tokens).to(table.device)) if sub_tokens else mean
     return model
@@ -213,8 +217,8 @@ def _mean_of_rows(table: Tensor, rows: Tensor) -> Tensor:
 def _sub_tokens(token: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the old tokens that a new one is made of; none if the old tokenizer knows no part of it.
 
-    A learnt token is split by merges alone, because it may hold a space, at which words are split. An added token is
-    plain text, and goes the way of all text.
+    A learnt token is split by the merges alone: it may hold a space, at which the pre-tokenizer would cut it. An added
+    token is plain text, so the whole tokenizer splits it.
     """
     numbers = [part.id for part in _backend(tokenizer).model.tokenize(token)]
     unknown = {tokenizer.unk_token_id} - {None}

@@ -75,6 +75,8 @@ class Upcycling:
             return self._dense(name, read)
         shape = self.target.parameters[name].shape(self.target.sizes)
         if ".mlp.experts." in name:
+            # `[out, in]` to `[experts, out, in]`, the rows of gate before those of up. The clone gives each expert
+            # memory of its own.
             return torch.cat([self._dense(part, read) for part in _mlp_parts(name)]).expand(shape).clone()
         dtype = self.dtype or read(self.parts(name)[0]).dtype
         if name.endswith("shared_expert.down_proj.weight"):  # the shared expert; its down projection starts at zero

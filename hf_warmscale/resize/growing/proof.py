@@ -97,6 +97,7 @@ def logit_change(source: PreTrainedModel, config: PreTrainedConfig, make: Callab
         config (`PreTrainedConfig`): of the other.
         make (`Callable`): returns a tensor of the other by its name, from a reader of the source's.
     """
+    # Random, so that a parameter that the growth forgets to write shows in the logits.
     target, weights = random_model(config), named_state(source)
     with torch.no_grad():
         for name, tensor in named_state(target).items():

@@ -184,6 +184,7 @@ def with_entry(config: PreTrainedConfig, receipt: GrowthReceipt) -> PreTrainedCo
     """Return the config with the receipt's entry, and within it the entries of earlier growths."""
     content = config.to_dict()
     earlier = _published(content[CONFIG_ENTRY]) if CONFIG_ENTRY in content else None
+    # Nested, the latest outside: growths are undone in the reverse order.
     entry = receipt.config_entry() if earlier is None else {**receipt.config_entry(), EARLIER: earlier}
     return type(config).from_dict({**content, CONFIG_ENTRY: entry})
 

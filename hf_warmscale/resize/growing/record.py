@@ -120,9 +120,11 @@ def _plain_entries(transfer: Transfer) -> tuple[int, int]:
     """Return how many scalars are copied without noise, and of how many source scalars."""
     indices = list(transfer.index)
     if transfer.noise is not None:
+        # Independent noise covers every scalar, so none repeats another one.
         if not transfer.noise.paired or transfer.fan_in is None:
             return 0, 0
         _, sign = pairs(indices[transfer.fan_in])
+        # Paired noise leaves out coordinates without a partner (sign 0); only these are still plain copies.
         indices[transfer.fan_in] = indices[transfer.fan_in][sign == 0]
     old = [index[index >= 0] for index in indices]
     return prod(len(index) for index in old), prod(_distinct(index) for index in old)

@@ -34,6 +34,7 @@ def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
     if sizes != receipt.source_sizes:
         raise ValueError(f"The receipt is of a growth from other sizes: {_differences(receipt.source_sizes, sizes)}.")
     settable = {str(axis) for axis in model.fields if axis not in model.derived}
+    # A derived axis cannot be requested; it follows from the others as it did in the growth.
     changed = {axis: size for axis, size in receipt.sizes.items() if size != sizes[axis] and axis in settable}
     places = [receipt.layers[layer] for layer in receipt.new_layers]
     request = GrowthRequest(

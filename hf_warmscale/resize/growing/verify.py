@@ -80,6 +80,7 @@ def compare_models(
     before, rms_before = _run(source, layer_path, tokens)
     after, rms_after = _run(target, layer_path, tokens)
     known = min(before.shape[-1], after.shape[-1])
+    # New tokens have logits of their own, so distributions are compared over the old ones.
     before, after = before[..., :known], after[..., :known]
     divergence = nn.functional.kl_div(
         after.double().log_softmax(-1), before.double().log_softmax(-1), log_target=True, reduction="none"

@@ -1,7 +1,8 @@
 """The parameter groups of a saved optimizer, by name, and the groups that the grown model needs.
 
-`optimizer.pt` numbers the parameters. Their names follow from the way the groups were made: by muP, by Trainer (with
-and without weight decay), or all in one. A state that fits no way in number and shapes belongs to another model.
+`optimizer.pt` only numbers the parameters. Their names follow from how the groups were made: by muP, by Trainer (with
+and without weight decay), or as a single group. If no way gives the same numbers and shapes, the state belongs to
+another model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ class NamedGroup:
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """A saved optimizer that was understood.
+    """A saved optimizer whose parameters have been identified by name.
 
     Args:
         state (`dict`): as `optimizer.state_dict()`.
@@ -66,6 +67,7 @@ class SavedOptimizer:
         """Return what the user chose for `lr`, `weight_decay` or `eps`, before the groups' own factors."""
         for saved, named in zip(self.state["param_groups"], self.groups, strict=True):
             value = _peak(saved) if name == "lr" else saved.get(name, 0.0)
+            # A group with factor 0 (no decay) says nothing about the value that the user chose.
             if value and getattr(named.factors, name):
                 return float(value / getattr(named.factors, name))
         return 0.0
@@ -101,9 +103,11 @@ def read_groups(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     groups = state["param_groups"]
     known = is_mup(config) or base_config is not None or factors is not None
+    # Numbers and shapes do not tell all ways apart, so the way that the config or the caller names is tried first.
     ways = [_mup_groups(groups, model, base_config, factors)] if known else []
     if all("param_names" in group for group in groups):
         ways.append(_own_names(groups))
+    # torch's Muon takes matrices alone, so it may hold no more than those of the blocks.
     matrices = tuple(p.name for p in source.with_role("hidden") if p.layer is not None and len(p.dimensions) == 2)
     ways += [*_trainer_groups(model), [NamedGroup(matrices)]]
     for way in ways:
@@ -123,6 +127,7 @@ def _mup_groups(
     base_config: PreTrainedConfig | None,
     factors: TrainingFactors | None,
 ) -> list[NamedGroup]:
+    # Units of 1, or of any rate: only the ratios between what comes back and what went in are kept, as factors.
     rate, decayed = _peak(saved[0]), any(group.get("weight_decay") for group in saved)
     groups = mup_param_groups(
         model, lr=rate, weight_decay=float(decayed), eps=1.0, base_config=base_config, factors=factors
@@ -186,6 +191,7 @@ def _fits(saved: SavedOptimizer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     if [len(group["params"]) for group in groups] != [len(group.names) for group in saved.groups]:
         return False
     return all(
+        # A moment has the shape of its parameter; Adam's step is a tensor without dimensions.
         name in shapes and tensor.shape in (shapes[name], ())
         for name, number, _ in saved.members()
         for tensor in saved.state["state"].get(number, {}).values()
@@ -200,7 +206,7 @@ def group_names(groups: Sequence[Group], model: nn.Module) -> list[tuple[str, ..
 
 
 def grown_factors(plan: Plan, saved: SavedOptimizer) -> TrainingFactors:
-    """Return what each parameter of a grown model needs to go on as the source did: growth's own scaling.
+    """Return the factors with which each parameter of a grown model trains on as in the source: growth's own scaling.
 
     Args:
         plan (`Plan`): the growth. The target of `szp` is no copy: its factors are those of muP.
@@ -220,6 +226,8 @@ def _change(plan: Plan, name: str, saved: SavedOptimizer) -> OptimizerFactors:
     change = growth_factors(copy, saved.kind) if plan.operator.keeps_logits else _mup_factors(plan, name, saved.kind)
     if saved.kind == "adam":
         return change
+    # Muon itself multiplies its rate by a factor of the matrix's shape. The growth changes that factor, so it is
+    # divided out of ours: it must not act twice.
     adjust = saved.state["param_groups"][0].get("adjust_lr_fn")
     before = plan.source.parameters[copy.source].shape(plan.source.sizes)
     own = muon_shape_factor(copy.shape, adjust) / muon_shape_factor(before, adjust)

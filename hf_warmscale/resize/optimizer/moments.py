@@ -39,8 +39,11 @@ def moment_transfer(
         transfer,
         index=tuple(map(_first_copies, transfer.index)) if first_copies_only else transfer.index,
         fill=tuple("zero" for _ in transfer.index),
+        # (f k) per dimension. Where the weights divide, f k = (1 / n) n = 1; elsewhere f = 1 and k = n. What remains
+        # is the 1 / n_out of the module's docstring, squared for a second moment.
         weights=tuple((copies(index) * (1.0 if weights is None else weights)) ** -power for index, weights in counted),
         scale=0.0 if zero else transfer.scale**-power,
+        # The derivative by a stored g - 1 is the derivative by g.
         offset=0.0,
         jitter=0.0,
         noise=None,
@@ -50,8 +53,8 @@ def moment_transfer(
 def growth_factors(transfer: Transfer, kind: OptimizerKind = "adam") -> OptimizerFactors:
     """Return what learning rate, weight decay and eps are multiplied by, so that training goes on as it was.
 
-    With f on the weight and c on its gradient: Adam's step does not see c but in eps, so its rate takes f; Muon's step
-    has spectral norm 1, which k copies share, so its rate takes f sqrt(k).
+    Let f be the factor on the weight and c the factor on its gradient. Adam's step depends on c only through eps, so
+    its rate takes f. Muon's step has spectral norm 1, which k copies share, so its rate takes f sqrt(k).
 
     Args:
         transfer (`Transfer`): of the weight. Where copies are uneven the mean counts.
@@ -65,6 +68,8 @@ def growth_factors(transfer: Transfer, kind: OptimizerKind = "adam") -> Optimize
     if kind == "muon":
         spread = sqrt(shared)
         return OptimizerFactors(lr=factor * spread, weight_decay=1 / (factor * spread), eps=gradient * spread)
+    # Decoupled decay acts through lr * weight_decay, which must not change; eps is added to sqrt(v), so it has the
+    # unit of a gradient.
     return OptimizerFactors(lr=factor, weight_decay=1 / factor, eps=gradient)
 
 

@@ -85,6 +85,7 @@ def grow_optimizer_state(
     numbers = {
         name: number for group in groups for name, number in zip(group["param_names"], group["params"], strict=True)
     }
+    # An empty state makes the optimizer start its moments anew, from step 0.
     moved = {} if moments == "drop" else _grown_moments(growth.plan, saved, numbers, first_only=moments != "scale")
     content: dict[str, dict[str, Any]] = {OPTIMIZER_FILE: {"state": moved, "param_groups": groups}}
     if (source / SCHEDULER_FILE).is_file():
@@ -124,6 +125,7 @@ def _grown_groups(growth: Growth, saved: SavedOptimizer, factors: TrainingFactor
     model = skeleton(growth.config)
     trained = {name for group in saved.groups for name in group.names}
     for name, parameter in model.named_parameters():
+        # `mup_param_groups` takes trainable parameters alone, so what was frozen in the source stays without state.
         parameter.requires_grad_(growth.plan.copy(name).source in trained)
     made = mup_param_groups(
         model,
@@ -133,6 +135,7 @@ def _grown_groups(growth: Growth, saved: SavedOptimizer, factors: TrainingFactor
         factors=factors,
     )
     first = saved.state["param_groups"][0]
+    # The factor of the schedule at the saved step; all groups share it.
     progress = first["lr"] / first["initial_lr"] if first.get("initial_lr") else 1.0
     shared = {key: value for key, value in first.items() if key not in OWN_KEYS}
     groups: list[dict[str, Any]] = []
@@ -161,6 +164,7 @@ def _grown_moments(
     moved, seen = {}, set[str]()
     for name, number in numbers.items():
         transfer = plan.copy(name)
+        # Copies made by depth are whole tensors, which `first_copies_only` cannot see inside one transfer.
         later = first_only and transfer.source in seen
         seen.add(transfer.source)
         zero = later or plan.is_new(plan.target.parameters[name])

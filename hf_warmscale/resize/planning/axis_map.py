@@ -48,6 +48,7 @@ def rank(index: Tensor) -> Tensor:
     """
     order = torch.argsort(index, stable=True)
     ordered = index[order]
+    # The leftmost insertion point of a value is the start of its run of equal values.
     starts = torch.searchsorted(ordered, ordered)
     ranks = torch.empty_like(index)
     ranks[order] = torch.arange(len(index)) - starts
@@ -67,6 +68,7 @@ def pairs(index: Tensor) -> tuple[Tensor, Tensor]:
     """
     place = rank(index)
     partnered = (index >= 0) & (place < copies(index).long() // 2 * 2)
+    # One key per (source coordinate, pair): `place // 2` is below len(index), so no two pairs collide.
     keys = index * len(index) + place // 2
     number = torch.zeros_like(index)
     number[partnered] = torch.unique(keys[partnered], return_inverse=True)[1]
@@ -104,6 +106,8 @@ def head_maps(heads: tuple[int, int], kv_heads: tuple[int, int], extend: Extend)
             f"{heads[1]} heads over {kv_heads[1]} key-value heads split the groups of {group} query heads unevenly; "
             f"choose a number of key-value heads whose groups divide {group}."
         )
+    # Read the source as `split` times as many groups, which share a key-value head in turn. Then only two independent
+    # axes grow, groups and heads within a group. From 4 heads over 2 to 4 over 4: queries 0 1 2 3, keys 0 0 1 1.
     split = max(group // target_group, 1)
     groups = extend(kv_heads[0] * split, kv_heads[1])
     within = extend(group // split, target_group)

@@ -54,6 +54,7 @@ def layer_map(
     if operator == "stack":
         return LayerMap(tuple(layer % layers for layer in range(target)))
     if operator == "interleave":
+        # Where `target` is not a multiple of `layers`, the blocks that occur once more are spread evenly.
         return LayerMap(tuple(layer * layers // target for layer in range(target)))
     if operator == "dus":
         return _depth_up_scaling(layers, target)
@@ -85,6 +86,7 @@ def _insert(layers: int, target: int, insert_after: Sequence[int] | None) -> Lay
     new_blocks: set[int] = set()
     for layer in range(layers):
         new = places.count(layer)
+        # The block itself keeps the first place, len(source); its copies follow and start at zero.
         new_blocks |= {len(source) + 1 + i for i in range(new)}
         source += [layer] * (1 + new)
     return LayerMap(tuple(source), frozenset(new_blocks))

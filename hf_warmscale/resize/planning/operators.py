@@ -37,8 +37,10 @@ class Clone:
         return "zero"
 
     def noise(self, parameter: ParameterMap) -> Noise | None:
+        # Noise of +e and -e cancels only where the forward pass sums over the copies: not in embeddings and vectors.
         if self.snr_db is None or parameter.fan_in is None:
             return None
+        # SNR in dB is 10 log10(rms^2 / std^2), a ratio of powers, hence 20 and not 10 for std / rms.
         return Noise(10 ** (-self.snr_db / 20), relative=True, paired=True)
 
 
@@ -56,6 +58,7 @@ class Net2Net:
     rescales_stream: ClassVar[bool] = False
 
     def extend(self, axis: Axis) -> Extend:
+        # One stream per axis, so that the map of an axis does not depend on which other axes grow.
         random = keyed_generator(f"{self.seed}:{axis}")
         return lambda source, target: sample(source, target, random)
 
@@ -101,6 +104,8 @@ class ZeroPad:
             rescaled = parameter.role != "bias" and norm.position != "post"
             return self._ratio(parameter) ** -0.5 if rescaled else 1.0
         factor = 1.0
+        # A norm over all heads (OLMo-2) is treated like one on the stream: sqrt(ratio) on the projection, its inverse
+        # on the gain, so the mean square, and with it the weight of eps, stays what it was.
         if parameter.writes(Axis.HIDDEN) or self._inner_norm(parameter) is not None:
             factor *= self._ratio(parameter) ** 0.5
         if parameter.reads(Axis.HIDDEN) and self._reads_raw_stream(parameter):
@@ -109,6 +114,7 @@ class ZeroPad:
 
     def fill(self, parameter: ParameterMap, dim: int) -> Fill:
         if parameter.module in self.source.norms:
+            # A gain of 0 on a stream that is 0 would never get a gradient, and neither would that stream.
             return "zero" if parameter.role == "bias" else "mean"
         if dim == parameter.fan_in:
             return "random" if parameter.reads(Axis.HIDDEN) else "zero"
@@ -134,6 +140,8 @@ class ZeroPad:
         return any(norm.centered for norm in self.source.norms.values() if norm.position in ("pre", "final"))
 
     def _reads_raw_stream(self, parameter: ParameterMap) -> bool:
+        # OLMo-2 has post norms alone: its projections read the stream with its factor r. The readout is never raw, for
+        # it stands behind the final norm.
         return parameter.layer is not None and not any(
             norm.position == "pre" for norm in self.source.norms.values() if norm.layer == parameter.layer
         )
@@ -179,5 +187,6 @@ class ShrinkZeroPadPerturb:
         return "one" if parameter.module in self.source.norms and parameter.role != "bias" else "zero"
 
     def noise(self, parameter: ParameterMap) -> Noise | None:
+        # Vectors are not in the table: their values stay.
         std = self.init_std.get(parameter.name, 0.0)
         return Noise(std) if std else None

@@ -55,7 +55,7 @@ class WidthOperator(Protocol):
 
 
 class WeightPlan(Protocol):
-    """What both sinks, memory and files, need to know of a growth."""
+    """The part of a growth that both sinks, memory and files, use."""
 
     @property
     def source(self) -> ModelMap:
@@ -129,6 +129,7 @@ class Plan:
         norm = self.source.norms.get(source.module)
         axes = self.axes if source.layer is None else {**self.axes, **self.block_axes.get(source.layer, {})}
         index = tuple(flat_index(dimension, self.source.sizes, axes) for dimension in source.dimensions)
+        # The rows of embedding and readout. Without jitter all new tokens would start with equal rows.
         lists_tokens = any(_has(dimension, Axis.VOCAB) for dimension in source.dimensions[:1])
         transfer = Transfer(
             source=source.name,
@@ -136,6 +137,7 @@ class Plan:
             fill=tuple(self._fill(source, dim) for dim in range(len(index))),
             weights=tuple(self._weights(source, dim, index[dim]) for dim in range(len(index))),
             scale=self.operator.scale(source) * self._compensation(target),
+            # Only a gain is stored as g - 1; the bias of the same norm is stored as it is.
             offset=norm.gain_offset if norm is not None and source.role != "bias" else 0.0,
             jitter=VOCABULARY_JITTER if lists_tokens else 0.0,
             noise=self.operator.noise(target),
@@ -182,6 +184,8 @@ class Plan:
         if Axis.HIDDEN not in self.axes:
             return None
         for norm in self.source.norms.values():
+            # A centered post norm maps the new coordinates to 0, but the centered norms that read the stream need
+            # the mean of the others there.
             if norm.position in ("residual", "embedding") or (norm.position == "post" and norm.centered):
                 smaller = self.target.sizes[Axis.HIDDEN] < self.source.sizes[Axis.HIDDEN]
                 remedy = (
@@ -192,6 +196,7 @@ class Plan:
 
     def _keeps_blocks(self) -> bool:
         """Tell whether every block of the source occurs once and in order, apart from zero-initialised blocks."""
+        # A zero-initialised block adds nothing to the stream, so only the sequence of the others must be the source's.
         copied = [layer for place, layer in enumerate(self.layers.source) if place not in self.layers.zero_initialised]
         return copied == list(range(self.source.sizes[Axis.LAYERS]))
 
@@ -225,6 +230,7 @@ class Plan:
         if not (self.operator.divides and sums):
             return None
         count = copies(index)
+        # None, not ones: `Transfer.rescales` then knows that the bits are only copied.
         return 1 / count if bool((count > 1).any()) else None
 
     def _compensation(self, target: ParameterMap) -> float:
@@ -234,8 +240,11 @@ class Plan:
             factor *= self.compensation.embedding
         if self._carries_logits(target):
             factor *= self.compensation.logits
-            if self._is_tied:  # the readout is the rescaled embedding, so the final norm takes its factor out
+            if self._is_tied:
+                # The readout is the rescaled embedding, so the final norm takes its factor out. Under zero_pad this
+                # is a second 1 / r beside the one that every norm on the stream has: the gain takes d / D in all.
                 factor /= self._embedding_scale
+        # Biases too: the multiplier acts on the whole branch.
         if target.layer is not None and target.writes(Axis.HIDDEN) and target.module not in self.target.norms:
             factor *= self.compensation.residual
         return factor
@@ -255,6 +264,7 @@ class Plan:
 
     @cached_property
     def _embedding_scale(self) -> float:
+        # `szp` shrinks the embedding on purpose, so its factor must not be taken out again.
         scale = self.operator.scale(self._embedding) if self.operator.keeps_logits else 1.0
         return scale * self.compensation.embedding
 
@@ -266,6 +276,7 @@ class Plan:
         """Tell whether a factor on the logits goes here: into the readout or, if it is tied, the final norm."""
         if not self._is_tied:
             return parameter.role == "readout"
+        # By module, so that the bias of a final LayerNorm follows: the logits are linear in gain and bias alike.
         return parameter.module == self._final_norm
 
 

@@ -107,7 +107,7 @@ def plan_growth(
 
     Args:
         config (`PreTrainedConfig`): of the source.
-        request (`GrowthRequest`): what is asked.
+        request (`GrowthRequest`): the request.
         dtype (`torch.dtype`): of the target's weights.
         embedding_factor (`float`, *optional*): the factor on the embedding of a live source.
 
@@ -123,6 +123,8 @@ def plan_growth(
     factors = compensation(config, grown, source, sizes, dtype, embedding_factor)
     operator = _operator(request, config, grown, source, target, factors)
     if not operator.keeps_logits:
+        # The target of `szp` is another function, so changed multipliers on logits and branches are not made up for.
+        # Only the multiplier that muP puts on the readout goes into the weight, where no config field holds it.
         factors = Compensation(embedding=factors.embedding, logits=_own_base_logits(config, source, target))
     plan = Plan(source, target, _axis_maps(operator, source, sizes), layers, operator, factors)
     _refuse_inexact(plan)
@@ -177,9 +179,11 @@ def _own_base_logits(config: PreTrainedConfig, source: ModelMap, target: ModelMa
 
 def _axis_maps(operator: WidthOperator, source: ModelMap, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
     axes = {axis: operator.extend(axis)(source.sizes[axis], sizes[axis]) for axis in WIDTHS if axis in sizes}
+    # Tokens are never copied, whatever the operator: each id has a meaning of its own.
     axes[Axis.VOCAB] = pad(source.sizes[Axis.VOCAB], sizes[Axis.VOCAB])
     if Axis.HEADS in sizes:
         heads = (source.sizes[Axis.HEADS], sizes[Axis.HEADS])
+        # Without that axis (a key per query head, or one key for all) no heads share keys in groups: groups of one.
         own_keys = Axis.KV_HEADS in sizes
         kv_heads = (source.sizes[Axis.KV_HEADS], sizes[Axis.KV_HEADS]) if own_keys else heads
         axes[Axis.HEADS], keys = head_maps(heads, kv_heads, operator.extend(Axis.HEADS))

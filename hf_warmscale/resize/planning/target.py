@@ -56,6 +56,7 @@ def requested_sizes(source: ModelMap, named: Mapping[str, int | None]) -> dict[A
     _keep_head_dim(source, wanted)
     _move_heads_with_hidden(source, wanted)
     sizes = {**source.sizes, **wanted}
+    # BLOOM has no field for it: four times the hidden size, whatever that becomes.
     if Axis.INTERMEDIATE in source.derived and Axis.INTERMEDIATE not in wanted:
         ratio = source.sizes[Axis.INTERMEDIATE] // source.sizes[Axis.HIDDEN]
         sizes[Axis.INTERMEDIATE] = ratio * sizes[Axis.HIDDEN]
@@ -164,6 +165,7 @@ def compensation(
     """
     embedding = 1.0
     if source.embedding_scale == "sqrt":
+        # The factor as the model multiplies by it: the rounding of its buffer is part of the function to keep.
         before = embedding_factor or _sqrt_as_held(config, source.sizes[Axis.HIDDEN], dtype)
         embedding = before / _sqrt_as_held(target, sizes[Axis.HIDDEN], dtype)
     if not is_mup(config):

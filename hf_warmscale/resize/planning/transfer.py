@@ -74,7 +74,7 @@ class Transfer:
         return self.scale != 1 or weighted or any(bool((index < 0).any()) for index in self.index)
 
     def folded(self) -> "Transfer":
-        """Return the same transfer with the scale merged into the weights, if there are any, to round only once."""
+        """Return the same transfer with the scale merged into the weights, if there are any, so values round once."""
         place = next((dim for dim, weights in enumerate(self.weights) if weights is not None), None)
         if place is None:
             return self
@@ -132,6 +132,8 @@ class _Filler:
     def __init__(self, transfer: Transfer, source: Tensor, key: str, compute: torch.dtype) -> None:
         self.transfer, self.source, self.key, self.compute = transfer.folded(), source, key, compute
         self.rms = root_mean_square(source) if _needs_rms(transfer) else 0.0
+        # From `transfer`, not `self.transfer`: folding moves the scale into the weights, and these do not act on new
+        # values.
         self.random_std = self.rms * transfer.scale
         # Adding and subtracting an offset would round values that are only copied.
         self.offset = transfer.offset if transfer.rescales() else 0.0
@@ -142,6 +144,7 @@ class _Filler:
     def fill(self, target: Tensor) -> None:
         """Write the target, a slab of rows at a time; the rows of a slab are all copied or all new."""
         for start, stop, is_new in _slabs(self.transfer):
+            # One stream per slab, so that no slab depends on how many numbers another one drew.
             random = keyed_generator(f"{self.key}:{start}")
             rows = self.transfer.index[0][start:stop]
             block = self._new_rows(len(rows), random) if is_new else self._old_rows(rows)
@@ -168,6 +171,8 @@ class _Filler:
         total = self.source.sum(0, keepdim=True, dtype=torch.float64)
         block = (total / len(self.source)).to(self.compute).expand(shape).clone()
         if self.transfer.jitter:
+            # Drawn over the source's columns `[new rows, source columns]`, before they are mapped: the copies of a
+            # hidden coordinate get the same jitter, as they get the same value.
             block += self.transfer.jitter * self.rms * torch.randn(shape, generator=random, dtype=self.compute)
         return self._scaled(block)
 
@@ -181,6 +186,7 @@ class _Filler:
         new = torch.nonzero(index < 0).flatten()
         # Before the selection, for the mean is over the source's coordinates, each counted once.
         mean = block.mean(dim, keepdim=True) if len(new) and self.transfer.fill[dim] == "mean" else None
+        # New coordinates (-1) take column 0 as a placeholder, which is overwritten just below.
         block = block.index_select(dim, index.clamp(min=0))
         if mean is not None:
             block.index_copy_(dim, new, mean.expand(*block.shape[:dim], len(new), *block.shape[dim + 1 :]))
@@ -200,8 +206,10 @@ class _Filler:
         noise = self.transfer.noise
         if noise is None:
             return
+        # The signal of an SNR is what the target holds: with weights of 1 / n its RMS is that of the source / n.
         std = noise.std * (self.rms * _gain(self.transfer) if noise.relative else 1.0)
         if self.pairs is None:
+            # New coordinates get the noise too: the M of `szp` covers the whole target.
             block += torch.randn(block.shape, generator=random, dtype=block.dtype).mul_(std)
             return
         number, sign = self.pairs

@@ -60,5 +60,6 @@ def _tokenized(texts: Sequence[str], model: PreTrainedModel, known: int) -> Tens
             f"The tokenizer gives the token {max(ids)}, but the model has {known} tokens; give the calibration as "
             "token ids, or use the tokenizer of the model."
         )
+    # Rows of equal length, without padding, which would be measured like text.
     length = min(longest, LONGEST_PROBE, len(ids))
     return torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)

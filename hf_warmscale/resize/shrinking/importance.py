@@ -54,6 +54,7 @@ def measure_importance(model: PreTrainedModel, source: ModelMap, tokens: Tensor)
     result = Importance(blocks=torch.stack(influence) / max(len(tokens), 1))
     weights = dict(model.named_parameters())
     for path, parameter in readers.items():
+        # |x_i|^2 times |W[:, i]|^2. The input of stacked experts is not watched, so their weights alone count.
         squares = _column_squares(weights[parameter.name], parameter) * norms.get(path, 1.0)
         _add(result, parameter, squares, source)
     if readout not in readers:  # tied: the readout is the embedding
@@ -140,6 +141,7 @@ def _add_axis(
     total = torch.zeros(source.sizes[axis], dtype=torch.float64)
     for block, part in zip(dimension, squares.split([block.size(source.sizes) for block in dimension]), strict=True):
         for place, factor in enumerate(block.factors):
+            # Sum over the other factors of the block: a head's score is that of its coordinates together.
             if factor == axis:
                 shaped = part.reshape(block.shape(source.sizes))
                 total += shaped.movedim(place, 0).reshape(len(total), -1).sum(1)

@@ -35,6 +35,7 @@ def select_shared(importance: Importance, source: ModelMap, sizes: Mapping[Axis,
     if sizes[Axis.HIDDEN] != source.sizes[Axis.HIDDEN]:
         axes[Axis.HIDDEN] = most_important(importance.axes[Axis.HIDDEN, None], sizes[Axis.HIDDEN])
     if sizes[Axis.VOCAB] != source.sizes[Axis.VOCAB]:
+        # Never by importance: the tokenizer fixes the ids, so only rows at the end may go.
         axes[Axis.VOCAB] = torch.arange(sizes[Axis.VOCAB])
     return axes
 
@@ -79,6 +80,7 @@ def select_heads(scores: Tensor, heads: int, kv_heads: tuple[int, int]) -> tuple
     Raises:
         ValueError: if the target has more query heads per key-value head than the source.
     """
+    # Query head h reads the key-value head h // group, so the selected heads must keep groups of equal size.
     group, target_group = len(scores) // kv_heads[0], heads // kv_heads[1]
     if target_group > group:
         raise ValueError(

@@ -100,6 +100,7 @@ def undo_transfers(growth: Growth) -> dict[str, tuple[str, Transfer]]:
     found: dict[str, tuple[str, Transfer]] = {}
     for name, parameter in growth.plan.target.parameters.items():
         transfer = growth.plan.transfer(name)
+        # A transfer with scale 0 keeps nothing of its source.
         if not growth.plan.is_new(parameter) and transfer.scale:
             found.setdefault(transfer.source, (name, transfer))
     return found
@@ -150,6 +151,7 @@ def undo_weights(growth: Growth, read: Read, dtype: torch.dtype | None = None) -
 def _first_copies(index: Tensor, size: int) -> Tensor:
     """Return for each source coordinate the first target coordinate that copies it."""
     places = torch.arange(len(index))
+    # len(index) is out of range: a coordinate without any copy raises on selection instead of taking a wrong value.
     first = torch.full((size,), len(index))
     old = index >= 0
     return first.scatter_reduce(0, index[old], places[old], "amin")
