@@ -61,6 +61,7 @@ def anneal_stage(
         mixture = mixture.after(record.progress.samples)
     return Stage(
         name or f"{record.name}-anneal",
+        # The rate of the last step that the trunk made, so that the branch begins without a jump.
         _anneal(trunk, trunk(record.progress.step - 1), shape, trunk.floor if min_lr is None else min_lr),
         mixture,
         max_steps=max_steps,
@@ -91,6 +92,7 @@ def constant_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
 def _anneal(trunk: Schedule, rate: float, shape: Shape | None, floor: float) -> Schedule:
     """Return the schedule of the branch: nothing but its last phase."""
     if shape is None and trunk.name.startswith("infinite"):
+        # With all other phases at 0, the whole stage is the exponential anneal of the infinite schedules.
         anneal = Schedule("infinite_cosine", constant_lr=rate, warmup=0, cooldown=0, constant=0)
     else:
         anneal = Schedule("wsd", warmup=0, cooldown=1.0, cooldown_shape=shape or "1-sqrt")

@@ -73,6 +73,9 @@ class CheckpointMixin(Trainer):
         run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         if self.stage_run is not None:
             self.stage_run.advance(self.state.global_step, self.accelerator.gather)
+        # `Trainer` notes the best checkpoint as it saves, in a path under the staging folder. So the right path is
+        # found before, and restored after; if it moved meanwhile, the saved state has the wrong one and is written
+        # again.
         self._find_best(run, name)
         best = self.state.best_model_checkpoint
         with explained_full_disk(run / name), self._staged():

@@ -60,6 +60,8 @@ class HealingTrainer(ContinualTrainer):
         }
         with torch.no_grad():
             expected = self.teacher(**given, use_cache=False).logits
+        # Run the student as the trainer does, and catch its logits. Its cross-entropy is dropped, but the loss by
+        # source is measured on the way.
         with captured(model) as seen:
             super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         counted = labels[:, 1:] != IGNORE_INDEX
@@ -67,6 +69,7 @@ class HealingTrainer(ContinualTrainer):
         if num_items_in_batch is None:
             loss = loss / counted.sum()
         else:
+            # `num_items_in_batch` is the count of all ranks, and data parallelism averages the gradients over them.
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = loss * ranks / num_items_in_batch
         return (loss, seen[0]) if return_outputs else loss
