@@ -91,8 +91,12 @@ def publish(staging: Path, final: Path, *, replace: bool = False) -> None:
     Raises:
         OSError: if `final` is not empty and `replace` is off.
     """
+    # The order matters in a power cut: without the first sync, the name could be there and the content lost; the last
+    # one makes the name itself durable.
     sync_tree(staging)
     old = staging.with_name(f"{staging.name}.old")
+    # A folder that is not empty cannot be replaced in one step, so the old one is set aside first. A crash between the
+    # two renames leaves it under this name, and nothing at `final`.
     if replace and final.exists():
         final.rename(old)
     staging.rename(final)
@@ -216,6 +220,7 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
+    # The error of `torch.save` names no cause, so the free space has to tell.
     if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < LITTLE_SPACE:
         return True
     return any(f"os error {number}" in str(error) for number in DISK_FULL)

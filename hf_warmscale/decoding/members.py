@@ -133,4 +133,5 @@ def _on(device: torch.device, value: Any) -> Any:
 
 
 def _keep(logits: Tensor, kept: int | Tensor) -> Tensor:
+    # The last positions; 0 keeps all of them.
     return logits[:, kept.to(logits.device)] if isinstance(kept, Tensor) else logits[:, -kept or None :]

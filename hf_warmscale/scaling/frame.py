@@ -215,6 +215,7 @@ def _embeddings(columns: Mapping[str, Sequence[Any]], given: bool | None) -> boo
 
 def _refuse_repeated(frame: Frame, *, named: bool) -> None:
     seen: dict[tuple[Any, ...], int] = {}
+    # Without names of runs, equal losses to the last digit tell a repeated row from a second seed.
     for row, key in enumerate(zip(frame.run if named else frame.loss, frame.N, frame.D, frame.D0, strict=True), 1):
         if key in seen:
             what = f"the run {key[0]!r}" if named else "one measurement"

@@ -62,6 +62,7 @@ class Objective:
         value, slope = log_loss(theta, self.inputs)
         error = value - self.log_target
         clipped = np.clip(error, -self.delta, self.delta)
+        # Within delta this is error^2 / 2, beyond it delta (|error| - delta / 2). The derivative is `clipped`.
         losses = clipped * (error - 0.5 * clipped)
         if self.weights is not None:
             losses, clipped = losses * self.weights, clipped * self.weights
@@ -107,5 +108,6 @@ def minimise(
 def stopped_early(objective: Objective, theta: Array, bounds: Bounds) -> bool:
     """Tell whether a minimiser is none: going on with tight tolerances lowers the objective noticeably."""
     before = objective(theta)[0]
+    # With the tight tolerances, whatever those of the fit were.
     after = minimise(objective, theta, bounds)[1]
     return bool(before - after > STOP_TOLERANCE * before) and not math.isclose(before, 0.0, abs_tol=1e-15)

@@ -39,7 +39,8 @@ def average_weights(average: Average, count: int) -> tuple[float, ...]:
     if average == "ema":
         return ema_weights(count, EMA_DECAY)
     shape: Shape = average.removeprefix("wsm-")  # type: ignore[assignment]  # of the names above
-    # At i = 0 the factor is 1 and at i = `count` it is 0, whatever the shape; only those between are given.
+    # `count` checkpoints have `count` - 1 updates between them. f(0) = 1 and f(1) = 0 are the ends that
+    # `decay_weights` adds by itself.
     return decay_weights([COOLDOWNS[shape](update / count) for update in range(1, count)])
 
 

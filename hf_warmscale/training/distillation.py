@@ -69,7 +69,8 @@ class HealingTrainer(ContinualTrainer):
         if num_items_in_batch is None:
             loss = loss / counted.sum()
         else:
-            # `num_items_in_batch` is the count of all ranks, and data parallelism averages the gradients over them.
+            # With `average_tokens_across_devices`, the count is over all ranks, and data parallelism averages the
+            # gradients over them: without the factor the step would be too small by the number of ranks.
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = loss * ranks / num_items_in_batch
         return (loss, seen[0]) if return_outputs else loss
