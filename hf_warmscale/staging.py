@@ -1,6 +1,6 @@
 """Write beside the target, rename when complete: a killed write is never mistaken for a result.
 
-This is the one place in the package that does so. It stands at the bottom, because pictures need it too.
+No other module of the package does this. It imports nothing of the package, because figures need it too.
 """
 
 import errno
@@ -186,7 +186,7 @@ def _without_non_finite(content: Any) -> Any:
 
 @contextmanager
 def _locked(target: Path, *, wait: float) -> Iterator[None]:
-    """Be the only writer of `target`, for at most `wait` seconds of waiting. The system frees a dead writer's lock."""
+    """Become the only writer of `target`, waiting at most `wait` seconds. The system frees a dead writer's lock."""
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One of the models that are used together: run it, and know what it can take."""
+"""One of the models that are used together: how to run it, and which inputs it takes."""
 
 import inspect
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Member:
         adapter (`bool`): run it with its adapter, if it has one.
 
     Raises:
-        ValueError: if it is no causal language model, or its weights are not in memory.
+        ValueError: if it is not a causal language model, or its weights are not in memory.
     """
 
     role: str

@@ -61,8 +61,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         upscale_top_p (`float`, *optional*): add `beta (l - s)` only to the nucleus of the tuned small model.
 
     Raises:
-        ValueError: if the models do not share a vocabulary, one of them is no decoder or has no weights in memory, or
-            a setting is out of range.
+        ValueError: if the models do not share a vocabulary, one of them is not a decoder or has no weights in memory,
+            or a setting is out of range.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""`UncertaintyRouter`: the clean head where the model is at home, the robust head elsewhere."""
+"""`UncertaintyRouter`: the clean head for the text that the model knows, the robust head for other text."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext

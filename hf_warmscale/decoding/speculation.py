@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class BlockSpeed:
-    """What a block length gave.
+    """The measurement of one block length.
 
     Args:
         block_length (`int`): tokens that the draft proposes at a time; 0 is no draft.

@@ -1,4 +1,4 @@
-"""How uncertain a model is about sequences, and where to cut. Pure functions of tensors."""
+"""How uncertain a model is about sequences, and which threshold to set. Pure functions of tensors."""
 
 import torch
 from torch import Tensor

@@ -103,7 +103,7 @@ def make_frame(table: "Rows | Frame", form: LawForm, *, embeddings: bool | None 
         embeddings (`bool`, *optional*): whether N counts the embeddings, where the table has no such column.
 
     Raises:
-        ValueError: for missing columns, values that are no positive numbers, and points that occur twice.
+        ValueError: for missing columns, values that are not positive numbers, and points that occur twice.
     """
     if isinstance(table, Frame):
         return table if embeddings is None else replace(table, embeddings=embeddings)

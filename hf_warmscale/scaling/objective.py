@@ -13,7 +13,7 @@ DELTA = 1e-3
 """Where the Huber loss turns from squares to absolute values (2203.15556)."""
 
 STOP_TOLERANCE = 1e-3
-"""A fit stopped early if going on lowers its objective by more than this share."""
+"""A fit stopped early if continuing it lowers its objective by more than this share."""
 
 Bounds = Sequence[tuple[float, float]]
 
@@ -38,7 +38,7 @@ class Tolerances:
 TIGHT = Tolerances()
 SCIPY_DEFAULT = Tolerances(scale=1.0, ftol=2.220446049250313e-09, gtol=1e-5)
 FAST = Tolerances(scale=1e3, ftol=1e-10, gtol=1e-7)
-"""Of the resampled fits, whose own spread is far larger."""
+"""For the resampled fits: they differ from one another by far more than this leaves."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def minimise(
 
 
 def stopped_early(objective: Objective, theta: Array, bounds: Bounds) -> bool:
-    """Tell whether a minimiser is none: going on with tight tolerances lowers the objective noticeably."""
+    """Tell whether a fit ended before its minimum: continuing with tight tolerances lowers the objective clearly."""
     before = objective(theta)[0]
     # With the tight tolerances, whatever those of the fit were.
     after = minimise(objective, theta, bounds)[1]

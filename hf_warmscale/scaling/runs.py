@@ -16,7 +16,7 @@ from hf_warmscale.scaling.frame import Frame, make_frame
 METRIC = "eval_loss"
 
 MUP_BASE = "base_"
-"""How the entries of a muP config begin that say at which sizes the rates were tuned."""
+"""The prefix of the entries of a muP config that hold the sizes at which the rates were tuned."""
 
 FOLLOW_THE_WIDTH = frozenset(
     f"model.{name}"

@@ -30,7 +30,7 @@ class ScalingLaw:
         form (`str`): see `LawForm`.
         parameters (`dict`): by name, in the units of the frame (N in parameters, D in tokens).
         objective (`float`): the sum of the Huber losses at the fit; NaN without points.
-        flags (`list[str]`): what speaks against trusting it.
+        flags (`list[str]`): reasons not to trust it.
         frame (`Frame`, *optional*): the points that it was fitted to.
         fixed (`dict`): the parameters that were not fitted.
         delta (`float`): of the Huber loss.

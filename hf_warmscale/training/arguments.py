@@ -1,4 +1,4 @@
-"""The training arguments that stages add to those of transformers, and what a stage makes of the others."""
+"""The training arguments that stages add to those of transformers, and how a stage treats the others."""
 
 import copy
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from hf_warmscale.refusals import refuse_unknown
 MISMATCH = ("error", "override", "use_checkpoint")
 
 STAGE_DECIDES = ("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
-"""Arguments whose place the stage and its schedule take."""
+"""Arguments that the stage and its schedule replace."""
 
 STAGE_CANNOT = {
     "train_sampling_strategy": "the mixture decides the order of the rows",

@@ -21,7 +21,7 @@ from hf_warmscale.training.branching import constant_checkpoints
 from hf_warmscale.training.schedules.rates import COOLDOWNS, Shape
 
 EMA_DECAY = 0.8
-"""Of a checkpoint's weight when the next one comes."""
+"""The factor on the weights of all earlier checkpoints when one is added."""
 
 
 def average_weights(average: Average, count: int) -> tuple[float, ...]:

@@ -90,7 +90,7 @@ class CheckpointMixin(Trainer):
             self._push_from_checkpoint(str(run / name))
 
     def _find_best(self, run: Path, name: str | None = None) -> None:
-        """Note where the best checkpoint is: the one being written, or one that is there since the best evaluation."""
+        """Note where the best checkpoint is: the one being written, or an existing one of that step."""
         best = f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == name or (run / best).is_dir()):
             self.state.best_model_checkpoint = str(run / best)

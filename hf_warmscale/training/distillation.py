@@ -12,7 +12,7 @@ from hf_warmscale.training.trainer import ContinualTrainer
 
 
 class HealingTrainer(ContinualTrainer):
-    """Distil the model that a shrunk model was cut from into it (arXiv:2407.14679: a few steps recover most).
+    """Distil a model into the smaller one that was cut from it (arXiv:2407.14679: a few steps recover most).
 
     The training loss is KL(teacher || student) of the next-token distributions, in nats per token, averaged over the
     positions that have a label. Evaluation measures the cross-entropy of the text, as everywhere. To train on the

@@ -1,4 +1,4 @@
-"""What an evaluation says of several domains together, and of the end of a data set that several ranks share."""
+"""The summary of an evaluation over several domains, and the exact loss of a data set that several ranks share."""
 
 import math
 from collections.abc import Callable, Mapping

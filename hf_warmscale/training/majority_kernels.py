@@ -105,8 +105,9 @@ def apply_majority_kernels(
         raise ValueError("The model carries muP metadata, whose parameter groups go by name; export it first.")
     if any(map(parametrize.is_parametrized, model.modules())):
         raise ValueError("The model has majority kernels already; fold them before applying others.")
-    # A share s is Beta(1, e - 1): E[s] = 1 / e and E[s^2] = 2 / (e (e + 1)). With a steady gradient g, a copy gets s
-    # g: SGD moves it by g / e, Adam by E[s] / sqrt(E[s^2]) = sqrt((e + 1) / (2 e)) of a full step.
+    # Where the two factors above are from: a share s is Beta(1, e - 1), with E[s] = 1 / e, E[s^2] = 2 / (e (e + 1)).
+    # If the weight has a steady gradient g, a copy has s * g. So SGD moves it by g / e, and Adam by the full step
+    # times E[s] / sqrt(E[s^2]) = sqrt((e + 1) / (2 e)).
     for module in _targets(model, target_modules):
         # GPT-2's `Conv1D` stores [in, out], `nn.Linear` [out, in].
         kernel = MajorityKernel(expansion, granularity, 1 if isinstance(module, Conv1D) else 0, noise)

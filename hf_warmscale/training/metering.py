@@ -63,7 +63,7 @@ class SourceMeter:
         # Column i holds the loss of token i + 1: moved, it stands where the token and its source do.
         values = self._by_source(sources, nll.roll(1, dims=1)) - self._losses[1]
         total = self._losses[0] + values
-        # What rounding added to the sum too much; it is taken off the next value.
+        # The excess that rounding added to the sum; it is taken off the next value.
         self._losses = torch.stack([total, (total - self._losses[0]) - values])
 
     def flush_counts(self, gather: Gather, progress: Progress) -> None:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_warmscale.mup import is_mup, mup_param_groups
 
 MUP_OPTIMIZERS = ("adamw", "adam")
-"""How the names of the optimizers begin whose rates muP knows: those that divide the gradient by its own size."""
+"""Prefixes of the optimizers whose rates muP knows: those that divide the gradient by its own size."""
 
 
 def mup_groups(

@@ -1,4 +1,4 @@
-"""Find the checkpoint to resume, see that it is whole, and load weights whose names in files are not the live ones."""
+"""Find the checkpoint to resume, check that it is whole, and load weights that have other names in its files."""
 
 import json
 import os

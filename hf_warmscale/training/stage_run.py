@@ -20,7 +20,7 @@ from hf_warmscale.training.stage import Stage, StageRecord
 logger = logging.getLogger(__name__)
 
 FIXED = "samples_per_step"
-"""What no policy may change inside a stage: the position in the data is counted in it."""
+"""The number that no policy may change inside a stage: the position in the data is counted in it."""
 
 
 class StageRun:

@@ -64,7 +64,7 @@ class TokenLoss:
 
 @contextmanager
 def captured(model: nn.Module) -> Iterator[list[Mapping[str, Any]]]:
-    """Collect what a model returns inside the block, for a loss function that keeps it to itself."""
+    """Collect the outputs of a model inside the block, for a loss function that does not return them."""
     seen: list[Mapping[str, Any]] = []
 
     def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:

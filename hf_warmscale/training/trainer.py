@@ -146,8 +146,7 @@ class ContinualMixin(CheckpointMixin):
         """Set up the stage and say whether it continues the checkpoint."""
         if self.args.should_save:
             sweep(self._run_folder())
-        # `Trainer` would keep an optimizer that is there, with its moments; one that the caller passed is theirs to
-        # keep.
+        # `Trainer` reuses an existing optimizer, with its moments. One that the caller passed in stays, as there.
         if self._created_optimizer:  # of an earlier call of train
             self.optimizer = None
         continued = checkpoint is not None and resumed_record(checkpoint).name == stage.name

@@ -21,7 +21,7 @@ PHASE = 0.5 + 1.37e-5
 random; nothing falls on this number. The price: rounding moves a count by up to PHASE instead of 1/2."""
 
 EXACT_SEARCH = 6
-"""Up to so many groups, every tree is tried (some milliseconds). More sources are first paired, the lightest first."""
+"""With up to this many groups, every tree is tried (a few milliseconds). Of more, the lightest are paired first."""
 
 Tree = int | tuple["Tree", "Tree"]
 

@@ -18,7 +18,7 @@ LOOKED_AT = 8
 
 
 class RowCollator:
-    """Collate packed rows in a layout that keeps their documents apart, and all others as another collator does.
+    """Collate packed rows in a layout that keeps their documents apart, and pass all other rows to another collator.
 
     Evaluation data may be packed where training data are not, and the sources of a mixture may differ. A row without
     positions beside a packed one is one document.

@@ -336,7 +336,7 @@ def content(rows: Rows) -> str:
 
 
 def identity(rows: Rows) -> dict[str, Any]:
-    """Return what tells the rows of a source from others; of a stream, only the first row is looked at."""
+    """Return what identifies the rows of a source; of a stream, only the first row is read."""
     found = {"rows": len(rows), "fingerprint": fingerprint(rows)}
     return found if is_streamed(rows) else {**found, "content": content(rows)}
 

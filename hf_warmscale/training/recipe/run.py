@@ -76,6 +76,7 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
         paths = as_mapping("evaluation", stage_arguments.evaluation)
         densities = {name: read_manifest(path).tokens_per_byte for name, path in paths.items()}
         configuration.training.eval_tokens_per_byte = densities
+    # `Trainer` sets the seed when it is made, which is after a new model or new adapters have drawn their weights.
     set_seed(configuration.training.seed)
     return ContinualTrainer(
         load_model(model_arguments),
