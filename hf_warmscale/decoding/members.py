@@ -112,6 +112,7 @@ class Member:
 
     @cached_property
     def _arguments(self) -> frozenset[str]:
+        # Of the plain model: peft hides its arguments behind `**kwargs`.
         return frozenset(inspect.signature(self.plain.forward).parameters)
 
 
@@ -121,6 +122,7 @@ def _refuse_what_is_no_decoder(role: str, model: nn.Module) -> None:
             f"The {role} model is a {type(model).__name__}; pass a causal language model of transformers."
         )
     config = model.config
+    # A BERT that is loaded as a causal model without `is_decoder` attends to later tokens.
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
     if config.is_encoder_decoder or encoder or not model.can_generate():
         raise ValueError(

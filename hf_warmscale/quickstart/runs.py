@@ -126,6 +126,7 @@ def train_all(folder: Path, data: QuickstartData, settings: Settings) -> Runs:
         Stage("grown", annealed, more, max_steps=settings.steps("grown"), parent=base.checkpoint),
         lambda: grow(base.checkpoint, settings),
     )
+    # The same rows, schedule and length as the grown model; only the start differs.
     scratch = training.train(
         "scratch",
         Stage("scratch", annealed, more, max_steps=settings.steps("grown")),

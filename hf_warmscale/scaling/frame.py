@@ -178,6 +178,7 @@ def _positive(name: str, values: Sequence[Any]) -> Array:
 def _base(name: str, columns: Mapping[str, Sequence[Any]], count: int) -> Array:
     """Return a column of the base: empty cells are models from scratch."""
     values = [0.0 if value in (None, "") else value for value in columns.get(name, [0.0] * count)]
+    # pandas reads an empty cell as NaN.
     numbers = np.nan_to_num(_numbers(name, values), nan=0.0)
     if (numbers < 0).any():
         raise ValueError(

@@ -75,6 +75,7 @@ def in_constant_phase(record: StageRecord) -> bool:
     """Tell whether the last step before a checkpoint was made at the constant rate of its schedule."""
     schedule = Schedule(**record.schedule)
     phase = schedule.constant_phase()
+    # The last step made, in the t of the formulas, in which `constant_phase` counts.
     last = record.progress.step - 1 + schedule.step_offset
     return phase is not None and record.progress.step > 0 and phase[0] <= last <= phase[1]
 

@@ -81,6 +81,8 @@ class CheckpointMixin(Trainer):
         with explained_full_disk(run / name), self._staged():
             super()._save_checkpoint(model, trial, *args, **kwargs)
         self.accelerator.wait_for_everyone()
+        # By now all ranks have written their parts, so the main one may move the folder; after the second wait, all
+        # ranks find it in its place.
         moved, self.state.best_model_checkpoint = self.state.best_model_checkpoint != best, best
         if self.args.should_save:
             with explained_full_disk(run / name):

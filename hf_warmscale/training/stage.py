@@ -185,6 +185,7 @@ class StageRecord:
         """Return the lineage of a stage that starts from this one."""
         entry = {
             "name": self.name,
+            # The name alone, so that the record stays true when the run folder is moved.
             "checkpoint": Path(checkpoint).name,
             "optimizer": self.optimizer,
             "mixture": self.mixture,

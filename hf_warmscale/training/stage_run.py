@@ -51,6 +51,7 @@ class StageRun:
         self.schedule = stage.schedule.resolve(
             total_steps=max_steps,
             learning_rate=args.learning_rate,
+            # `None` where rows differ in length; a phase in tokens is then refused.
             tokens_per_step=length and length * samples_per_step,
         )
         self.record = StageRecord(
@@ -99,6 +100,7 @@ class StageRun:
                 run = self._as_saved(saved, args, differences)
         run.record.progress, run.record.start_losses = saved.progress, saved.start_losses
         run.record.lineage = saved.lineage
+        # Speed is measured from here: an earlier process trained on the tokens before.
         run._tokens_then, run.resumed = saved.progress.num_tokens(), True
         return run
 

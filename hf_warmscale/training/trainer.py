@@ -175,6 +175,7 @@ class ContinualMixin(CheckpointMixin):
 
     def _samples_per_step(self) -> int:
         """Return the rows of one optimizer step, over all ranks."""
+        # With `split_batches`, the batch size is already that of all ranks together.
         samples = self.get_total_train_batch_size(self.args)
         return samples // self.args.world_size if self.accelerator.split_batches else samples
 
@@ -418,6 +419,7 @@ class ContinualMixin(CheckpointMixin):
     def _share_evaluation(self, dataloader: DataLoader[Any]) -> SharedEvaluation | None:
         rows, ranks = getattr(dataloader, "dataset", None), self.args.world_size
         config = self.accelerator.dataloader_config
+        # `SharedEvaluation` counts on rank r having the batches r, r + ranks, ...; otherwise Trainer's loss stays.
         if self.stage is None or ranks == 1 or config.split_batches or config.dispatch_batches:
             return None
         if not hasattr(rows, "__len__") or self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:

@@ -160,7 +160,7 @@ def _search(groups: tuple[tuple[float, Tree], ...], load: float) -> tuple[float,
         return weight * load, tree
     first, rest = groups[0], groups[1:]
     best: tuple[float, Tree] | None = None
-    # `first` is always on the left, since mirrored splits have the same bound; the right side is never empty.
+    # `first` is always on the left, since mirrored splits have the same bound; the right is never empty.
     for size in range(len(rest)):
         for chosen in combinations(range(len(rest)), size):
             parts = (

@@ -280,7 +280,7 @@ class SeenRows(Dataset[Row]):
     """
 
     def __init__(self, rows: Rows, *, name: str, seed: int, count: int, start: int = 0) -> None:
-        # After a whole pass every row was seen, so there are never more seen rows than rows.
+        # After a whole pass every row was seen, so there are never more seen rows than the source has.
         self.rows, self.key, self.start, self.count = rows, key_of(seed, name), start, min(count, len(rows))
 
     def __len__(self) -> int:

@@ -62,6 +62,7 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
 def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     """Load the model, the tokenizer and the data of a configuration."""
     model_arguments, stage_arguments = configuration.model, configuration.stage
+    # The file describes the trunk, so the checkpoint replaces the model that it names.
     if stage_arguments.anneal_from is not None:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
     if model_arguments.model_name_or_path is not None:  # refused before its data are read
