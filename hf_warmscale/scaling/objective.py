@@ -38,7 +38,7 @@ class Tolerances:
 TIGHT = Tolerances()
 SCIPY_DEFAULT = Tolerances(scale=1.0, ftol=2.220446049250313e-09, gtol=1e-5)
 FAST = Tolerances(scale=1e3, ftol=1e-10, gtol=1e-7)
-"""For the resampled fits: they differ from one another by far more than this leaves."""
+"""For the resampled fits: they differ from one another by far more than the error that these leave."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class ContinualMixin(CheckpointMixin):
         """Set up the stage and say whether it continues the checkpoint."""
         if self.args.should_save:
             sweep(self._run_folder())
-        # `Trainer` reuses an existing optimizer, with its moments. One that the caller passed in stays, as there.
+        # `Trainer` reuses an existing optimizer, with its moments. Only one that the caller passed in may stay.
         if self._created_optimizer:  # of an earlier call of train
             self.optimizer = None
         continued = checkpoint is not None and resumed_record(checkpoint).name == stage.name
