@@ -1,6 +1,6 @@
 """Write beside the target, rename when complete: a killed write is never mistaken for a result.
 
-This is the one place in the package that does so. It stands at the bottom, because pictures need it too.
+No other module of the package does this. It imports nothing of the package, because figures need it too.
 """
 
 import errno
@@ -91,8 +91,12 @@ def publish(staging: Path, final: Path, *, replace: bool = False) -> None:
     Raises:
         OSError: if `final` is not empty and `replace` is off.
     """
+    # The order matters in a power cut: without the first sync, the name could be there and the content lost; the last
+    # one makes the name itself durable.
     sync_tree(staging)
     old = staging.with_name(f"{staging.name}.old")
+    # A folder that is not empty cannot be replaced in one step, so the old one is set aside first. A crash between the
+    # two renames leaves it under this name, and nothing at `final`.
     if replace and final.exists():
         final.rename(old)
     staging.rename(final)
@@ -182,7 +186,7 @@ def _without_non_finite(content: Any) -> Any:
 
 @contextmanager
 def _locked(target: Path, *, wait: float) -> Iterator[None]:
-    """Be the only writer of `target`, for at most `wait` seconds of waiting. The system frees a dead writer's lock."""
+    """Become the only writer of `target`, waiting at most `wait` seconds. The system frees a dead writer's lock."""
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -216,6 +220,7 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
+    # The error of `torch.save` names no cause, so the free space has to tell.
     if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < LITTLE_SPACE:
         return True
     return any(f"os error {number}" in str(error) for number in DISK_FULL)

@@ -29,7 +29,9 @@ def cover_all(cache: Cache, members: Sequence[Member]) -> Cache:
             f"The cache holds the states of {len(cache.layers)} layers, and the members have {expected}; pass a "
             "cache that this model made, or none."
         )
+    # In place: `generate` holds this very object, and crops and reorders it between steps.
     cache.layers = [layer for member in members for layer in member.new_cache().layers]
+    # Otherwise the cache would append layers of its own kind as they are asked for.
     cache.layer_class_to_replicate = None
     return cache
 
@@ -39,6 +41,8 @@ def views(cache: Cache, members: Sequence[Member]) -> list[Cache]:
     ends = list(accumulate(member.num_cache_layers for member in members))
     parts = []
     for start, end in zip([0, *ends], ends, strict=False):
+        # A shallow copy has a layer list of its own over the same layer objects, so that each member counts its layers
+        # from 0.
         part = copy.copy(cache)
         part.layers = cache.layers[start:end]
         parts.append(part)

@@ -39,6 +39,8 @@ def combine_log_probs(
     small = reference + sum(weight * (each - reference) for weight, each in zip(weights, tuned, strict=True))
     upscaling = beta * (base - reference)
     if upscale_top_p is not None:
+        # `small` is not normalised once a weight differs from 1 or there are several, and a nucleus is one of
+        # probabilities.
         upscaling = upscaling.masked_fill(~nucleus(small.log_softmax(dim=-1), upscale_top_p), 0.0)
     return (small + upscaling).log_softmax(dim=-1)
 
@@ -46,5 +48,7 @@ def combine_log_probs(
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
     """Return a mask `[..., vocabulary]` of the fewest tokens whose probabilities sum to at least `top_p`."""
     ordered, order = log_probs.exp().sort(dim=-1, descending=True)
+    # The mass of all likelier tokens. The token that crosses `top_p` still has less before it, so it is in; the first
+    # always is.
     before = ordered.cumsum(dim=-1) - ordered
     return torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before < top_p)

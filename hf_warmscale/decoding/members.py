@@ -1,4 +1,4 @@
-"""One of the models that are used together: run it, and know what it can take."""
+"""One of the models that are used together: how to run it, and which inputs it takes."""
 
 import inspect
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Member:
         adapter (`bool`): run it with its adapter, if it has one.
 
     Raises:
-        ValueError: if it is no causal language model, or its weights are not in memory.
+        ValueError: if it is not a causal language model, or its weights are not in memory.
     """
 
     role: str
@@ -112,6 +112,7 @@ class Member:
 
     @cached_property
     def _arguments(self) -> frozenset[str]:
+        # Of the plain model: peft hides its arguments behind `**kwargs`.
         return frozenset(inspect.signature(self.plain.forward).parameters)
 
 
@@ -121,6 +122,7 @@ def _refuse_what_is_no_decoder(role: str, model: nn.Module) -> None:
             f"The {role} model is a {type(model).__name__}; pass a causal language model of transformers."
         )
     config = model.config
+    # A BERT that is loaded as a causal model without `is_decoder` attends to later tokens.
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
     if config.is_encoder_decoder or encoder or not model.can_generate():
         raise ValueError(
@@ -133,4 +135,5 @@ def _on(device: torch.device, value: Any) -> Any:
 
 
 def _keep(logits: Tensor, kept: int | Tensor) -> Tensor:
+    # The last positions; 0 keeps all of them.
     return logits[:, kept.to(logits.device)] if isinstance(kept, Tensor) else logits[:, -kept or None :]

@@ -61,8 +61,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         upscale_top_p (`float`, *optional*): add `beta (l - s)` only to the nucleus of the tuned small model.
 
     Raises:
-        ValueError: if the models do not share a vocabulary, one of them is no decoder or has no weights in memory, or
-            a setting is out of range.
+        ValueError: if the models do not share a vocabulary, one of them is not a decoder or has no weights in memory,
+            or a setting is out of range.
 
     Example:
 
@@ -93,6 +93,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         config.checked_weights(len(small))
         known = shared_vocabulary(members)
         windows = [member.window for member in members if member.window is not None]
+        # The tuned model is the usual draft in assisted generation, and a draft must have as many logits as the model
+        # it drafts for.
         config.shared_with(members[0].config, vocab_size=members[1].rows, window=min(windows) if windows else None)
         super().__init__(config)
         self.base, self.tuned, self.reference = base, nn.ModuleList(small), members[-1].model
@@ -223,9 +225,12 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
             upscale_top_p=self.config.upscale_top_p,
         )
         padding = self.config.get_text_config().vocab_size - self._known
+        # Ids that some member lacks keep their place and can never be drawn.
         return nn.functional.pad(combined, (0, padding), value=-torch.inf) if padding else combined
 
     def _normalised(self, logits: Tensor) -> Tensor:
+        # Normalised over the shared ids, since a member may put mass on ids (padding rows) that others lack. In
+        # float32 at least: differences of bfloat16 log-probabilities are mostly rounding.
         known = logits[..., : self._known]
         return known.to(torch.promote_types(known.dtype, torch.float32)).log_softmax(dim=-1).to(self.device)
 
@@ -335,6 +340,7 @@ def _members(base: Model, tuned: Sequence[Model], reference: Model | None) -> li
         raise ValueError(
             "There is no reference; pass the small base that was tuned, or a tuned model with its adapter on it."
         )
+    # With its adapter on, the tuned model as its own reference would give t - s = 0 everywhere.
     off = reference is None or (reference is tuned[0] and isinstance(reference, PeftModel))
     return [Member("base", base), *small, Member("reference", reference or tuned[0], adapter=not off)]
 

@@ -39,9 +39,13 @@ class OwnPrompts:
             return {**shared, "input_ids": input_ids}
         mask = self.attention_mask.get(family)
         mask = torch.ones_like(prompt) if mask is None else mask
+        # At the first step the member reads its own prompt; after it, the tokens that were generated, the same for
+        # all.
         new = prompt if past == 0 else input_ids
+        # What is in the cache and new, beyond the member's own prompt.
         generated = past + new.shape[1] - prompt.shape[1]
         mask = torch.cat([mask, mask.new_ones(len(mask), generated)], dim=1)
+        # Left padding takes no position.
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
         kept = 1 if past == 0 else shared["logits_to_keep"]  # of a prompt only the last position is comparable
         return {"input_ids": new, "attention_mask": mask, "position_ids": positions, "logits_to_keep": kept}

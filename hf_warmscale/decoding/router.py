@@ -1,4 +1,4 @@
-"""`UncertaintyRouter`: the clean head where the model is at home, the robust head elsewhere."""
+"""`UncertaintyRouter`: the clean head for the text that the model knows, the robust head for other text."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -84,6 +84,8 @@ class UncertaintyRouter(nn.Module):
         if self.reference is None:
             return mean_kl(robust, clean, mask)
         target = _log_softmax(self.reference(input_ids=input_ids, attention_mask=attention_mask).logits)
+        # Models pad the vocabulary to different numbers of rows. What is left is normalised again, or the divergence
+        # of two partial distributions could be negative.
         known = min(target.shape[-1], clean.shape[-1])
         target, clean, robust = (each[..., :known].log_softmax(dim=-1) for each in (target, clean, robust))
         return mean_kl(target, clean, mask) - mean_kl(target, robust, mask)
@@ -125,6 +127,7 @@ class UncertaintyRouter(nn.Module):
     ) -> CausalLMOutputWithPast:
         """Return logits `[batch, tokens, vocabulary]`, each sequence of its own head."""
         robust = self.route(input_ids, attention_mask)
+        # A cache would hold the states of one head, and the next call may take the other.
         kwargs = {**kwargs, "use_cache": False}
         heads = [self._run(input_ids, attention_mask, robust=each, **kwargs).logits for each in (False, True)]
         return CausalLMOutputWithPast(logits=torch.where(robust[:, None, None], heads[1], heads[0]))
@@ -149,6 +152,7 @@ class UncertaintyRouter(nn.Module):
                     f"The batch needs both heads, and {name} only works with one; pass prompts one by one."
                 )
         generate: Callable[..., Any] = self.model.generate
+        # Placeholders, all of which are replaced: every row is in one of the groups.
         rows: list[Tensor] = [input_ids] * len(input_ids)
         for head, indices in groups:
             mask = None if attention_mask is None else attention_mask[indices]
@@ -180,6 +184,7 @@ class UncertaintyRouter(nn.Module):
     def _sequence_nll(self, input_ids: Tensor, mask: Tensor, *, robust: bool) -> Tensor:
         logits = self._run(input_ids, mask, robust=robust, use_cache=False).logits
         nll = token_nll(logits[:, :-1], input_ids[:, 1:])
+        # A sum, not a mean: the calibration minimises the loss of the mix per token, so long sequences count for more.
         return (nll * mask[:, 1:]).sum(dim=1)
 
 

@@ -185,6 +185,7 @@ def _load_once(
 ) -> Model | None:
     if entry is None:
         return None
+    # One model may have several roles, such as tuned and reference; it must not be in memory twice.
     for known, model in loaded:
         if known == entry:
             return model

@@ -106,6 +106,7 @@ class EmulatedSpace:
     def weights(self, point: Point) -> tuple[float, ...]:
         """Return the coefficients that a point stands for: of the base, the reference, and the tuned models."""
         beta, tuned = point["beta"], [point[f"weight_{index}"] for index in range(self.count)]
+        # log p = s + sum w (t - s) + beta (l - s), sorted by member: s has what the others leave.
         return (beta, 1 - beta - sum(tuned), *tuned)
 
     def point(self, weights: Sequence[float]) -> Point | None:

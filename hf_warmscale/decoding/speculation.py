@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class BlockSpeed:
-    """What a block length gave.
+    """The measurement of one block length.
 
     Args:
         block_length (`int`): tokens that the draft proposes at a time; 0 is no draft.
@@ -74,6 +74,7 @@ def set_block_length(assistant: PreTrainedModel, length: int) -> None:
     """Let a draft propose exactly so many tokens at a time."""
     config: Any = assistant.generation_config
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = length, "constant"
+    # Otherwise the draft stops early where it is unsure, and the length would not be the one measured.
     config.assistant_confidence_threshold = 0.0
 
 
@@ -98,6 +99,7 @@ def measure_block_length(
             generated += model.generate(prompt, **arguments).shape[1] - prompt.shape[1]  # type: ignore[operator]
         seconds = clock() - started
     # Every pass adds one token of its own to the accepted ones.
+    # A pass over k proposals computes k + 1 positions, so the proposals are the positions minus the passes.
     accepted = (generated - len(passes)) / max(sum(passes) - len(passes), 1) if length else float("nan")
     return BlockSpeed(length, generated / seconds, len(passes), accepted)
 

@@ -1,4 +1,4 @@
-"""How uncertain a model is about sequences, and where to cut. Pure functions of tensors."""
+"""How uncertain a model is about sequences, and which threshold to set. Pure functions of tensors."""
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ def best_threshold(scores: Tensor, clean_loss: Tensor, robust_loss: Tensor) -> f
     saved = (clean_loss - robust_loss).double().cpu()[order]  # by taking the robust head
     totals = torch.cat([saved.flip(0).cumsum(0).flip(0), saved.new_zeros(1)])  # robust from this position on
     between = (ordered[1:] + ordered[:-1]) / 2
+    # Cut i sends the sequences from i on to the robust head: all at -inf, none at +inf.
     cuts = torch.cat([ordered.new_tensor([-torch.inf]), between, ordered.new_tensor([torch.inf])])
+    # No threshold lies between equal scores.
     distinct = torch.cat([ordered.new_ones(1), ordered[1:] > ordered[:-1], ordered.new_ones(1)]).bool()
     return float(cuts[totals.masked_fill(~distinct, -torch.inf).argmax()])

@@ -1,4 +1,4 @@
-"""Decide whether members speak one language, and how many ids they share."""
+"""Check that members have one vocabulary, and count the ids that they share."""
 
 import warnings
 from collections.abc import Sequence

@@ -60,6 +60,7 @@ def choose_model(folder: Path, annealed: Run, merge: Merge, data: QuickstartData
     for name, checkpoint in candidates.items():
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         scores = [held_out.nll(model) for held_out in data.held_out("select").values()]
+        # The search has seen this split, which favours the merge a little; the report scores both on another one.
         losses[name] = DocumentNLL.concatenate(scores).mean
     chosen = min(losses, key=lambda name: losses[name])
     if not folder.is_dir():

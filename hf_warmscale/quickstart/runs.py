@@ -126,6 +126,7 @@ def train_all(folder: Path, data: QuickstartData, settings: Settings) -> Runs:
         Stage("grown", annealed, more, max_steps=settings.steps("grown"), parent=base.checkpoint),
         lambda: grow(base.checkpoint, settings),
     )
+    # The same rows, schedule and length as the grown model; only the start differs.
     scratch = training.train(
         "scratch",
         Stage("scratch", annealed, more, max_steps=settings.steps("grown")),
@@ -202,6 +203,7 @@ class _Training:
         """Train a stage, or what is left of it, or read what it left when it was done."""
         folder, steps = self.folder / name, self.settings.steps(KINDS[name])
         last = run_checkpoints(folder)[-1:] if folder.is_dir() else []
+        # A finished run is known by its last checkpoint, so a second call of the quickstart trains nothing twice.
         if not last or checkpoint_step(last[0]) != steps:
             arguments = _arguments(folder, steps, self.settings, save_steps)
             trainer = ContinualTrainer(
@@ -225,6 +227,7 @@ def _arguments(folder: Path, steps: int, settings: Settings, save_steps: int | N
         eval_strategy="steps",
         eval_steps=max(MIN_EVALUATION_STEPS, steps // EVALUATIONS),
         save_steps=save_steps or max(1, -(-steps // 5)),
+        # The continuation keeps all of its checkpoints: those of its constant phase are merged.
         save_total_limit=None if save_steps else 2,
         disable_tqdm=True,
     )

@@ -111,6 +111,7 @@ def texts_in(path: Path) -> list[tuple[Domain, str]]:
             if text is not None:
                 string = node.body[0]
                 last = string.end_lineno or string.lineno
+                # Blank lines in place of the text, so that the line numbers of later nodes still hold.
                 lines[string.lineno - 1 : last] = [""] * (last - string.lineno + 1)
                 prose += _pieces(text)
     code = _pieces("\n".join(line for line in lines if line.strip()))

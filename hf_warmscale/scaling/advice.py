@@ -23,6 +23,7 @@ def advise(
     """
     if not candidates:
         return "There is no candidate to grow, so the target is trained from scratch."
+    # A continuation ends on other data, of which the law knows nothing; its loss is that on the base's data.
     comparable = [row for row in rows if row.relative_loss is not None and row.option != CONTINUE]
     if all(row.option == SCRATCH for row in comparable):
         return "The candidates have other vocabularies, so nothing is compared; fit a law in bits per byte."

@@ -101,8 +101,10 @@ def roll_out(
     """
     rungs = rung_numbers(frame.N)
     steps = []
+    # Only the next rung is predicted each time: the question is one step up, as in use.
     for rung in range(max(MIN_RUNGS, rungs.max() + 1 - MAX_STEPS), rungs.max() + 1):
         train = rungs < rung
+        # With as many parameters as points, a fit goes through all of them and predicts nothing.
         if train.sum() > make_problem(frame, form, fixed=fixed, delta=delta).num_free():
             steps.append(hold_out(frame, train, rungs == rung, form, fixed=fixed, delta=delta))
     if not steps:

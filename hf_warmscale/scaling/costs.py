@@ -71,6 +71,7 @@ def cost_of(source: ModelSource, *, sequence_length: int, embeddings: bool = Tru
     if isinstance(source, int):
         if source < 1:
             raise ValueError(f"A model of {source} parameters does not exist; give a number such as 360_000_000.")
+        # 2 N for the forward pass and twice as much for the backward pass.
         return Cost(short(source), source, 6.0 * source, 2.0 * source, estimated=True)
     config = source if isinstance(source, PreTrainedConfig) else config_at_source(source)
     size = count_parameters(config)[0 if embeddings else 1]

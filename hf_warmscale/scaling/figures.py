@@ -136,6 +136,7 @@ def optimal_size(law: ScalingLaw, compute: Array) -> Array:
     """Return the compute-optimal number of parameters at C = 6 N D (2203.15556, equation 4)."""
     values = law.parameters
     alpha, beta = values["alpha"], values["beta"]
+    # With D = C / (6 N), dL/dN = 0 gives alpha A / N^alpha = beta B / D^beta.
     ratio = (alpha * values["A"]) / (beta * values["B"])
     size: Array = ratio ** (1 / (alpha + beta)) * (compute / 6) ** (beta / (alpha + beta))
     return size

@@ -90,6 +90,7 @@ def fit_scaling_law(
 
 def _refuse_too_little(frame: Frame, form: LawForm, fixed: Mapping[str, float], free: int) -> None:
     sizes = num_sizes(frame)
+    # With one size, A / N^alpha is a constant and cannot be told from E.
     if sizes == 1 and not {"alpha", "b"} & fixed.keys():
         raise ValueError(
             f"All points are of one size ({frame.N[0]:.4g} parameters), so nothing tells how the loss falls with the "

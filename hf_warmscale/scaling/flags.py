@@ -1,4 +1,4 @@
-"""What speaks against trusting a fit: one sentence each."""
+"""Reasons not to trust a fit, one sentence each."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def num_sizes(frame: Frame) -> int:
 
 
 def frame_flags(frame: Frame) -> list[str]:
-    """Return what the points themselves give away."""
+    """Return the flags of the points themselves."""
     flags = []
     count, span = num_sizes(frame), float(frame.N.max() / frame.N.min())
     if count < MIN_NUM_SIZES:
@@ -44,7 +44,7 @@ def frame_flags(frame: Frame) -> list[str]:
 
 
 def fit_flags(problem: Problem, frame: Frame, theta: Array, least_squares: Array) -> list[str]:
-    """Return what the fit gives away.
+    """Return the flags of the fit.
 
     Args:
         problem (`Problem`): that was solved.
@@ -84,6 +84,7 @@ def disagreement(problem: Problem, frame: Frame, theta: Array, other: Array) -> 
     if max(errors) > NEARLY_EQUAL * min(errors) + 1e-9:
         return ""
     mine, theirs = (to_parameters(problem.form, each, problem.reference) for each in (theta, other))
+    # A and B follow their exponents, so comparing them would say the same twice.
     compared = [name for name in mine if name in ("E", "c", "alpha", "b", "beta")]
     apart = [name for name in compared if abs(theirs[name] / mine[name] - 1) > DISAGREE]
     listed = ", ".join(f"{name} {mine[name]:.3g} or {theirs[name]:.3g}" for name in apart)

@@ -103,7 +103,7 @@ def make_frame(table: "Rows | Frame", form: LawForm, *, embeddings: bool | None 
         embeddings (`bool`, *optional*): whether N counts the embeddings, where the table has no such column.
 
     Raises:
-        ValueError: for missing columns, values that are no positive numbers, and points that occur twice.
+        ValueError: for missing columns, values that are not positive numbers, and points that occur twice.
     """
     if isinstance(table, Frame):
         return table if embeddings is None else replace(table, embeddings=embeddings)
@@ -178,6 +178,7 @@ def _positive(name: str, values: Sequence[Any]) -> Array:
 def _base(name: str, columns: Mapping[str, Sequence[Any]], count: int) -> Array:
     """Return a column of the base: empty cells are models from scratch."""
     values = [0.0 if value in (None, "") else value for value in columns.get(name, [0.0] * count)]
+    # pandas reads an empty cell as NaN.
     numbers = np.nan_to_num(_numbers(name, values), nan=0.0)
     if (numbers < 0).any():
         raise ValueError(
@@ -215,6 +216,7 @@ def _embeddings(columns: Mapping[str, Sequence[Any]], given: bool | None) -> boo
 
 def _refuse_repeated(frame: Frame, *, named: bool) -> None:
     seen: dict[tuple[Any, ...], int] = {}
+    # Without names of runs, equal losses to the last digit tell a repeated row from a second seed.
     for row, key in enumerate(zip(frame.run if named else frame.loss, frame.N, frame.D, frame.D0, strict=True), 1):
         if key in seen:
             what = f"the run {key[0]!r}" if named else "one measurement"

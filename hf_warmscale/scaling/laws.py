@@ -71,6 +71,7 @@ class Reference:
             np.log(n / self.n),
             np.log(d / self.d),
             np.log(np.where(grown, d0, self.d) / self.d),
+            # `np.where` evaluates both of its branches, so the division needs a harmless divisor too.
             np.log(np.where(grown, n / np.where(grown, n0, 1.0), 1.0)),
             grown,
         )
@@ -91,15 +92,18 @@ def log_loss(theta: Array, inputs: Inputs) -> tuple[Array, Array]:
     if len(theta) > len(SIZE_TERM):
         columns.append(theta[3] - theta[4] * z)
     terms = np.stack(columns)
+    # The largest term is taken out first, or large terms would overflow.
     top = terms.max(axis=0)
     scaled = np.exp(terms - top)
     total = scaled.sum(axis=0)
     value, weights = top + np.log(total), scaled / total
     gradient = np.empty((len(inputs), len(theta)))
+    # The gradient of a log-sum-exp is the softmax of its terms, times the slope of each term.
     gradient[:, 0], gradient[:, 1], gradient[:, 2] = weights[0], weights[1], -weights[1] * inputs.log_n
     if len(theta) > len(SIZE_TERM):
         gradient[:, 3], gradient[:, 4] = weights[2], -weights[2] * z
     if len(theta) > len(SIZE_TERM) + len(DATA_TERM):
+        # Chain rule through z: dz / d ln(transferred tokens) is their share of all effective tokens.
         slope = -theta[4] * weights[2] * share
         gradient[:, 5], gradient[:, 6], gradient[:, 7] = slope, slope * inputs.log_d0, -slope * inputs.log_g
     return value, gradient
@@ -109,6 +113,7 @@ def log_data(theta: Array, inputs: Inputs) -> tuple[Array, Array]:
     """Return the log of the effective number of tokens, and the share of it that was transferred; both `[points]`."""
     if len(theta) <= len(SIZE_TERM) + len(DATA_TERM):
         return inputs.log_d, np.zeros(len(inputs))
+    # ln(k D0^p g^-q); without a base there are no transferred tokens, and exp(-inf) is 0.
     transferred = np.where(inputs.grown, theta[5] + theta[6] * inputs.log_d0 - theta[7] * inputs.log_g, -np.inf)
     z = np.logaddexp(inputs.log_d, transferred)
     return z, np.exp(transferred - z)
@@ -117,12 +122,14 @@ def log_data(theta: Array, inputs: Inputs) -> tuple[Array, Array]:
 def to_parameters(form: LawForm, theta: Array, reference: Reference) -> dict[str, float]:
     """Return the parameters of a law in its own units: N in parameters, D in tokens, the loss as it was given."""
     by_name = dict(zip(COORDINATES[form], (float(value) for value in theta), strict=True))
+    # From A' (N / n)^-alpha to A N^-alpha: A = A' n^alpha.
     e, a = np.exp(by_name["lnE"]), np.exp(by_name["lnA"] + by_name["alpha"] * np.log(reference.n))
     if form == "power":
         return {"a": float(a), "b": -by_name["alpha"], "c": float(e)}
     b = np.exp(by_name["lnB"] + by_name["beta"] * np.log(reference.d))
     found = {"E": e, "A": a, "alpha": by_name["alpha"], "B": b, "beta": by_name["beta"]}
     if form == "grown":
+        # k' counts transferred tokens in units of d, as a function of D0 in units of d: k = k' d / d^p.
         k = np.exp(by_name["lnk"] + (1 - by_name["p"]) * np.log(reference.d))
         found |= {"k": k, "p": by_name["p"], "q": by_name["q"]}
     return {name: float(value) for name, value in found.items()}
@@ -143,4 +150,5 @@ def to_coordinates(form: LawForm, parameters: dict[str, float], reference: Refer
 
 
 def _log(value: float) -> float:
+    # A term that vanished has the coefficient 0; its logarithm must stay finite.
     return float(np.log(max(value, 1e-300)))

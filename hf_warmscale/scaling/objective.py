@@ -13,7 +13,7 @@ DELTA = 1e-3
 """Where the Huber loss turns from squares to absolute values (2203.15556)."""
 
 STOP_TOLERANCE = 1e-3
-"""A fit stopped early if going on lowers its objective by more than this share."""
+"""A fit stopped early if continuing it lowers its objective by more than this share."""
 
 Bounds = Sequence[tuple[float, float]]
 
@@ -38,7 +38,7 @@ class Tolerances:
 TIGHT = Tolerances()
 SCIPY_DEFAULT = Tolerances(scale=1.0, ftol=2.220446049250313e-09, gtol=1e-5)
 FAST = Tolerances(scale=1e3, ftol=1e-10, gtol=1e-7)
-"""Of the resampled fits, whose own spread is far larger."""
+"""For the resampled fits: they differ from one another by far more than the error that these leave."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Objective:
         value, slope = log_loss(theta, self.inputs)
         error = value - self.log_target
         clipped = np.clip(error, -self.delta, self.delta)
+        # Within delta this is error^2 / 2, beyond it delta (|error| - delta / 2). The derivative is `clipped`.
         losses = clipped * (error - 0.5 * clipped)
         if self.weights is not None:
             losses, clipped = losses * self.weights, clipped * self.weights
@@ -105,7 +106,8 @@ def minimise(
 
 
 def stopped_early(objective: Objective, theta: Array, bounds: Bounds) -> bool:
-    """Tell whether a minimiser is none: going on with tight tolerances lowers the objective noticeably."""
+    """Tell whether a fit ended before its minimum: continuing with tight tolerances lowers the objective clearly."""
     before = objective(theta)[0]
+    # With the tight tolerances, whatever those of the fit were.
     after = minimise(objective, theta, bounds)[1]
     return bool(before - after > STOP_TOLERANCE * before) and not math.isclose(before, 0.0, abs_tol=1e-15)

@@ -110,10 +110,12 @@ class Outlook:
         wanted = self.law.predict(
             N=candidate.cost.num_parameters, D=candidate.tokens + self.budget.tokens_for(candidate.cost)
         )
+        # By the law of models from scratch: as if a base were worth tokens of the target's own training.
         needed = tokens_to_reach(self.law, self.target.num_parameters, wanted)
         return BreakEven(
             base=candidate.cost.name,
             over_training_on=None if needed is None else max(0.0, needed - given),
+            # The base's compute, spent on the target instead, buys this many of its tokens.
             over_scratch_with_base=candidate.flops / self.target.training,
             base_tokens=candidate.tokens,
         )
@@ -122,6 +124,7 @@ class Outlook:
         loss, interval, note = self._predicted(option, candidate, cost, tokens)
         scratch = self.law.predict(N=self.target.num_parameters, D=self.budget.tokens_for(self.target))
         flops, per_hour = cost.training * tokens, self.budget.flops_per_hour
+        # Published constants belong to other data, so only the ratio of two losses is kept.
         own = not self.law.source
         return Row(
             option=option,
@@ -162,6 +165,7 @@ class Outlook:
 
     def _other_vocabulary(self, candidate: Candidate) -> bool:
         sizes = {self.target.vocab_size, candidate.cost.vocab_size} - {None}
+        # Nats per token of two tokenizers do not compare; bits per byte do.
         return len(sizes) > 1 and self.law.unit == "nats"
 
     def _interval(self, at: dict[str, float]) -> tuple[float, float] | None:
@@ -177,5 +181,7 @@ class Outlook:
 def tokens_to_reach(law: ScalingLaw, size: float, loss: float) -> float | None:
     """Return the tokens from scratch with which a size reaches a loss, `None` if it never does."""
     values = law.parameters
+    # Solve E + A / N^alpha + B / D^beta = L for D. `left` is what the data term may be; at 0 or below, the size alone
+    # keeps the model above L.
     left = loss - values["E"] - values["A"] / size ** values["alpha"]
     return None if left <= 0 else float((values["B"] / left) ** (1 / values["beta"]))

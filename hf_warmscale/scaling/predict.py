@@ -30,7 +30,7 @@ class Prediction:
         interval (`tuple[float, float]` or `None`): in which the loss of one new run lies with 95 %; `None` if there
             are too few runs to tell.
         backtest (`Backtest`): how the law did on the larger sizes of the runs, beside two baselines.
-        flags (`list[str]`): what speaks against trusting it.
+        flags (`list[str]`): reasons not to trust it.
         num_parameters (`int`): of the model predicted.
         tokens (`int`): of its training.
         law (`ScalingLaw`): that was fitted.

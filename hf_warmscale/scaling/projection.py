@@ -36,6 +36,7 @@ def starts(inputs: Inputs, loss: Array, bounds: Bounds, weights: Array | None = 
         bounds (`list`): of every coordinate; equal bounds hold it fixed.
         weights (`[points]`, *optional*): how often each point counts.
     """
+    # An error divided by the loss is, to first order, the error of the log loss, which the fit minimises.
     scale = np.sqrt(np.ones(len(loss)) if weights is None else weights) / loss
     best = min((_search(inputs, loss, scale, bounds, transfer) for transfer in _transfers(bounds)), key=_error)
     found = [_refined(inputs, loss, scale, bounds, best[0])]
@@ -62,13 +63,17 @@ def project(inputs: Inputs, loss: Array, scale: Array, bounds: Bounds, theta: Ar
     target, free = loss.copy(), []
     for place, log in logs.items():
         if bounds[place][0] == bounds[place][1]:
+            # A fixed term is known, so it is taken off the losses.
             target -= np.exp(bounds[place][0] + log)
         else:
             free.append(place)
     result = theta.copy()
     if not free:
         return result, float(np.sum((scale * target) ** 2))
+    # [points, free coefficients]: each column is a term of the law with the coefficient 1.
     matrix = np.stack([np.exp(logs[place]) for place in free], axis=1)
+    # Non-negative, since coefficients are fitted by their logarithm. `error` is the norm of the residual, not its
+    # square.
     solution, error = nnls(matrix * scale[:, None], target * scale)
     for place, value in zip(free, solution, strict=True):
         result[place] = np.clip(np.log(max(value, 1e-300)), *bounds[place])
@@ -80,6 +85,7 @@ def _search(inputs: Inputs, loss: Array, scale: Array, bounds: Bounds, transfer:
     exponents = _free_exponents(bounds)
     theta = np.array([low if low == high else 0.0 for low, high in bounds])
     theta[len(SIZE_TERM) + len(DATA_TERM) :] = transfer
+    # The grid is searched once per transfer that is tried, so it is coarser then.
     grid = GRID if transfer.size == 0 else GRID[::3]
     found = []
     for values in product(grid, repeat=len(exponents)):
@@ -100,6 +106,7 @@ def _refined(inputs: Inputs, loss: Array, scale: Array, bounds: Bounds, theta: A
         moved[exponents] = np.clip(values, low, high)
         return project(inputs, loss, scale, bounds, moved)[1]
 
+    # Nelder-Mead needs no gradient through the projection, and there are at most two exponents.
     options = {"xatol": 1e-8, "fatol": 1e-14, "maxiter": 500}
     result = minimize(error, theta[exponents], method="Nelder-Mead", options=options)
     moved = theta.copy()

@@ -16,7 +16,7 @@ from hf_warmscale.scaling.frame import Frame, make_frame
 METRIC = "eval_loss"
 
 MUP_BASE = "base_"
-"""How the entries of a muP config begin that say at which sizes the rates were tuned."""
+"""The prefix of the entries of a muP config that hold the sizes at which the rates were tuned."""
 
 FOLLOW_THE_WIDTH = frozenset(
     f"model.{name}"
@@ -143,6 +143,7 @@ def count_parameters(config: PreTrainedConfig) -> tuple[int, int]:
     """Return the numbers of parameters with and without embedding and readout; tied weights count once."""
     model = skeleton(config_of(config.to_dict()))  # the stock family of a muP config
     total = sum(parameter.numel() for parameter in model.parameters())
+    # By identity, so that a tied embedding and readout count once.
     ends: dict[int, int] = {}
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         for parameter in module.parameters() if isinstance(module, nn.Module) else ():
@@ -160,6 +161,7 @@ def ladder_frame(runs: Sequence[LadderRun], *, embeddings: bool = True) -> Frame
     rows: list[dict[str, Any]] = []
     for run in runs:
         size = run.sizes[0 if embeddings else 1]
+        # Branches of one trunk differ in their tokens. The same size and tokens again means another run altogether.
         taken = any((row["run"], row["N"], row["D"]) == (run.trunk, size, run.tokens) for row in rows)
         label = run.name if taken else run.trunk  # another init of the same data: a run of its own
         rows.append({"N": size, "D": run.tokens, "loss": run.loss, "run": label, "part": "cooled"})
@@ -205,6 +207,7 @@ def config_at(runs: Sequence[LadderRun], hidden_size: int) -> PreTrainedConfig:
         pairs = [(run.hidden_size, run.config.to_dict().get(name)) for run in runs]
         if all(other == value for _, other in pairs):
             continue
+        # In proportion, up to rounding to whole numbers: other / size = value / width.
         if any(isinstance(other, int | float) and abs(other * width - value * size) > 0.5 for size, other in pairs):
             if isinstance(value, float):
                 continue  # a multiplier: it changes no number of parameters

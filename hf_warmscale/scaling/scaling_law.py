@@ -30,7 +30,7 @@ class ScalingLaw:
         form (`str`): see `LawForm`.
         parameters (`dict`): by name, in the units of the frame (N in parameters, D in tokens).
         objective (`float`): the sum of the Huber losses at the fit; NaN without points.
-        flags (`list[str]`): what speaks against trusting it.
+        flags (`list[str]`): reasons not to trust it.
         frame (`Frame`, *optional*): the points that it was fitted to.
         fixed (`dict`): the parameters that were not fitted.
         delta (`float`): of the Huber loss.
@@ -71,6 +71,8 @@ class ScalingLaw:
             ValueError: if a column is missing, or not positive.
         """
         wanted = self._wanted(columns)
+        # Prediction needs no fit, so the units of the parameters will do; published laws have no points to take others
+        # from.
         reference = Reference(1.0, 1.0)
         inputs = reference.inputs(wanted.N, wanted.D, wanted.D0, wanted.N0)
         losses = np.exp(log_loss(to_coordinates(self.form, self.parameters, reference), inputs)[0])
@@ -156,6 +158,7 @@ class ScalingLaw:
         arrays = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in columns.values()))
         table: dict[str, Any] = dict(zip(columns, (array.ravel() for array in arrays), strict=True))
         count = arrays[0].size if arrays else 0
+        # A grown law without a base is Chinchilla's: no tokens are transferred.
         form: LawForm = "chinchilla" if self.form == "grown" and "D0" not in table else self.form
         return make_frame({**table, "loss": [1.0] * count, "run": [str(i) for i in range(count)]}, form)
 

@@ -33,6 +33,7 @@ def select(
         ("uncooled points", (part != "cooled") & (part == "cooled").any() & (not mix_cooled)),
     ]
     kept, dropped = np.ones(len(frame), dtype=bool), []
+    # A point is counted under the first test that it fails.
     for what, test in tests:
         dropped.append((what, int(np.sum(kept & test))))
         kept &= ~test

@@ -84,6 +84,7 @@ def make_problem(
             raise ValueError(f"The fixed {name} is {value:g}; give the value that it has in the law, with its sign.")
     reference = _reference(frame, fixed)
     smallest = float(np.log(frame.loss.min()))
+    # E is at most the smallest loss. The bounds of A and B are wide: they only keep the search finite.
     low, high = smallest + math.log(SMALLEST_SHARE), smallest + 30.0
     by_name = {"lnE": (low, smallest), "lnA": (low - 30, high), "lnB": (low - 30, high), "alpha": EXPONENT}
     by_name |= {"beta": EXPONENT, "lnk": (-25.0, 25.0), "p": (0.0, 3.0), "q": (0.0, 6.0)}
@@ -96,6 +97,7 @@ def solve(problem: Problem, frame: Frame, weights: Array | None = None) -> tuple
     objective = problem.objective(frame, weights)
     begun = starts(objective.inputs, frame.loss, problem.bounds, weights)
     ends = [minimise(objective, start, problem.bounds, problem.tolerances) for start in begun]
+    # The objective is not convex, so the lowest of several ends is taken.
     return min(ends, key=lambda end: end[1])[0], begun
 
 
@@ -107,6 +109,8 @@ def resolve(problem: Problem, frame: Frame, weights: Array, near: Array) -> Arra
 def _reference(frame: Frame, fixed: Mapping[str, float]) -> Reference:
     """Return the geometric means; 1 where a coefficient is fixed and its exponent is not, so that it is a bound."""
     mean_n, mean_d = (float(np.exp(np.log(values).mean())) for values in (frame.N, frame.D))
+    # In other units the coordinate, such as ln A - alpha ln n, mixes the fixed coefficient with a free exponent. To
+    # fix A would then be a constraint on two coordinates; with n = 1 it is a bound on one.
     loose = {name for name, (_, exponent) in PARTNERS.items() if name in fixed and exponent not in fixed}
     return Reference(1.0 if loose & {"A", "a"} else mean_n, 1.0 if loose & {"B", "k"} else mean_d)
 

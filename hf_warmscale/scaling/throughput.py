@@ -64,6 +64,8 @@ def _timed(model: torch.nn.Module, shape: tuple[int, int], vocab: int, device: t
         optimizer.step()
         optimizer.zero_grad()
         if device.type != "cpu":
+            # Kernels run behind the host; without this only their launch would be timed.
             torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - begin)
+    # The first steps allocate memory and pick kernels.
     return statistics.median(seconds[WARMUP_STEPS:])

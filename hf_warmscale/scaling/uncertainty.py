@@ -25,6 +25,7 @@ def resample(problem: Problem, frame: Frame, theta: Array, *, draws: int, seed: 
     for draw in range(draws):
         weights = np.zeros(len(frame))
         while len(np.unique(frame.N[weights > 0])) < needed:
+            # How often each run was drawn, given to all of its points.
             weights = np.bincount(generator.integers(count, size=count), minlength=count)[runs].astype(float)
         found[draw] = resolve(problem, frame, weights, theta)
     return found
@@ -43,6 +44,7 @@ def noise(problem: Problem, frame: Frame, theta: Array) -> tuple[float, int]:
     """
     residuals = problem.objective(frame).residuals(theta)
     freedom = len(frame) - problem.num_free()
+    # Fewer than by points, which makes the t interval wider; counting points would claim too much.
     of_runs = int(run_numbers(frame).max()) + 1 - problem.num_free()
     if freedom <= 0 or of_runs <= 0:
         return float("nan"), 0
@@ -62,7 +64,9 @@ def half_width(
         variance = deviation**2 * _leverage(problem, frame, theta, log_loss(theta, inputs)[1])
     else:
         predictions = np.stack([log_loss(draw, inputs)[0] for draw in resampled])
+        # About the fit to all runs, not about the mean of the draws, so that a bias of the resampled fits counts too.
         variance = np.mean((predictions - log_loss(theta, inputs)[0]) ** 2, axis=0)
+    # The quantile of Student's t for a two-sided interval; for a new run its own noise is added.
     width: Array = stdtrit(freedom, 0.5 + level / 2) * np.sqrt(variance + deviation**2)
     return width
 
@@ -73,6 +77,8 @@ def _leverage(problem: Problem, frame: Frame, theta: Array, slopes: Array) -> Ar
     own = log_loss(theta, problem.inputs(frame))[1][:, free]
     inverse = np.linalg.pinv(own.T @ own, rcond=1e-12)
     runs = run_numbers(frame)
+    # The sandwich (X'X)^-1 (sum of x_r x_r') (X'X)^-1, where x_r sums the rows of run r. That treats the points of a
+    # run as sharing one error, the cautious extreme.
     summed = np.stack([own[runs == run].sum(axis=0) for run in range(runs.max() + 1)])
     middle = inverse @ (summed.T @ summed) @ inverse
     leverage: Array = np.einsum("pi,ij,pj->p", slopes[:, free], middle, slopes[:, free])

@@ -1,4 +1,4 @@
-"""The training arguments that stages add to those of transformers, and what a stage makes of the others."""
+"""The training arguments that stages add to those of transformers, and how a stage treats the others."""
 
 import copy
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from hf_warmscale.refusals import refuse_unknown
 MISMATCH = ("error", "override", "use_checkpoint")
 
 STAGE_DECIDES = ("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
-"""Arguments whose place the stage and its schedule take."""
+"""Arguments that the stage and its schedule replace."""
 
 STAGE_CANNOT = {
     "train_sampling_strategy": "the mixture decides the order of the rows",
@@ -95,6 +95,7 @@ def stage_arguments(stage: str, args: TrainingArguments | None) -> TrainingArgum
     args = TrainingArguments() if args is None else copy.copy(args)
     for name in STAGE_DECIDES:
         value = getattr(args, name)
+        # None and -1 mean "not set" in transformers, also where they are not the default.
         if value != _default(args, name) and value not in (None, -1):
             raise ValueError(f"{name} is {value}, but the stage {stage!r} decides it; leave {name} out.")
     for name, reason in STAGE_CANNOT.items():
@@ -132,6 +133,7 @@ def restore_arguments(args: TrainingArguments, recorded: Mapping[str, Any]) -> N
     for name in HYPERPARAMETERS:
         if name in recorded:
             now, then = getattr(args, name), recorded[name]
+            # `stage.json` holds the plain value of an enum, such as `optim`.
             setattr(args, name, type(now)(then) if isinstance(now, Enum) else then)
 
 

@@ -21,7 +21,7 @@ from hf_warmscale.training.branching import constant_checkpoints
 from hf_warmscale.training.schedules.rates import COOLDOWNS, Shape
 
 EMA_DECAY = 0.8
-"""Of a checkpoint's weight when the next one comes."""
+"""The factor on the weights of all earlier checkpoints when one is added."""
 
 
 def average_weights(average: Average, count: int) -> tuple[float, ...]:
@@ -39,6 +39,8 @@ def average_weights(average: Average, count: int) -> tuple[float, ...]:
     if average == "ema":
         return ema_weights(count, EMA_DECAY)
     shape: Shape = average.removeprefix("wsm-")  # type: ignore[assignment]  # of the names above
+    # `count` checkpoints have `count` - 1 updates between them. f(0) = 1 and f(1) = 0 are the ends that
+    # `decay_weights` adds by itself.
     return decay_weights([COOLDOWNS[shape](update / count) for update in range(1, count)])
 
 

@@ -61,6 +61,7 @@ def anneal_stage(
         mixture = mixture.after(record.progress.samples)
     return Stage(
         name or f"{record.name}-anneal",
+        # The rate of the last step that the trunk made, so that the branch begins without a jump.
         _anneal(trunk, trunk(record.progress.step - 1), shape, trunk.floor if min_lr is None else min_lr),
         mixture,
         max_steps=max_steps,
@@ -74,6 +75,7 @@ def in_constant_phase(record: StageRecord) -> bool:
     """Tell whether the last step before a checkpoint was made at the constant rate of its schedule."""
     schedule = Schedule(**record.schedule)
     phase = schedule.constant_phase()
+    # The last step made, in the t of the formulas, in which `constant_phase` counts.
     last = record.progress.step - 1 + schedule.step_offset
     return phase is not None and record.progress.step > 0 and phase[0] <= last <= phase[1]
 
@@ -91,6 +93,7 @@ def constant_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
 def _anneal(trunk: Schedule, rate: float, shape: Shape | None, floor: float) -> Schedule:
     """Return the schedule of the branch: nothing but its last phase."""
     if shape is None and trunk.name.startswith("infinite"):
+        # With all other phases at 0, the whole stage is the exponential anneal of the infinite schedules.
         anneal = Schedule("infinite_cosine", constant_lr=rate, warmup=0, cooldown=0, constant=0)
     else:
         anneal = Schedule("wsd", warmup=0, cooldown=1.0, cooldown_shape=shape or "1-sqrt")

@@ -73,11 +73,16 @@ class CheckpointMixin(Trainer):
         run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         if self.stage_run is not None:
             self.stage_run.advance(self.state.global_step, self.accelerator.gather)
+        # `Trainer` notes the best checkpoint as it saves, in a path under the staging folder. So the right path is
+        # found before, and restored after; if it moved meanwhile, the saved state has the wrong one and is written
+        # again.
         self._find_best(run, name)
         best = self.state.best_model_checkpoint
         with explained_full_disk(run / name), self._staged():
             super()._save_checkpoint(model, trial, *args, **kwargs)
         self.accelerator.wait_for_everyone()
+        # By now all ranks have written their parts, so the main one may move the folder; after the second wait, all
+        # ranks find it in its place.
         moved, self.state.best_model_checkpoint = self.state.best_model_checkpoint != best, best
         if self.args.should_save:
             with explained_full_disk(run / name):
@@ -87,7 +92,7 @@ class CheckpointMixin(Trainer):
             self._push_from_checkpoint(str(run / name))
 
     def _find_best(self, run: Path, name: str | None = None) -> None:
-        """Note where the best checkpoint is: the one being written, or one that is there since the best evaluation."""
+        """Note where the best checkpoint is: the one being written, or an existing one of that step."""
         best = f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == name or (run / best).is_dir()):
             self.state.best_model_checkpoint = str(run / best)

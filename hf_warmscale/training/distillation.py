@@ -12,7 +12,7 @@ from hf_warmscale.training.trainer import ContinualTrainer
 
 
 class HealingTrainer(ContinualTrainer):
-    """Distil the model that a shrunk model was cut from into it (arXiv:2407.14679: a few steps recover most).
+    """Distil a model into the smaller one that was cut from it (arXiv:2407.14679: a few steps recover most).
 
     The training loss is KL(teacher || student) of the next-token distributions, in nats per token, averaged over the
     positions that have a label. Evaluation measures the cross-entropy of the text, as everywhere. To train on the
@@ -60,6 +60,8 @@ class HealingTrainer(ContinualTrainer):
         }
         with torch.no_grad():
             expected = self.teacher(**given, use_cache=False).logits
+        # Run the student as the trainer does, and catch its logits. Its cross-entropy is dropped, but the loss by
+        # source is measured on the way.
         with captured(model) as seen:
             super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         counted = labels[:, 1:] != IGNORE_INDEX
@@ -67,6 +69,8 @@ class HealingTrainer(ContinualTrainer):
         if num_items_in_batch is None:
             loss = loss / counted.sum()
         else:
+            # With `average_tokens_across_devices`, the count is over all ranks, and data parallelism averages the
+            # gradients over them: without the factor the step would be too small by the number of ranks.
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = loss * ranks / num_items_in_batch
         return (loss, seen[0]) if return_outputs else loss

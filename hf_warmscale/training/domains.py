@@ -1,4 +1,4 @@
-"""What an evaluation says of several domains together, and of the end of a data set that several ranks share."""
+"""The summary of an evaluation over several domains, and the exact loss of a data set that several ranks share."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -67,6 +67,7 @@ class SharedEvaluation:
         start = self._next * self.batch_size
         self._next += self._num_ranks
         left = min(max(len(self.rows) - start, 0), self.batch_size)
+        # 0: this whole batch was filled in, and `add` gives it the weight 0.
         if left in (0, self.batch_size):
             return inputs, left
         sizes = {len(value) for value in inputs.values() if isinstance(value, Tensor)}

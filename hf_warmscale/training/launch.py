@@ -43,6 +43,7 @@ def prepare_processes(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not deepspeed:
         return {**settings, "use_cpu": True}
     os.environ[DEEPSPEED_VARIABLE] = "true"
+    # The first state of a process is shared by all later ones; `use_configured_state` lets transformers keep it.
     PartialState(backend="gloo")
     configured = {**(settings.get("accelerator_config") or {}), "use_configured_state": True}
     return {**settings, "accelerator_config": configured}

@@ -41,6 +41,8 @@ class MajorityKernel(nn.Module):
         """Return the weight of `[expansion, ...]` copies."""
         if not self.training:
             return copies.mean(dim=0)
+        # Normalised Exp(1) variables are uniform on the simplex; normalised uniform ones are not: they crowd at the
+        # centre.
         shares = torch.empty(self._shares_shape(copies), dtype=copies.dtype, device=copies.device).exponential_()
         return (shares / shares.sum(dim=0) * copies).sum(dim=0)
 
@@ -52,6 +54,7 @@ class MajorityKernel(nn.Module):
     def _shares_shape(self, copies: Tensor) -> tuple[int, ...]:
         if self.granularity == "element":
             return tuple(copies.shape)
+        # The copies are dimension 0, so the dimensions of the weight move up by one.
         unit = self.unit_dim + 1 if self.granularity == "unit" else 0
         return tuple(size if dim in (0, unit) else 1 for dim, size in enumerate(copies.shape))
 
@@ -102,7 +105,11 @@ def apply_majority_kernels(
         raise ValueError("The model carries muP metadata, whose parameter groups go by name; export it first.")
     if any(map(parametrize.is_parametrized, model.modules())):
         raise ValueError("The model has majority kernels already; fold them before applying others.")
+    # Where the two factors above are from: a share s is Beta(1, e - 1), with E[s] = 1 / e, E[s^2] = 2 / (e (e + 1)).
+    # If the weight has a steady gradient g, a copy has s * g. So SGD moves it by g / e, and Adam by the full step
+    # times E[s] / sqrt(E[s^2]) = sqrt((e + 1) / (2 e)).
     for module in _targets(model, target_modules):
+        # GPT-2's `Conv1D` stores [in, out], `nn.Linear` [out, in].
         kernel = MajorityKernel(expansion, granularity, 1 if isinstance(module, Conv1D) else 0, noise)
         parametrize.register_parametrization(module, WEIGHT, kernel.train(module.training))
     return model
@@ -169,6 +176,7 @@ def _targets(model: nn.Module, patterns: Sequence[str] | None) -> list[nn.Module
                 )
         chosen = {name: linear[name] for name in linear if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    # `named_parameters` lists a tied parameter once only; so count the modules that own it.
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

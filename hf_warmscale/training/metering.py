@@ -27,8 +27,10 @@ class SourceMeter:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = list(names)
         self._numbers = torch.arange(len(names), device=device)[:, None]
+        # [tokens, labels that count] by source.
         self._counts = torch.zeros(2, len(names), dtype=torch.int64, device=device)
         self._measured = torch.zeros(len(names), dtype=torch.int64, device=device)
+        # [running sum, Kahan compensation] by source.
         self._losses = torch.zeros(2, len(names), dtype=torch.float32, device=device)
 
     def count(self, sources: Tensor, batch: Mapping[str, Any], *, shifted: bool = True) -> None:
@@ -61,6 +63,7 @@ class SourceMeter:
         # Column i holds the loss of token i + 1: moved, it stands where the token and its source do.
         values = self._by_source(sources, nll.roll(1, dims=1)) - self._losses[1]
         total = self._losses[0] + values
+        # The excess that rounding added to the sum; it is taken off the next value.
         self._losses = torch.stack([total, (total - self._losses[0]) - values])
 
     def flush_counts(self, gather: Gather, progress: Progress) -> None:
@@ -82,6 +85,7 @@ class SourceMeter:
         """Return the sum of `values`, one per position, for each source."""
         if sources.shape != values.shape:  # a source for each row
             values = values.sum(dim=1)
+        # [sources, positions or rows]. Unlike `index_add` on CUDA, this sum is deterministic.
         mine = sources.reshape(1, -1) == self._numbers
         return torch.where(mine, values.reshape(1, -1), 0).sum(dim=1)
 
@@ -90,6 +94,7 @@ def _counted(labels: Tensor, shifted: bool) -> Tensor:
     counted = labels != IGNORE_INDEX
     if shifted:
         counted = counted.clone()
+        # Nothing predicts the first label of a row.
         counted[:, 0] = False
     return counted
 

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_warmscale.mup import is_mup, mup_param_groups
 
 MUP_OPTIMIZERS = ("adamw", "adam")
-"""How the names of the optimizers begin whose rates muP knows: those that divide the gradient by its own size."""
+"""Prefixes of the optimizers whose rates muP knows: those that divide the gradient by its own size."""
 
 
 def mup_groups(
@@ -48,4 +48,5 @@ def mup_groups(
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return the settings of every parameter group, with its peak rate where a schedule has already changed it."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    # A torch scheduler keeps the peak in `initial_lr`, and its own current rate in `lr`.
     return [{**group, "lr": group.get("initial_lr", group["lr"])} for group in settings]

@@ -1,4 +1,4 @@
-"""Find the checkpoint to resume, see that it is whole, and load weights whose names in files are not the live ones."""
+"""Find the checkpoint to resume, check that it is whole, and load weights that have other names in its files."""
 
 import json
 import os
@@ -103,6 +103,7 @@ def load_renamed(model: PreTrainedModel, checkpoint: str | os.PathLike[str]) -> 
     if not _has_safetensors(Path(checkpoint)):
         return False
     stored = open_checkpoint(checkpoint)
+    # Tied weights are stored once, under the name of the other end.
     live = model.state_dict().keys() - model.all_tied_weights_keys.keys()
     if live <= stored.specs.keys():
         return False
@@ -112,6 +113,7 @@ def load_renamed(model: PreTrainedModel, checkpoint: str | os.PathLike[str]) -> 
     missing = live - state.keys()
     if missing:
         raise ValueError(f"{checkpoint} lacks the tensor {min(missing)} of the model; {advice(checkpoint)}.")
+    # Not strict only because tied names are absent; everything else was checked above.
     model.load_state_dict(state, strict=False)
     return True
 

@@ -51,6 +51,7 @@ def rotate(checkpoints: Sequence[Path], limit: int | None, best: str | None, *, 
     protected = {Path(best).resolve()} if best else set()
     if checkpoints and not (only_best and best):
         protected.add(checkpoints[-1].resolve())
+    # The last and the best may be two, with a limit of one.
     surplus = len(checkpoints) - max(limit, len(protected))
     for path in [path for path in checkpoints if path.resolve() not in protected][: max(surplus, 0)]:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""One stretch of training on one mixture with one schedule, and what every checkpoint says about it."""
+"""One stage of training, with one mixture and one schedule, and the record of it that every checkpoint holds."""
 
 import math
 import os
@@ -185,6 +185,7 @@ class StageRecord:
         """Return the lineage of a stage that starts from this one."""
         entry = {
             "name": self.name,
+            # The name alone, so that the record stays true when the run folder is moved.
             "checkpoint": Path(checkpoint).name,
             "optimizer": self.optimizer,
             "mixture": self.mixture,
@@ -203,6 +204,7 @@ class StageRecord:
         """
         mine, theirs = (_flat({key: getattr(record, key) for key in DEFINING}) for record in (self, other))
         for record, flat in ((self, mine), (other, theirs)):
+            # Mappings are equal in any order, but the order of the sources decides which samples each of them gives.
             flat["mixture.order"] = list(record.mixture["sources"])
         keys = [*mine, *(key for key in theirs if key not in mine)]
         keys = [key for key in keys if not key.endswith(".content") or (key in mine and key in theirs)]

@@ -34,6 +34,7 @@ def write_stage_report(folder: str | os.PathLike[str], record: StageRecord, hist
 def stage_report(record: StageRecord, history: History) -> dict[str, Any]:
     """Return the report as plain data; losses are in nats per token, and `None` where they are not finite."""
     progress = record.progress
+    # Later entries win: the last value that was logged under each name.
     last = {key: value for entry in history for key, value in entry.items()}
     watched = {
         key: value

@@ -20,7 +20,7 @@ from hf_warmscale.training.stage import Stage, StageRecord
 logger = logging.getLogger(__name__)
 
 FIXED = "samples_per_step"
-"""What no policy may change inside a stage: the position in the data is counted in it."""
+"""The number that no policy may change inside a stage: the position in the data is counted in it."""
 
 
 class StageRun:
@@ -51,6 +51,7 @@ class StageRun:
         self.schedule = stage.schedule.resolve(
             total_steps=max_steps,
             learning_rate=args.learning_rate,
+            # `None` where rows differ in length; a phase in tokens is then refused.
             tokens_per_step=length and length * samples_per_step,
         )
         self.record = StageRecord(
@@ -86,6 +87,7 @@ class StageRun:
         run = self
         if differences:
             listed = "; ".join(f"{name} is {old} there and {new} now" for name, (old, new) in differences.items())
+            # No policy helps here: a step number would stand for another place in the data.
             if FIXED in differences:
                 raise ValueError(f"{checkpoint} and the arguments differ: {listed}; keep the total batch size.")
             if on_mismatch == "error":
@@ -98,10 +100,12 @@ class StageRun:
                 run = self._as_saved(saved, args, differences)
         run.record.progress, run.record.start_losses = saved.progress, saved.start_losses
         run.record.lineage = saved.lineage
+        # Speed is measured from here: an earlier process trained on the tokens before.
         run._tokens_then, run.resumed = saved.progress.num_tokens(), True
         return run
 
     def _as_saved(self, saved: StageRecord, args: TrainingArguments, differences: Iterable[str]) -> Self:
+        # 10 is the length of "arguments.".
         fixed = [name for name in differences if name.startswith("arguments.") and name[10:] not in HYPERPARAMETERS]
         if fixed:
             raise ValueError(
@@ -137,6 +141,7 @@ class StageRun:
         """Bring the record up to a step, with the counts of all ranks."""
         progress = self.record.progress
         progress.step, progress.samples = step, step * self.record.samples_per_step
+        # Rows are a function of the step and need no counter; tokens depend on what the rows hold, and are counted.
         progress.rows = self.mixture.counts(progress.samples)
         self.meter.flush_counts(gather, progress)
 
@@ -149,6 +154,8 @@ class StageRun:
         """
         self.advance(step, gather)
         progress = self.record.progress
+        # After n steps, the last one made is the zero-based step n - 1. The scheduler is already at the next one, so
+        # the rates in the groups would be one step ahead.
         factor = self.schedule.factor(step - 1)
         metrics: dict[str, float] = {f"loss/{name}": loss for name, loss in self.meter.flush_losses(gather).items()}
         for number, group in enumerate(groups):

@@ -37,9 +37,11 @@ class TokenLoss:
         **kwargs: Any,
     ) -> Tensor:
         """Return the mean loss, or the sum divided by `num_items_in_batch`; arguments as in transformers."""
+        # Column i predicts label i + 1; the last column has nothing to predict.
         if shift_labels is None:
             assert labels is not None
             shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+        # A model spread over devices may return its logits on another one than its labels.
         targets = shift_labels.to(logits.device)
         nll = nn.functional.cross_entropy(
             logits.float().reshape(-1, vocab_size), targets.reshape(-1), ignore_index=ignore_index, reduction="none"
@@ -48,6 +50,8 @@ class TokenLoss:
             self.nll = nll.detach().reshape(targets.shape)
         if num_items_in_batch is None:
             return nll.sum() / (targets != ignore_index).sum()
+        # The count is over all micro-batches of the step, so their losses add up to the mean over the step's tokens. A
+        # mean of means would weigh short rows too much.
         return nll.sum() / torch.as_tensor(num_items_in_batch, device=nll.device)
 
     @contextmanager
@@ -60,7 +64,7 @@ class TokenLoss:
 
 @contextmanager
 def captured(model: nn.Module) -> Iterator[list[Mapping[str, Any]]]:
-    """Collect what a model returns inside the block, for a loss function that keeps it to itself."""
+    """Collect the outputs of a model inside the block, for a loss function that does not return them."""
     seen: list[Mapping[str, Any]] = []
 
     def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:
@@ -90,4 +94,5 @@ def nll_of_outputs(outputs: Mapping[str, Any], labels: Tensor) -> Tensor | None:
     if logits is None:
         return None
     targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    # Virtual tokens of prompt tuning stand in front; the logits of the text are the last ones.
     return token_nll(logits[:, -labels.shape[1] :], targets)

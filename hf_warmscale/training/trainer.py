@@ -81,8 +81,10 @@ class ContinualMixin(CheckpointMixin):
         self._measured_nll: Tensor | None = None
         self._is_measured = self._said = False
         self._shared_evaluation: SharedEvaluation | None = None
+        # Read before `Trainer` turns `use_cache` off for the training.
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
+            # Before `super().__init__`, which reads both the arguments and the collator.
             args = stage_arguments(stage.name, args)
             given = dict(zip(("train_dataset", "eval_dataset"), rest, strict=False)) | kwargs
             packed = packed_sources(stage.mixture or given.get("train_dataset"), given.get("eval_dataset"))
@@ -144,6 +146,7 @@ class ContinualMixin(CheckpointMixin):
         """Set up the stage and say whether it continues the checkpoint."""
         if self.args.should_save:
             sweep(self._run_folder())
+        # `Trainer` reuses an existing optimizer, with its moments. Only one that the caller passed in may stay.
         if self._created_optimizer:  # of an earlier call of train
             self.optimizer = None
         continued = checkpoint is not None and resumed_record(checkpoint).name == stage.name
@@ -157,12 +160,14 @@ class ContinualMixin(CheckpointMixin):
         run.apply_to(self.args)
         self.stage_run, self._is_first_batch = run, True
         evaluates = self.eval_dataset is not None and self.args.eval_strategy != "no"
+        # Forgetting is measured against the losses at step 0, so a new stage evaluates before its first step.
         self.args.eval_on_start = self._asked_eval_on_start or (evaluates and not continued)
         return continued
 
     def _new_run(self, stage: Stage) -> StageRun:
         recorded = trajectory_arguments(self.args, self.model)
         chosen = self.optimizer or (self.optimizer_cls_and_kwargs or (None,))[0]
+        # An optimizer that was passed in overrides `optim`, so its class is what the record must hold.
         if chosen is not None:
             recorded["optim"] = getattr(chosen, "__name__", type(chosen).__name__)
         mixture = stage.mixture or self._train_dataset_alone(stage)
@@ -170,6 +175,7 @@ class ContinualMixin(CheckpointMixin):
 
     def _samples_per_step(self) -> int:
         """Return the rows of one optimizer step, over all ranks."""
+        # With `split_batches`, the batch size is already that of all ranks together.
         samples = self.get_total_train_batch_size(self.args)
         return samples // self.args.world_size if self.accelerator.split_batches else samples
 
@@ -268,6 +274,7 @@ class ContinualMixin(CheckpointMixin):
             deepspeed_load_checkpoint(model, parent)
         elif not any(Path(parent).glob("optimizer*")):
             raise ValueError(f"{parent} holds no optimizer state; use optimizer='reset'.")
+        # This brings the parent's rate, decay and betas along with its moments; `_settle_groups` puts them right.
         self._load_optimizer_and_scheduler(parent)
 
     def _settle_groups(self) -> None:
@@ -287,6 +294,8 @@ class ContinualMixin(CheckpointMixin):
         if self._samples_per_step() != self.stage_run.record.samples_per_step:  # found by auto_find_batch_size
             self.stage_run = self.stage_run.with_samples_per_step(self._samples_per_step(), self.args)
             self.stage_run.apply_to(self.args)
+        # `Trainer` builds the loader from `self.train_dataset`, and wraps its collator in the hook below. So both are
+        # exchanged for the time of this call alone: evaluation loaders pass through the same hook.
         given, self.train_dataset, self._collates_samples = self.train_dataset, self.stage_run.samples, True
         try:
             return super().get_train_dataloader()
@@ -308,6 +317,7 @@ class ContinualMixin(CheckpointMixin):
         if self.stage_run is None:
             return batches, num_items
         self._waiting_sources = deque(batch.pop(SOURCE_NUMBER, None) for batch in batches)
+        # A collator of the caller's can only be judged by what it makes.
         if self._is_first_batch and batches:
             refuse_contamination(batches[0], lambda: separation_of(self.model))
             self._is_first_batch = False
@@ -322,6 +332,7 @@ class ContinualMixin(CheckpointMixin):
         """Make a training step on one micro-batch, and note its loss by source."""
         sources = self._waiting_sources.popleft() if self._waiting_sources else None
         run, labels = self.stage_run, inputs.get("labels")
+        # With one source, the loss by source is the loss that is logged anyway.
         if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
             return super().training_step(model, inputs, *args, **kwargs)
         self._measured_nll, self._is_measured = None, True
@@ -332,6 +343,8 @@ class ContinualMixin(CheckpointMixin):
                 loss = super().training_step(model, inputs, *args, **kwargs)
         finally:
             self._is_measured = False
+        # The first is from inside the model's loss; the second, for models with a loss of their own, from their
+        # outputs.
         nll = self._token_loss.nll if self._token_loss.nll is not None else self._measured_nll
         if nll is not None and nll.numel() >= labels.numel():
             # Prompt tuning puts virtual tokens before each row.
@@ -406,6 +419,7 @@ class ContinualMixin(CheckpointMixin):
     def _share_evaluation(self, dataloader: DataLoader[Any]) -> SharedEvaluation | None:
         rows, ranks = getattr(dataloader, "dataset", None), self.args.world_size
         config = self.accelerator.dataloader_config
+        # `SharedEvaluation` counts on rank r having the batches r, r + ranks, ...; otherwise Trainer's loss stays.
         if self.stage is None or ranks == 1 or config.split_batches or config.dispatch_batches:
             return None
         if not hasattr(rows, "__len__") or self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:

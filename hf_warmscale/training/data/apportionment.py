@@ -21,7 +21,7 @@ PHASE = 0.5 + 1.37e-5
 random; nothing falls on this number. The price: rounding moves a count by up to PHASE instead of 1/2."""
 
 EXACT_SEARCH = 6
-"""Up to so many groups, every tree is tried (some milliseconds). More sources are first paired, the lightest first."""
+"""With up to this many groups, every tree is tried (a few milliseconds). Of more, the lightest are paired first."""
 
 Tree = int | tuple["Tree", "Tree"]
 
@@ -40,6 +40,8 @@ class Apportionment:
     def __init__(self, starts: Sequence[int], weights: Floats) -> None:
         self.starts, self.weights = np.asarray(starts, dtype=np.float64), weights
         self.num_sources = weights.shape[1]
+        # Every tree gives the right shares. The tree only decides how tight the bound is, so the plain mean over the
+        # segments is good enough to choose one.
         self.tree = best_tree(tuple(float(weight) for weight in weights.mean(axis=0)))
         self.deviation = self._bound(self.tree, 0.0)
 
@@ -94,6 +96,8 @@ class Apportionment:
         if isinstance(tree, int):
             sources[places], ordinals[places] = tree, counts
             return
+        # `counts` holds, for each sample, how many samples of this group came before it. The left count has a slope of
+        # at most 1, so from c to c + 1 it grows by 0 or 1, and it grows exactly when sample c goes left.
         before = self._left_count(tree, counts)
         left = self._left_count(tree, counts + 1) > before
         self._descend(tree[0], before[left], places[left], sources, ordinals)
@@ -105,8 +109,11 @@ class Apportionment:
         group, left = self._rates(tree), self._rates(tree[0])
         shares = np.divide(left, group, out=np.zeros_like(left), where=group > 0)
         lengths = np.diff(self.starts)
+        # At which count of the group each segment begins. The segment is looked up by the group's own count, not by
+        # the sample index: a group only knows its count, and a part must be a monotone function of that alone.
         group_starts = np.concatenate([[0.0], np.cumsum(group[:-1] * lengths)])
         left_starts = np.concatenate([[0.0], np.cumsum(left[:-1] * lengths)])
+        # side="right" steps over segments in which the group has no weight: they have no length here.
         segment = np.searchsorted(group_starts, counts, side="right") - 1 if len(lengths) else 0
         exact = left_starts[segment] + (counts - group_starts[segment]) * shares[segment]
         rounded: Integers = np.floor(exact + PHASE).astype(np.int64)
@@ -153,12 +160,14 @@ def _search(groups: tuple[tuple[float, Tree], ...], load: float) -> tuple[float,
         return weight * load, tree
     first, rest = groups[0], groups[1:]
     best: tuple[float, Tree] | None = None
+    # `first` is always on the left, since mirrored splits have the same bound; the right is never empty.
     for size in range(len(rest)):
         for chosen in combinations(range(len(rest)), size):
             parts = (
                 (first, *(rest[index] for index in chosen)),
                 tuple(rest[index] for index in range(len(rest)) if index not in chosen),
             )
+            # The lower limit is for parts of weight 0.
             (left_bound, left), (right_bound, right) = (
                 _search(part, load + 1 / max(sum(weight for weight, _ in part), 1e-12)) for part in parts
             )

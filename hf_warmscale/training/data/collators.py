@@ -18,7 +18,7 @@ LOOKED_AT = 8
 
 
 class RowCollator:
-    """Collate packed rows in a layout that keeps their documents apart, and all others as another collator does.
+    """Collate packed rows in a layout that keeps their documents apart, and pass all other rows to another collator.
 
     Evaluation data may be packed where training data are not, and the sources of a mixture may differ. A row without
     positions beside a packed one is one document.
@@ -50,6 +50,8 @@ def collate_packed(rows: list[Row], separation: Separation | None = None) -> dic
     """
     columns = {name: [torch.as_tensor(row[name]).long() for row in rows] for name in PACKED_COLUMNS}
     even = len({len(row) for row in columns["input_ids"]}) == 1
+    # Stacked rows are preferred: end to end, attention without a varlen kernel computes one [tokens, tokens] square
+    # for the whole batch instead of one per row. Uneven rows cannot be stacked without padding.
     wanted: tuple[Layout, ...] = ("rows", "end_to_end") if even else ("end_to_end",)
     layout = next((each for each in wanted if separation is None or separation.holds_for(each)), None)
     if layout == "rows":
@@ -59,6 +61,7 @@ def collate_packed(rows: list[Row], separation: Separation | None = None) -> dic
     assert separation is not None
     if any(map(_restarts, columns["position_ids"])):
         raise ValueError(inseparable(separation))
+    # `position_ids` are left out: every row is one document from position 0, which is what a model assumes.
     return _padded(columns["input_ids"], columns["labels"])
 
 
@@ -106,6 +109,8 @@ def refuse_contamination(batch: Mapping[str, Any], prove: Callable[[], Separatio
         return
     if mask is not None and mask.dim() != 2:  # a mask of its own, which may well be right
         return
+    # A mask of ones is the trap: it looks harmless, but with any mask given, transformers no longer derives the
+    # documents from `position_ids`.
     if mask is not None and bool(mask.all()):
         raise ValueError(
             "The collator adds an attention mask of ones to packed rows, so their documents attend to one another; "
@@ -145,6 +150,7 @@ class SourceCollator:
         sources = torch.tensor([row[SOURCE_NUMBER] for row in rows])
         batch = self.collator([{key: value for key, value in row.items() if key != SOURCE_NUMBER} for row in rows])
         input_ids = batch.get("input_ids")
+        # A batch of one row may be in either layout, and both agree on it.
         if input_ids is not None and len(input_ids) != len(rows):
             lengths = torch.tensor([_num_tokens(row) for row in rows])
             sources = torch.repeat_interleave(sources, lengths).reshape(input_ids.shape)

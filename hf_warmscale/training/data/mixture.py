@@ -121,6 +121,7 @@ class ReplayMixture(Dataset[Row]):
         """Return several samples as their sources hold them, each with the number of its source."""
         located = [self.locate(index) for index in indices]
         found: dict[tuple[int, int], Row] = {}
+        # One call per source: `datasets` reads several rows at once far faster than one by one.
         for source in {source for source, _ in located}:
             wanted = [row for number, row in located if number == source]
             found |= {
@@ -132,6 +133,7 @@ class ReplayMixture(Dataset[Row]):
         """Return the number of the source, in the order of `names`, and the row within it."""
         if sample < 0:
             raise IndexError(f"Sample {sample} of a mixture does not exist; samples count from 0.")
+        # A loader asks for samples in order, so nearly every sample is in the block of the one before.
         number, place = divmod(self.first_sample + sample, BLOCK)
         if self._block is None or self._block[0] != number:
             self._block = number, self._locate(np.arange(number * BLOCK, (number + 1) * BLOCK))
@@ -150,6 +152,8 @@ class ReplayMixture(Dataset[Row]):
 
     def counts(self, num_samples: int) -> dict[str, int]:
         """Return how many of the first `num_samples` samples come from each source."""
+        # The apportionment counts from sample 0 of the endless sequence; what came before `first_sample` is
+        # subtracted.
         upto, before = map(self._apportionment.counts, (self.first_sample + num_samples, self.first_sample))
         return {name: a - b for name, a, b in zip(self.names, upto, before, strict=True)}
 
@@ -184,6 +188,7 @@ class ReplayMixture(Dataset[Row]):
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the sequence as plain JSON, below 1 kB for a handful of sources."""
+        # `skipped_rows` tells a later stage where its replay begins (see `SeenRows`), without the mixture at hand.
         skipped = dict(zip(self.names, self._apportionment.counts(self.first_sample), strict=True))
         return {
             "seed": self.seed,
@@ -218,6 +223,7 @@ class ReplayMixture(Dataset[Row]):
         sources, ordinals = self._apportionment.assign(samples)
         for number, (size, key) in enumerate(zip(self.sizes, self._keys, strict=True)):
             mine = np.flatnonzero(sources == number)
+            # A stream cannot be shuffled by index: every pass has its own order.
             ordered = is_streamed(self._rows[number])
             ordinals[mine] = ordinals[mine] % size if ordered else permuted(ordinals[mine], size, key)
         return sources, ordinals
@@ -247,6 +253,7 @@ class ReplayMixture(Dataset[Row]):
         total = sum(shares.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"The weights of the mixture sum to {total:g}; make them sum to 1.")
+        # Within the tolerance above the shares are made exact: `Apportionment` needs rows that sum to 1.
         return {name: share / total for name, share in shares.items()}
 
     def _limits(self, max_passes: float | Mapping[str, float] | None) -> dict[str, float]:
@@ -273,6 +280,7 @@ class SeenRows(Dataset[Row]):
     """
 
     def __init__(self, rows: Rows, *, name: str, seed: int, count: int, start: int = 0) -> None:
+        # After a whole pass every row was seen, so there are never more seen rows than the source has.
         self.rows, self.key, self.start, self.count = rows, key_of(seed, name), start, min(count, len(rows))
 
     def __len__(self) -> int:
@@ -285,6 +293,8 @@ class SeenRows(Dataset[Row]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Return several rows at once."""
+        # The same key and the same ordinals as in the earlier mixture, so these are the rows that it drew, and no list
+        # of them is stored.
         ordinals, size = self.start + np.asarray(indices, dtype=np.int64), len(self.rows)
         places = ordinals % size if is_streamed(self.rows) else permuted(ordinals, size, self.key)
         return fetch(self.rows, places.tolist())
@@ -326,7 +336,7 @@ def content(rows: Rows) -> str:
 
 
 def identity(rows: Rows) -> dict[str, Any]:
-    """Return what tells the rows of a source from others; of a stream, only the first row is looked at."""
+    """Return what identifies the rows of a source; of a stream, only the first row is read."""
     found = {"rows": len(rows), "fingerprint": fingerprint(rows)}
     return found if is_streamed(rows) else {**found, "content": content(rows)}
 
@@ -363,6 +373,7 @@ def _as_bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode("utf-8", errors="surrogatepass")
     array = np.asarray(value)
+    # Packed rows are int32 on disk and int64 as tensors: both must give one hash.
     if array.dtype.kind in "iub":
         return array.astype(np.int64).tobytes()
     if array.dtype.kind == "f":

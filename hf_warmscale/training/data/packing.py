@@ -56,6 +56,7 @@ class PackManifest:
     @property
     def tokens_per_byte(self) -> float:
         """Tokens in a byte of text: what turns a loss per token into one per byte."""
+        # `text_bytes` counts all text, the dropped tail too.
         return (self.tokens + self.dropped_tokens) / self.text_bytes
 
 
@@ -124,6 +125,7 @@ def pack(
     except UnicodeDecodeError as error:  # a builder may store bytes as text without looking at them
         raise unreadable(source, text_column, error) from error
     arrange = whole_documents if padding_free else full_rows
+    # Refuse before the output folder is touched. The generator stops at the first row, so this costs little.
     if next(arrange(_column(tokenized, "tokens"), sequence_length), None) is None:
         raise ValueError(f"The text of {source} fills no row of {sequence_length} tokens; lower sequence_length.")
     with tempfile.TemporaryDirectory(prefix="warmscale-pack-") as scratch, staged_directory(output) as staging:
@@ -243,6 +245,8 @@ def tokenize(
     """
     end = str(tokenizer.eos_token) if split_special_tokens is None else None
     texts = clean(batch[text_column], numbers, source, end)
+    # Without special tokens: the one that closes a document is added below, and a tokenizer's template would add
+    # others at every document.
     options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": bool(split_special_tokens)}
     encoded = tokenizer(texts, **options)["input_ids"] if texts else []
     return {
@@ -266,6 +270,7 @@ def full_rows(documents: Iterable[Tokens], length: int) -> Iterator[tuple[Tokens
             positions.append(np.arange(len(part), dtype=np.int32))
             room -= len(part)
             if room == 0:
+                # A piece of n tokens has n - 1 labels.
                 if any(len(piece) > 1 for piece in tokens):
                     yield np.concatenate(tokens), np.concatenate(positions)
                 tokens, positions, room = [], [], length
@@ -276,6 +281,7 @@ def whole_documents(documents: Iterable[Tokens], length: int) -> Iterator[tuple[
     for document in documents:
         for start in range(0, len(document), length):
             part = document[start : start + length]
+            # A single token has no label.
             if len(part) > 1:
                 yield part, np.arange(len(part), dtype=np.int32)
 

@@ -37,15 +37,19 @@ def permuted(ordinals: Integers, size: int, key: int) -> Integers:
     """
     if not len(ordinals):
         return ordinals
+    # Each half of the network needs at least one bit.
     bits = max(2, (size - 1).bit_length())
     passes = ordinals // size
     places = ordinals - passes * size
     # Every pass has a key of its own. Most calls stay within one pass, so that one key is enough.
+    # The factor is 2^32 divided by the golden ratio. It is odd, so different passes never share a key (modulo 2^32
+    # passes).
     keys = _mix(np.uint32(key) + passes.astype(np.uint32) * np.uint32(0x9E3779B9))
     if passes.min() == passes.max():
         keys = keys[:1]
     rows = _feistel(places, keys, bits)
     outside = np.flatnonzero(rows >= size)
+    # The walk ends: repeated application runs through a cycle that leads back to the start, which is below `size`.
     while outside.size:
         rows[outside] = _feistel(rows[outside], keys[outside] if len(keys) > 1 else keys, bits)
         outside = outside[rows[outside] >= size]
@@ -53,6 +57,8 @@ def permuted(ordinals: Integers, size: int, key: int) -> Integers:
 
 
 def _feistel(values: Integers, keys: Words, bits: int) -> Integers:
+    # The halves differ by one bit if `bits` is odd. So they stay in place and are changed in turn; swapping them, as
+    # in the textbook form, needs equal halves.
     low_bits = bits // 2
     low_mask, high_mask = np.uint32((1 << low_bits) - 1), np.uint32((1 << (bits - low_bits)) - 1)
     high, low = (values >> low_bits).astype(np.uint32), values.astype(np.uint32) & low_mask
@@ -61,6 +67,7 @@ def _feistel(values: Integers, keys: Words, bits: int) -> Integers:
             low ^= _mix(high ^ keys) & low_mask
         else:
             high ^= _mix(low ^ keys) & high_mask
+        # Each round has a key of its own: with equal round functions, a Feistel network keeps visible structure.
         keys = keys * np.uint32(0x2C1B3C6D) + np.uint32(0x297A2D39)
     return (high.astype(np.int64) << low_bits) | low
 

@@ -101,6 +101,7 @@ def separation_of(model: nn.Module | None) -> Separation | None:
     if is_mup(config):  # its multipliers belong to its sizes, and have no part in this
         model_class = GraniteForCausalLM
         config = GraniteConfig.from_dict({key: value for key, value in config.to_dict().items() if key != "mup"})
+    # The whole config, not the family alone: layer types, windows and position embeddings are fields of it.
     key = (model_class, attention, config.to_json_string(use_diff=False))
     if key not in _proved:
         with warnings.catch_warnings():  # what the family's code says of a tiny model is not for the user
@@ -152,6 +153,7 @@ def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, att
 def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     config._attn_implementation = stand_in_for(attention)
     config._experts_implementation = "eager"
+    # The proof must leave the caller's random state as it was, or training would depend on whether it ran.
     with torch.random.fork_rng(devices=[]), unpartitioned(), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
         model = randomize(model_class(config))
@@ -163,6 +165,7 @@ def tiny_sizes(config: PreTrainedConfig) -> dict[Axis, int]:
     """Return the small size of every axis that the config can set."""
     sizes = {axis: TINY[axis] for axis in TINY if axis in axes_of(config)}
     heads, kv_heads = (getattr(config, find_field(config, axis) or "", None) for axis in (Axis.HEADS, Axis.KV_HEADS))
+    # Where the real model has as many key-value heads as heads, the tiny one has too.
     if Axis.KV_HEADS in sizes and kv_heads in (heads, None):
         sizes[Axis.KV_HEADS] = sizes[Axis.HEADS]
     return sizes
@@ -188,6 +191,7 @@ def largest_change(model: PreTrainedModel, layout: Layout) -> float:
             for part, stop in zip(row, accumulate(part.shape[1] for part in row), strict=True)
         ]
     change = float(max(changes) / packed.abs().max())
+    # NaN compares false with everything and would be lost in a maximum; it counts as a leak.
     return change if change == change else 1.0
 
 

@@ -50,6 +50,7 @@ def flash_stand_in(
     if sliding_window is not None:
         visible = visible & (distance < sliding_window)
     if position_ids is not None and len(query) == 1:
+        # A document begins wherever the lowest position recurs; the running count numbers them.
         document = (position_ids.reshape(-1) == position_ids.min()).cumsum(0)
         visible = visible & (document[:, None] == document)
     return _attend(query, key, value, visible, **settings), None
@@ -88,9 +89,11 @@ def _attend(
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    # The lowest finite number, not minus infinity: a row in which nothing is visible would become NaN.
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if s_aux is None:
         return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
     sink = s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(len(scores), -1, scores.shape[-2], 1)
+    # A sink takes its part of the softmax and gives no value.
     weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
     return (weights @ value).transpose(1, 2).contiguous()

@@ -64,10 +64,12 @@ class StreamedRows(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         """Return row `index`. Reading forward is cheap; reading backward starts the stream again."""
+        # Row 0 has a path of its own and leaves the open reader where it is.
         if index == 0:
             return self._first_row()
         self._leave_inherited_reader()
         if self._rows is None or index < self._next:
+            # A stream cannot go back; a new reader skips forward from the beginning.
             self._rows, self._next = self._from(index), index
         row: Row | None = None
         while self._next <= index:

@@ -62,6 +62,7 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
 def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     """Load the model, the tokenizer and the data of a configuration."""
     model_arguments, stage_arguments = configuration.model, configuration.stage
+    # The file describes the trunk, so the checkpoint replaces the model that it names.
     if stage_arguments.anneal_from is not None:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
     if model_arguments.model_name_or_path is not None:  # refused before its data are read
@@ -76,6 +77,7 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
         paths = as_mapping("evaluation", stage_arguments.evaluation)
         densities = {name: read_manifest(path).tokens_per_byte for name, path in paths.items()}
         configuration.training.eval_tokens_per_byte = densities
+    # `Trainer` sets the seed when it is made, which is after a new model or new adapters have drawn their weights.
     set_seed(configuration.training.seed)
     return ContinualTrainer(
         load_model(model_arguments),

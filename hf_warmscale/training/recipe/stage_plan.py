@@ -27,6 +27,7 @@ def plan_stage(
         ValueError: if the fields contradict each other.
     """
     max_steps = training.max_steps if training.max_steps > 0 else None
+    # Arguments that set a length beside the stage are refused, see `stage_arguments`.
     training.max_steps = -1
     max_tokens = None if arguments.max_tokens is None else int(arguments.max_tokens)
     if arguments.anneal_from is not None:

@@ -30,6 +30,8 @@ class StageLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rate of every group for the next step."""
+        # From the peaks in closed form. Chained from the current rates, rounding would add up, and a jump to a step
+        # would need all steps before it.
         factor = self.schedule.factor(self.last_epoch)
         return [base * factor for base in self.base_lrs]
 

@@ -57,6 +57,7 @@ def infinite_inv_sqrt(
     if t < warmup:
         return peak * t / warmup
     if t - warmup <= cooldown:
+        # `fall` is 0 at 0; divided by its value at 1, it brings the rate to the plateau exactly.
         return peak + (plateau - peak) * fall(_progress(t - warmup, cooldown)) / fall(1)
     return _plateau_and_anneal(t - warmup - cooldown, total - warmup - cooldown, constant, plateau, floor)
 
@@ -98,6 +99,7 @@ def _plateau_and_anneal(t: float, total: float, constant: float, plateau: float,
     if t <= constant:
         return plateau
     ratio: float = (floor / plateau) ** _progress(t - constant, total - constant)
+    # plateau (floor / plateau)^p, an exponential anneal; rounding may put its end a little below the floor.
     return max(plateau * ratio, floor)
 
 

@@ -116,6 +116,7 @@ class Schedule:
             )
         return replace(
             self,
+            # A schedule shorter than its stage stays at its last rate.
             total_steps=self.total_steps or total_steps,
             learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
             tokens_per_step=self.tokens_per_step or tokens_per_step,
@@ -171,6 +172,7 @@ class Schedule:
             return duration
         if phase == "constant":
             return 0.25
+        # With the default warmup, an infinite schedule has the last 14 % of the stage for its anneal.
         return 0.2 if self.name == "wsd" else 0.6
 
     def _total(self) -> int:
@@ -191,6 +193,7 @@ class Schedule:
         if any(isinstance(self._phase(phase), str) for phase in PHASES[self.name]) and self.tokens_per_step is None:
             return
         length = sum(self.steps(phase) for phase in PHASES[self.name])
+        # Fractions that sum to 1 on paper may exceed it by rounding.
         if length > self._total() * (1 + 1e-12):
             raise ValueError(
                 f"The phases of the schedule {self.name} take {length:g} steps and the stage has {self._total()}; "
