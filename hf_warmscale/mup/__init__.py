@@ -4,7 +4,7 @@ from hf_warmscale.mup.configuration import MupConfig
 from hf_warmscale.mup.export import ExportReceipt, export_checkpoint, training_factors
 from hf_warmscale.mup.factors import TrainingFactors
 from hf_warmscale.mup.fold import fold_multipliers
-from hf_warmscale.mup.granite_form import is_mup
+from hf_warmscale.mup.granite_form import FORWARD_MULTIPLIERS, is_mup
 from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.initialization import init_mup
 from hf_warmscale.mup.modeling import MupForCausalLM
@@ -16,6 +16,7 @@ from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
 from hf_warmscale.options import RuleName
 
 __all__ = [
+    "FORWARD_MULTIPLIERS",
     "Cell",
     "ExportReceipt",
     "MupConfig",

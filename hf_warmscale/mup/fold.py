@@ -19,9 +19,7 @@ import copy
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_warmscale.mup.granite_form import head_dim
-
-MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+from hf_warmscale.mup.granite_form import FORWARD_MULTIPLIERS, head_dim
 
 
 def fold_multipliers(model: GraniteForCausalLM) -> LlamaForCausalLM:
@@ -91,7 +89,7 @@ def llama_config(config: GraniteConfig) -> LlamaConfig:
             f"Llama needs a hidden size that is a multiple of the number of heads, and {config.hidden_size} is not "
             f"one of {config.num_attention_heads}; export to granite instead."
         )
-    dropped = {*MULTIPLIERS, "mup", "model_type", "architectures", "transformers_version"}
+    dropped = {*FORWARD_MULTIPLIERS, "mup", "model_type", "architectures", "transformers_version"}
     content = {key: value for key, value in config.to_dict().items() if key not in dropped}
     return LlamaConfig(**{**content, "head_dim": head_dim(config), "architectures": ["LlamaForCausalLM"]})
 

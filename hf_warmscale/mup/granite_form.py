@@ -146,6 +146,10 @@ class GraniteForm:
         )
 
 
+FORWARD_MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+"""The fields of a Granite config that a muP model computes from its `mup` entry and its sizes."""
+
+
 def is_mup(config: object) -> TypeGuard[GraniteConfig]:
     """Tell whether a config carries the base shape of a muP model: it is a Granite's and has a `mup` entry.
 

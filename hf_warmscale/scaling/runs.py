@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, find_field
 from hf_warmscale.checkpoints import RunFolder, skeleton
+from hf_warmscale.mup import FORWARD_MULTIPLIERS
 from hf_warmscale.scaling.frame import Frame, make_frame
 
 METRIC = "eval_loss"
@@ -18,10 +19,7 @@ METRIC = "eval_loss"
 MUP_BASE = "base_"
 """The prefix of the entries of a muP config that hold the sizes at which the rates were tuned."""
 
-FOLLOW_THE_WIDTH = frozenset(
-    f"model.{name}"
-    for name in ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
-)
+FOLLOW_THE_WIDTH = frozenset(f"model.{name}" for name in FORWARD_MULTIPLIERS)
 """Recorded arguments that differ between the rungs of a muP ladder because the rule says so."""
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_warmscale.compat.transformers import dict_arguments
+from hf_warmscale.mup import FORWARD_MULTIPLIERS, is_mup
 from hf_warmscale.refusals import refuse_unknown
 
 MISMATCH = ("error", "override", "use_checkpoint")
@@ -122,10 +123,19 @@ def trajectory_arguments(args: TrainingArguments, model: nn.Module | None = None
     config = getattr(model, "config", None)
     if config is not None:
         content = config if isinstance(config, Mapping) else config.to_dict()
-        recorded["model"] = _floats(content)
+        recorded["model"] = _floats({key: value for key, value in content.items() if key not in _follows(config)})
     for name, adapter in getattr(model, "peft_config", {}).items():
         recorded[f"adapter_{name}"] = _floats(adapter.to_dict())
     return recorded
+
+
+def _follows(config: Any) -> set[str]:
+    """Return the entries of a config that tell nothing of their own about the trajectory.
+
+    A model that was grown in the middle of its stage continues that stage: the entry `growth` says how it came to be,
+    and the forward multipliers of a muP model follow from its `mup` entry, which is recorded, and its sizes.
+    """
+    return {"growth", *(FORWARD_MULTIPLIERS if is_mup(config) else ())}
 
 
 def restore_arguments(args: TrainingArguments, recorded: Mapping[str, Any]) -> None:

@@ -9,14 +9,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import LEADING_BLOCKS, Axis, ModelMap, find_field, resized_config
-from hf_warmscale.mup import MupConfig, is_mup
+from hf_warmscale.mup import FORWARD_MULTIPLIERS, MupConfig, is_mup
 from hf_warmscale.resize.planning.layer_map import LayerMap
 
 Sizes = Mapping[Axis, int]
 
 EMBEDDING_BUFFER = "embed_scale"
-FORWARD_MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
-"""The fields of a Granite config that a muP model computes from its `mup` entry."""
 
 
 @dataclass(frozen=True)
