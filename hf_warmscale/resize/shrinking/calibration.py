@@ -55,6 +55,8 @@ def _tokenized(texts: Sequence[str], model: PreTrainedModel, known: int) -> Tens
         )
     longest = longest_input(model) or LONGEST_PROBE
     ids = [token for text in texts for token in tokenizer(text, verbose=False)["input_ids"]]
+    if not ids:
+        raise ValueError("The calibration texts have no token; give at least one with words.")
     if max(ids) >= known:
         raise ValueError(
             f"The tokenizer gives the token {max(ids)}, but the model has {known} tokens; give the calibration as "
