@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 STAGING_SUFFIX = ".partial"
 LOCK_SUFFIX = ".lock"
+SET_ASIDE_SUFFIX = ".old"
 FILE_LOCK_SECONDS = 60.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LITTLE_SPACE = 1 << 20
@@ -94,7 +95,7 @@ def publish(staging: Path, final: Path, *, replace: bool = False) -> None:
     # The order matters in a power cut: without the first sync, the name could be there and the content lost; the last
     # one makes the name itself durable.
     sync_tree(staging)
-    old = staging.with_name(f"{staging.name}.old")
+    old = staging.with_name(staging.name + SET_ASIDE_SUFFIX)
     # A folder that is not empty cannot be replaced in one step, so the old one is set aside first. A crash between the
     # two renames leaves it under this name, and nothing at `final`.
     if replace and final.exists():

@@ -18,7 +18,15 @@ def staging_of(run: str | os.PathLike[str]) -> Path:
 
 
 def sweep(run: str | os.PathLike[str]) -> None:
-    """Remove the half-written checkpoint of a killed run."""
+    """Remove the half-written checkpoint of a killed run.
+
+    A run that was killed while it replaced a checkpoint has set the old one aside, and nothing stands in its place:
+    the old one is put back.
+    """
+    for old in staging_of(run).glob(f"*{staging.SET_ASIDE_SUFFIX}"):
+        final = Path(run) / old.name.removesuffix(staging.SET_ASIDE_SUFFIX)
+        if not final.exists():
+            old.rename(final)
     for name in (STAGING, ".partial"):  # the second is that of version 0.1.0
         shutil.rmtree(Path(run) / name, ignore_errors=True)
 

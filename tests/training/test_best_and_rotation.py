@@ -11,7 +11,7 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_warmscale.training import ContinualTrainer, Stage
-from hf_warmscale.training.saving import rotate
+from hf_warmscale.training.saving import rotate, sweep
 from tests.training.tiny import DOMAINS, NEW, arguments, replay, tiny_model
 
 
@@ -156,3 +156,14 @@ def test_without_a_stage_the_best_is_what_trainer_finds(tmp_path: Path) -> None:
         state = json.loads((Path(best) / "trainer_state.json").read_text())
         found.append((Path(best).name, checkpoints(tmp_path / kind.__name__), state["best_metric"]))
     assert found[0] == found[1]
+
+
+def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    """A kill between the two renames of a replacement leaves nothing in its place; the old one is complete."""
+    aside = tmp_path / "_partial" / "checkpoint-4.old"
+    aside.mkdir(parents=True)
+    (aside / "model.safetensors").write_bytes(b"whole")
+    (tmp_path / "_partial" / "checkpoint-4").mkdir()
+    sweep(tmp_path)
+    assert (tmp_path / "checkpoint-4" / "model.safetensors").read_bytes() == b"whole"
+    assert not (tmp_path / "_partial").exists()
