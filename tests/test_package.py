@@ -230,5 +230,5 @@ def test_no_code_that_comes_with_a_model_is_ever_asked_for() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("Auto")
         if ast.unparse(node.func).endswith(".from_pretrained")
     ]
-    assert calls
+    assert len(calls) >= 8
     assert not [call for call in calls if "trust_remote_code" not in call[2]]
