@@ -24,6 +24,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hf_warmscale.studies import write_result
+
 HERE = Path(__file__).parent
 SAVE_EVERY = 4
 STAGING = "_partial"
@@ -81,8 +83,7 @@ def compare(arguments: argparse.Namespace) -> bool:
         **differences(whole / f"checkpoint-{arguments.steps}", killed / f"checkpoint-{arguments.steps}"),
     }
     result["passed"] = max(result["loss"], result["weights"]) <= TOLERANCE[arguments.processes]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / f"processes-{arguments.processes}.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_result(arguments.output / f"processes-{arguments.processes}.json", result, code=HERE)
     print(
         f"{result['killed']} kills, {result['kills_inside_a_save']} inside a save; largest difference of a logged "
         f"value {result['loss']:.3g}, of a weight {result['weights']:.3g}: {'same' if result['passed'] else 'DIFFERS'}"
