@@ -1,6 +1,6 @@
 """Measure tokens per second on the CPU: plain emulated fine-tuning against its members, and speculative decoding.
 
-    python recipes/reproduce/decoding/speed.py --work WORK
+    python recipes/reproduce/decoding/speed.py --corpora CORPORA --work WORK
 
 All that is compared is alternated in one process: a round times each of them once. Reported are medians over the
 rounds, and ratios within a round. Seconds are those that the process had the processor (one thread), so that others on
@@ -17,50 +17,42 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 import yaml
-from provenance import provenance
 from torch import Tensor
-from train import STUDY
+from train import HERE, RESULTS, STUDY
 from transformers import PreTrainedModel
-from trend import RESULTS, load, members
+from trend import beginnings, load, members
 
-from hf_warmscale.checkpoints import write_json
 from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 from hf_warmscale.decoding.speculation import measure_block_length, set_block_length
+from hf_warmscale.studies import write_result
 
 
 def main() -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of <domain>.<split>.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, help="the folder of train.py")
     parser.add_argument("--domain", default="python")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timing-only", action="store_true", help="skip the comparison of drafted and plain text")
     arguments = parser.parse_args()
-    study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
+    design = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     names = members(arguments.domain, arguments.seed)
     large, tuned, small = (load(arguments.work, names[role]) for role in ("large", "small_tuned", "small"))
     emulated = EmulatedFineTuningForCausalLM(large, tuned, small)
-    settings = study["speed"]
-    prompts = draw_prompts(arguments.work, arguments.domain, settings["prompt_tokens"], 200)
-    RESULTS.mkdir(exist_ok=True)
+    settings = design["speed"]
+    tokens = beginnings(design, arguments.corpora, arguments.work, arguments.domain)
+    prompts = list(tokens[:200, : settings["prompt_tokens"]].split(1))
     if not arguments.timing_only:
         agreement = greedy_agreement(emulated, tuned, prompts)
         print("assisted greedy equals plain greedy:", agreement, flush=True)
-        write_json(RESULTS / "agreement.json", {**agreement, "provenance": provenance(arguments.work)})
+        write_result(RESULTS / "agreement.json", agreement, code=HERE)
     result = compare(emulated, large, tuned, small, prompts[: settings["prompts"]], settings)
-    write_json(RESULTS / "speed.json", {**result, "provenance": provenance(arguments.work)})
+    write_result(RESULTS / "speed.json", result, code=HERE)
     print({name: value for name, value in result.items() if name != "rounds"})
-
-
-def draw_prompts(work: Path, domain: str, length: int, count: int) -> list[Tensor]:
-    """Return beginnings `[1, length]` from the validation text."""
-    tokens = np.load(work / "tokens" / f"{domain}.validation.npy")
-    starts = np.linspace(0, len(tokens) - length, count).astype(int)
-    return [torch.from_numpy(tokens[start : start + length].astype(np.int64))[None] for start in starts]
 
 
 def greedy_agreement(emulated: PreTrainedModel, tuned: PreTrainedModel, prompts: list[Tensor]) -> dict[str, int]:

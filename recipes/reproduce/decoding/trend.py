@@ -1,12 +1,13 @@
 """Measure the losses on a new domain: small and large, base and tuned, and emulated fine-tuning over beta and top-p.
 
-    python recipes/reproduce/decoding/trend.py --work WORK
+    python recipes/reproduce/decoding/trend.py --corpora CORPORA --work WORK
 
 Writes `results/trend.json`; domains and seeds whose models are not trained yet are left out and named.
 """
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import yaml
-from provenance import provenance
+from numpy.typing import NDArray
 from torch import Tensor
-from train import STUDY
+from train import HERE, RESULTS, STUDY, hash_of, list_runs, load_tokenizer, text
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_warmscale.checkpoints import write_json
 from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 from hf_warmscale.evaluation.cross_entropy import token_nll
+from hf_warmscale.studies import write_result
 
-RESULTS = STUDY.with_name("results")
-ROWS = 8
-"""Windows in a batch."""
+ROWS = 16
+"""Documents in a batch."""
 
 
 def main() -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of <domain>.<split>.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, help="the folder of train.py")
-    work = parser.parse_args().work
-    study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
+    arguments = parser.parse_args()
+    design = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
-    runs, missing = [], []
-    for domain in study["domains"]:
-        for seed in study["seeds"]:
+    runs = []
+    missing = [run.name for run in list_runs(design) if not (arguments.work / "models" / run.name).exists()]
+    for domain in design["domains"]:
+        tokens = beginnings(design, arguments.corpora, arguments.work, domain)
+        for seed in design["seeds"]:
             names = members(domain, seed)
-            absent = [name for name in names.values() if not (work / "models" / name).exists()]
-            missing += absent
-            if any(names[role] in absent for role in ("large", "small", "small_tuned")):
-                continue
-            runs.append({"domain": domain, "seed": seed, **measure(study, work, domain, names)})
-            print(domain, seed, runs[-1]["losses"], flush=True)
-    verdicts = {domain: verdict([run for run in runs if run["domain"] == domain]) for domain in study["domains"]}
-    RESULTS.mkdir(exist_ok=True)
-    content = {"verdicts": verdicts, "runs": runs, "missing_models": missing, "provenance": provenance(work)}
-    write_json(RESULTS / "trend.json", content)
+            if set(missing).isdisjoint(names.values()):
+                runs.append({"domain": domain, "seed": seed, **measure(design, arguments.work, names, tokens)})
+                print(domain, seed, runs[-1]["losses"], flush=True)
+    verdicts = {domain: verdict([run for run in runs if run["domain"] == domain]) for domain in design["domains"]}
+    content = {"verdicts": verdicts, "runs": runs, "missing_models": missing}
+    write_result(RESULTS / "trend.json", {**content, "tokens": hash_of(design, arguments.work)}, code=HERE)
+    print(verdicts)
 
 
 def members(domain: str, seed: int) -> dict[str, str]:
@@ -62,46 +62,65 @@ def members(domain: str, seed: int) -> dict[str, str]:
     }
 
 
+def beginnings(design: dict[str, Any], corpora: Path, work: Path, domain: str) -> Tensor:
+    """Return the first tokens `[documents, sequence length]` of validation documents that are long enough."""
+    tokenizer, length = load_tokenizer(work), design["sequence_length"]
+
+    def long_enough() -> Iterator[list[int]]:
+        for document in text.documents(corpora, "validation", [domain]):
+            # Cut early: only the beginning is used, and a document may be long.
+            ids = tokenizer(document[: 20 * length])["input_ids"][:length]
+            if len(ids) == length:
+                yield ids
+
+    return torch.tensor([ids for ids, _ in zip(long_enough(), range(design["documents"]), strict=False)])
+
+
 @torch.no_grad()
-def measure(study: dict[str, Any], work: Path, domain: str, names: dict[str, str]) -> dict[str, Any]:
-    """Return the losses of all models and of every point of the grid, in nats per token of the domain's validation."""
-    models = {role: load(work, name) for role, name in names.items() if (work / "models" / name).exists()}
+def measure(design: dict[str, Any], work: Path, names: dict[str, str], tokens: Tensor) -> dict[str, Any]:
+    """Return the losses of all models and of every point of the grid, in nats per token."""
+    models = {role: load(work, name) for role, name in names.items()}
     emulated = EmulatedFineTuningForCausalLM(models["large"], models["small_tuned"], models["small"])
-    grid = [(beta, top_p) for beta in study["trend"]["betas"] for top_p in study["trend"]["upscale_top_p"]]
-    singles: dict[str, list[float]] = {role: [] for role in models}
-    points: dict[tuple[float, float | None], list[float]] = {point: [] for point in grid}
-    for batch in windows(study, work, domain):
+    grid = [(beta, top_p) for beta in design["trend"]["betas"] for top_p in design["trend"]["upscale_top_p"]]
+    singles: dict[str, list[NDArray[Any]]] = {role: [] for role in models}
+    points: dict[tuple[float, float | None], list[NDArray[Any]]] = {point: [] for point in grid}
+    for batch in tokens.split(ROWS):
         log_probs = emulated.member_log_probs(batch)
         for role, found in zip(("large", "small_tuned", "small"), log_probs, strict=True):
-            singles[role].append(loss(found, batch))
-        if "large_tuned" in models:
-            singles["large_tuned"].append(loss(models["large_tuned"](input_ids=batch).logits, batch))
+            singles[role].append(losses_of(found, batch))
+        singles["large_tuned"].append(losses_of(models["large_tuned"](input_ids=batch).logits, batch))
         for beta, top_p in grid:
             emulated.config.beta, emulated.config.upscale_top_p = beta, top_p
-            points[beta, top_p].append(loss(emulated.combine(log_probs), batch))
-    losses = {role: float(np.mean(values)) for role, values in singles.items()}
+            points[beta, top_p].append(losses_of(emulated.combine(log_probs), batch))
+    by_point = {point: np.concatenate(values) for point, values in points.items()}
+    losses = {role: float(np.concatenate(values).mean()) for role, values in singles.items()}
+    losses["emulated"] = float(by_point[1.0, None].mean())
     rows = [
-        {"beta": beta, "upscale_top_p": top_p, "loss": float(np.mean(points[beta, top_p]))} for beta, top_p in grid
+        {"beta": beta, "upscale_top_p": top_p, "loss": float(by_point[beta, top_p].mean())} for beta, top_p in grid
     ]
-    losses["emulated"] = next(row["loss"] for row in rows if (row["beta"], row["upscale_top_p"]) == (1.0, None))
-    return {"losses": losses, "gap_closed": gap_closed(losses), "grid": rows}
+    chosen = chosen_beta({beta: by_point[beta, None] for beta in design["trend"]["betas"]})
+    return {"losses": losses, "gap_closed": gap_closed(losses), "chosen": chosen, "grid": rows}
 
 
-def gap_closed(losses: dict[str, float]) -> float | None:
+def chosen_beta(losses: dict[float, NDArray[Any]]) -> dict[str, float]:
+    """Choose beta on every other document; return its loss on the rest, minus that of the small tuned model."""
+    beta = min(losses, key=lambda each: float(losses[each][::2].mean()))
+    difference = losses[beta][1::2] - losses[0.0][1::2]
+    return {"beta": beta, "minus_small_tuned": float(difference.mean())}
+
+
+def gap_closed(losses: dict[str, float]) -> float:
     """Return the share of the way from the small tuned to the large tuned model that emulation goes."""
-    if "large_tuned" not in losses:
-        return None
     return (losses["small_tuned"] - losses["emulated"]) / (losses["small_tuned"] - losses["large_tuned"])
 
 
 def verdict(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the two differences that would falsify the study, as a mean and by seed."""
+    """Return the two differences that would falsify the study by seed, and the share of the gap."""
     found: dict[str, Any] = {"seeds": [run["seed"] for run in runs]}
     for role in ("small_tuned", "large"):
-        differences = [run["losses"]["emulated"] - run["losses"][role] for run in runs]
-        found[f"emulated_minus_{role}"] = differences
+        found[f"emulated_minus_{role}"] = [run["losses"]["emulated"] - run["losses"][role] for run in runs]
     holds = bool(runs) and all(max(found[f"emulated_minus_{role}"]) < 0 for role in ("small_tuned", "large"))
-    return {**found, "holds": holds}
+    return {**found, "gap_closed": [run["gap_closed"] for run in runs], "holds": holds}
 
 
 def load(work: Path, name: str) -> PreTrainedModel:
@@ -110,19 +129,10 @@ def load(work: Path, name: str) -> PreTrainedModel:
     return model
 
 
-def windows(study: dict[str, Any], work: Path, domain: str) -> tuple[Tensor, ...]:
-    """Return batches of validation windows, evenly spread over the text."""
-    tokens = np.load(work / "tokens" / f"{domain}.validation.npy")
-    length, count = study["data"]["sequence_length"], study["data"]["validation_windows"]
-    starts = np.linspace(0, len(tokens) - length, count).astype(int)
-    return torch.from_numpy(np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)).split(
-        ROWS
-    )
-
-
-def loss(logits: Tensor, batch: Tensor) -> float:
-    """Return the mean NLL of a batch of windows of one length."""
-    return float(token_nll(logits[:, :-1], batch[:, 1:]).double().mean())
+def losses_of(logits: Tensor, batch: Tensor) -> NDArray[Any]:
+    """Return the mean NLL `[documents]` of documents of one length."""
+    found: NDArray[Any] = token_nll(logits[:, :-1], batch[:, 1:]).double().mean(dim=1).numpy()
+    return found
 
 
 if __name__ == "__main__":
