@@ -230,6 +230,15 @@ def without_partitioning() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = before
 
 
+# ---- Generation ----
+
+GENERATION_HOOKS: Mapping[str, Sequence[str]] = {
+    "_get_candidate_generator": ("generation_config", "logits_processor", "model_kwargs", "assistant_model"),
+    "_prepare_cache_for_generation": ("model_kwargs",),
+}
+"""The methods of `GenerationMixin` that decoding overrides although they are private, with the parameters it reads."""
+
+
 # ---- The cache ----
 
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"

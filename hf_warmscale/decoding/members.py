@@ -53,7 +53,7 @@ class Member:
         """The model of transformers: what an adapter sits on, or the model itself."""
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
-    @property
+    @cached_property
     def config(self) -> PreTrainedConfig:
         """The config of the text decoder."""
         return self.plain.config.get_text_config(decoder=True)
@@ -63,7 +63,7 @@ class Member:
         """The number of logits, padding of the vocabulary included."""
         return int(self.config.vocab_size)
 
-    @property
+    @cached_property
     def window(self) -> int | None:
         """The longest sequence in tokens, or `None` if the config names none."""
         return getattr(self.config, "max_position_embeddings", None)
@@ -81,7 +81,8 @@ class Member:
                 indices of positions; `attention_mask`, `position_ids`, `use_cache`, a cache. What the model does not
                 take is left out.
         """
-        known = {name: _on(self.device, value) for name, value in inputs.items() if name in self._arguments}
+        device = self.device  # asked for once: transformers goes through the parameters for it
+        known = {name: _on(device, value) for name, value in inputs.items() if name in self._arguments}
         with self.as_member():
             logits: Tensor = self.model(**known).logits
         return logits if "logits_to_keep" in self._arguments else _keep(logits, inputs["logits_to_keep"])
@@ -98,12 +99,17 @@ class Member:
         Raises:
             ValueError: if it keeps its states in a cache of its own kind.
         """
-        if CACHE_ARGUMENT not in self._arguments:
+        if not self.takes_cache:
             raise ValueError(
                 f"The {self.role} model is a {type(self.plain).__name__}, which does not keep its states in the cache "
                 "of transformers; generate with use_cache=False."
             )
         return DynamicCache(config=self.config)
+
+    @property
+    def takes_cache(self) -> bool:
+        """Whether it keeps its states in the cache of transformers."""
+        return CACHE_ARGUMENT in self._arguments
 
     @cached_property
     def num_cache_layers(self) -> int:

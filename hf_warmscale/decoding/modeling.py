@@ -25,6 +25,7 @@ from hf_warmscale.compat.transformers import CACHE_ARGUMENT
 from hf_warmscale.decoding.cache import cover_all, views
 from hf_warmscale.decoding.combination import combine_log_probs
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
+from hf_warmscale.decoding.draft import Draft
 from hf_warmscale.decoding.members import Member, Model
 from hf_warmscale.decoding.prompts import OwnPrompts
 from hf_warmscale.decoding.saving import load_member, load_members, write_by_member
@@ -257,6 +258,16 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         if (cache := model_kwargs.get(CACHE_ARGUMENT)) is not None:
             cover_all(cache, self._members)
         return done
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        # Where transformers would call `generate` of the assistant for each draft, a bare loop is enough.
+        model, config = kwargs.get("assistant_model"), kwargs["generation_config"]
+        if model is not None and kwargs.get("assistant_tokenizer") is None and config.assistant_early_exit is None:
+            assistant = Member("assistant", model)
+            if Draft.serves(assistant):
+                mask = kwargs["model_kwargs"].get("attention_mask")
+                return Draft(assistant, config, kwargs["logits_processor"], mask)
+        return cast(Any, super())._get_candidate_generator(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the input embeddings of the large base."""

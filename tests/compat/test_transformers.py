@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    GenerationMixin,
     GPT2Config,
     GPT2LMHeadModel,
     HfArgumentParser,
@@ -21,6 +22,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_
 
 from hf_warmscale.compat.transformers import (
     CACHE_ARGUMENT,
+    GENERATION_HOOKS,
     TRAINER_HOOKS,
     causal_lm_loss,
     convert,
@@ -111,6 +113,14 @@ def test_the_trainer_has_the_methods_that_the_mixin_overrides(hook: str) -> None
     assert method is not None, f"Trainer.{hook} is gone; ContinualMixin overrides it"
     found = tuple(inspect.signature(method).parameters)[1:]
     assert found == TRAINER_HOOKS[hook], f"Trainer.{hook} takes {found} now"
+
+
+@pytest.mark.parametrize("hook", list(GENERATION_HOOKS))
+def test_generation_has_the_methods_that_decoding_overrides(hook: str) -> None:
+    method = getattr(GenerationMixin, hook, None)
+    assert method is not None, f"GenerationMixin.{hook} is gone; EmulatedFineTuningForCausalLM overrides it"
+    missing = set(GENERATION_HOOKS[hook]) - set(inspect.signature(method).parameters)
+    assert not missing, f"GenerationMixin.{hook} does not take {missing} now"
 
 
 def test_the_trainer_says_whether_labels_are_shifted(tmp_path: Path) -> None:

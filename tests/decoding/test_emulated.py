@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    GenerationConfig,
     LogitsProcessorList,
     PhiConfig,
     PhiForCausalLM,
@@ -15,8 +16,11 @@ from transformers import (
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
+from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
 from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
+from hf_warmscale.decoding.draft import Draft
+from hf_warmscale.decoding.members import Member
 from hf_warmscale.decoding.speculation import set_block_length
 from hf_warmscale.evaluation import document_nll
 from hf_warmscale.mup import MupConfig, MupForCausalLM
@@ -170,6 +174,35 @@ class TestSpeculative:
         set_block_length(draft, length)
         for prompt, expected in zip(prompts, plain, strict=True):
             assert model.generate(prompt[None], assistant_model=draft, **GREEDY)[0].tolist() == expected.tolist()
+
+    def test_the_bare_loop_drafts_what_generate_would(self) -> None:
+        model, prompt = emulated(), tokens(rows=1, length=6)
+        draft = model.tuned[0]
+        assert isinstance(draft, PreTrainedModel)
+        set_block_length(draft, 3)
+        config = GenerationConfig(max_length=32, min_length=0, do_sample=False)
+        both = (
+            AssistedCandidateGenerator(prompt, draft, config, {"attention_mask": torch.ones_like(prompt)}),  # type: ignore[arg-type]
+            Draft(Member("assistant", draft), config, LogitsProcessorList(), torch.ones_like(prompt)),
+        )
+        for accepted in (0, 1, 3):  # each time after the large model has added a token of its own
+            (ids, scores), (expected, expected_scores) = [each.get_candidates(prompt) for each in both[::-1]]  # type: ignore[arg-type]
+            assert ids.tolist() == expected.tolist()
+            close(scores, expected_scores)
+            prompt = torch.cat([ids[:, : prompt.shape[1] + accepted], torch.tensor([[5]])], dim=1)
+
+    def test_a_padded_prompt_is_drafted_as_without_padding(self) -> None:
+        model, prompt = emulated(), tokens(rows=1, length=6)
+        padded = torch.nn.functional.pad(prompt, (4, 0))
+        mask = torch.nn.functional.pad(torch.ones_like(prompt), (4, 0))
+        plain = model.generate(prompt, **GREEDY)
+        drafted = model.generate(padded, attention_mask=mask, assistant_model=model.tuned[0], **GREEDY)
+        assert drafted[:, 4:].tolist() == plain.tolist()
+        draft = Draft(
+            Member("assistant", model.tuned[0]), GenerationConfig(max_length=32), LogitsProcessorList(), mask
+        )
+        alone = Draft(Member("assistant", model.tuned[0]), GenerationConfig(max_length=32), LogitsProcessorList())
+        close(draft.get_candidates(padded)[1], alone.get_candidates(prompt)[1])
 
     @pytest.mark.slow
     def test_drafted_samples_have_the_exact_distribution(self) -> None:
