@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from hf_warmscale.training import (
         ContinualTrainer,
         ContinualTrainingArguments,
+        DistillationTrainer,
         HealingTrainer,
         ReplayMixture,
         Stage,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ContinualTrainer",
     "ContinualTrainingArguments",
+    "DistillationTrainer",
     "EmulatedFineTuningConfig",
     "EmulatedFineTuningForCausalLM",
     "HealingTrainer",
@@ -82,6 +84,7 @@ __all__ = [
 _HOME = {
     "ContinualTrainer": "training",
     "ContinualTrainingArguments": "training",
+    "DistillationTrainer": "training",
     "EmulatedFineTuningConfig": "decoding",
     "EmulatedFineTuningForCausalLM": "decoding",
     "HealingTrainer": "training",

@@ -67,7 +67,7 @@ def shrink_from_pretrained(
     old weight becomes the mean of its copies. One call undoes one growth, the last one first. Otherwise the most
     important coordinates on calibration text are selected: neurons and heads block by block, the hidden size for all
     blocks together, blocks by their influence; norms are rescaled by the inverse of `zero_pad`. Some training heals
-    the cut: with [`HealingTrainer`] towards the larger model, or with a stage of [`ContinualTrainer`].
+    the cut: with [`DistillationTrainer`] towards the larger model, or with a stage of [`ContinualTrainer`].
 
     Args:
         source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id (`id@revision` too) or a live model, which

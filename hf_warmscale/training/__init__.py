@@ -5,7 +5,7 @@ from hf_warmscale.training.averaging import AverageCheckpoints, average_run, ave
 from hf_warmscale.training.branching import anneal_stage, constant_checkpoints
 from hf_warmscale.training.data.mixture import ReplayMixture, SeenRows
 from hf_warmscale.training.data.streaming import StreamedRows
-from hf_warmscale.training.distillation import HealingTrainer
+from hf_warmscale.training.distillation import DistillationTrainer, HealingTrainer
 from hf_warmscale.training.majority_kernels import (
     apply_majority_kernels,
     fold_majority_kernels,
@@ -22,6 +22,7 @@ __all__ = [
     "ContinualMixin",
     "ContinualTrainer",
     "ContinualTrainingArguments",
+    "DistillationTrainer",
     "HealingTrainer",
     "Progress",
     "ReplayMixture",

@@ -1,8 +1,8 @@
 """Several processes: make them start on a CPU, where accelerate needs help, and check that the engine is in use."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -90,3 +90,36 @@ def check_engine(model: nn.Module, args: TrainingArguments, *, deepspeed: bool, 
             f"{args.world_size} processes train the model without exchanging gradients; check the launch."
         )
     return name
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Tell whether ZeRO-3 partitioned the weights of a model when it was loaded."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def partitioned_engine(model: nn.Module) -> nn.Module:
+    """Return the engine that gathers the weights of a partitioned model for each forward pass; it trains nothing."""
+    import deepspeed
+
+    dtype = next(model.parameters()).dtype
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    return cast(nn.Module, engine)
+
+
+def whole_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and buffers that are saved, each gathered from all ranks if ZeRO-3 partitioned it."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if hasattr(tensor, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([tensor]):
+                yield name, tensor.detach().clone()
+        else:
+            yield name, tensor

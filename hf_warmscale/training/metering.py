@@ -29,9 +29,8 @@ class SourceMeter:
         self._numbers = torch.arange(len(names), device=device)[:, None]
         # [tokens, labels that count] by source.
         self._counts = torch.zeros(2, len(names), dtype=torch.int64, device=device)
-        self._measured = torch.zeros(len(names), dtype=torch.int64, device=device)
-        # [running sum, Kahan compensation] by source.
-        self._losses = torch.zeros(2, len(names), dtype=torch.float32, device=device)
+        # By kind of loss.
+        self._sums: dict[str, _Sums] = {}
 
     def count(self, sources: Tensor, batch: Mapping[str, Any], *, shifted: bool = True) -> None:
         """Count the tokens of one micro-batch.
@@ -51,20 +50,19 @@ class SourceMeter:
         if batch.get("labels") is not None:
             self._counts[1] += self._by_source(sources, _counted(batch["labels"], shifted))
 
-    def add_losses(self, sources: Tensor, nll: Tensor, labels: Tensor) -> None:
+    def add_losses(self, sources: Tensor, nll: Tensor, labels: Tensor, *, kind: str = "loss") -> None:
         """Add the losses of one micro-batch whose labels are shifted.
 
         Args:
             sources (`[rows]` or `[1, tokens]`): as in `count`.
             nll (`Tensor`): the loss of the next token at each position, `[rows, tokens]`, 0 where it is ignored.
             labels (`Tensor`): `[rows, tokens]`.
+            kind (`str`): what is measured; all ranks must add the same kinds.
         """
-        self._measured += self._by_source(sources, _counted(labels, shifted=True))
+        sums = self._sums.setdefault(kind, _Sums(len(self.names), self._numbers.device))
         # Column i holds the loss of token i + 1: moved, it stands where the token and its source do.
-        values = self._by_source(sources, nll.roll(1, dims=1)) - self._losses[1]
-        total = self._losses[0] + values
-        # The excess that rounding added to the sum; it is taken off the next value.
-        self._losses = torch.stack([total, (total - self._losses[0]) - values])
+        values = self._by_source(sources, nll.roll(1, dims=1))
+        sums.add(values, self._by_source(sources, _counted(labels, shifted=True)))
 
     def flush_counts(self, gather: Gather, progress: Progress) -> None:
         """Add the counts of all ranks to the progress and start again from zero."""
@@ -75,11 +73,17 @@ class SourceMeter:
                 target[name] = target.get(name, 0) + int(value)
 
     def flush_losses(self, gather: Gather) -> dict[str, float]:
-        """Return the mean loss of each source that was seen since the last call, in nats per token."""
-        (sums,), (tokens,) = _sum_over_ranks(gather, self._losses[:1]), _sum_over_ranks(gather, self._measured[None])
-        self._losses.zero_()
-        self._measured.zero_()
-        return {name: total / count for name, total, count in zip(self.names, sums, tokens, strict=True) if count}
+        """Return the mean of each kind of loss for each source that was seen since the last call, in nats per token.
+
+        The names are `<kind>/<source>`.
+        """
+        found: dict[str, float] = {}
+        for kind, sums in self._sums.items():
+            (totals,), (tokens,) = (_sum_over_ranks(gather, each[None]) for each in (sums.losses[0], sums.tokens))
+            means = zip(self.names, totals, tokens, strict=True)
+            found |= {f"{kind}/{name}": total / count for name, total, count in means if count}
+            sums.clear()
+        return found
 
     def _by_source(self, sources: Tensor, values: Tensor) -> Tensor:
         """Return the sum of `values`, one per position, for each source."""
@@ -88,6 +92,26 @@ class SourceMeter:
         # [sources, positions or rows]. Unlike `index_add` on CUDA, this sum is deterministic.
         mine = sources.reshape(1, -1) == self._numbers
         return torch.where(mine, values.reshape(1, -1), 0).sum(dim=1)
+
+
+class _Sums:
+    """Losses and the tokens that have them, by source."""
+
+    def __init__(self, sources: int, device: torch.device) -> None:
+        self.tokens = torch.zeros(sources, dtype=torch.int64, device=device)
+        # [running sum, Kahan compensation] by source.
+        self.losses = torch.zeros(2, sources, dtype=torch.float32, device=device)
+
+    def add(self, values: Tensor, tokens: Tensor) -> None:
+        self.tokens += tokens
+        values = values - self.losses[1]
+        total = self.losses[0] + values
+        # The excess that rounding added to the sum; it is taken off the next value.
+        self.losses = torch.stack([total, (total - self.losses[0]) - values])
+
+    def clear(self) -> None:
+        self.tokens.zero_()
+        self.losses.zero_()
 
 
 def _counted(labels: Tensor, shifted: bool) -> Tensor:

@@ -157,7 +157,7 @@ class StageRun:
         # After n steps, the last one made is the zero-based step n - 1. The scheduler is already at the next one, so
         # the rates in the groups would be one step ahead.
         factor = self.schedule.factor(step - 1)
-        metrics: dict[str, float] = {f"loss/{name}": loss for name, loss in self.meter.flush_losses(gather).items()}
+        metrics: dict[str, float] = self.meter.flush_losses(gather)
         for number, group in enumerate(groups):
             metrics[f"lr/{group.get('name', number)}"] = float(group["initial_lr"]) * factor
         for what, counts in (

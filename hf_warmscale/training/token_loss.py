@@ -25,6 +25,7 @@ class TokenLoss:
     def __init__(self, model: nn.Module) -> None:
         self.owners = models_with_causal_lm_loss(model)
         self.nll: Tensor | None = None
+        self._is_installed = False
 
     def __call__(
         self,
@@ -37,29 +38,54 @@ class TokenLoss:
         **kwargs: Any,
     ) -> Tensor:
         """Return the mean loss, or the sum divided by `num_items_in_batch`; arguments as in transformers."""
-        # Column i predicts label i + 1; the last column has nothing to predict.
-        if shift_labels is None:
-            assert labels is not None
-            shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
         # A model spread over devices may return its logits on another one than its labels.
-        targets = shift_labels.to(logits.device)
+        targets = next_tokens(labels, shift_labels, ignore_index).to(logits.device)
         nll = nn.functional.cross_entropy(
             logits.float().reshape(-1, vocab_size), targets.reshape(-1), ignore_index=ignore_index, reduction="none"
         )
         if self.nll is None:  # the first of several heads predicts the next token
             self.nll = nll.detach().reshape(targets.shape)
-        if num_items_in_batch is None:
-            return nll.sum() / (targets != ignore_index).sum()
-        # The count is over all micro-batches of the step, so their losses add up to the mean over the step's tokens. A
-        # mean of means would weigh short rows too much.
-        return nll.sum() / torch.as_tensor(num_items_in_batch, device=nll.device)
+        return mean_over_step(nll.sum(), targets != ignore_index, num_items_in_batch)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Let the model call this loss inside the block; `nll` is `None` until it does, and stays after the block."""
-        self.nll = None
-        with replaced_loss(self.owners, self):
+        """Let the model call this loss inside the block; `nll` is `None` until it does, and stays after the block.
+
+        Inside such a block, another one changes nothing.
+        """
+        if self._is_installed:
             yield
+            return
+        self.nll, self._is_installed = None, True
+        try:
+            with replaced_loss(self.owners, self):
+                yield
+        finally:
+            self._is_installed = False
+
+
+def next_tokens(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Return the target of each position, `[rows, tokens]`: column i predicts label i + 1, the last one nothing."""
+    if shift_labels is not None:
+        return shift_labels
+    assert labels is not None
+    return nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+
+
+def mean_over_step(total: Tensor, counts: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Return a sum over the positions of a micro-batch, divided so that the micro-batches of a step add up to a mean.
+
+    Args:
+        total (`Tensor`): the sum.
+        counts (`Tensor`): which positions have a target.
+        num_items_in_batch (`Tensor` or `int`, *optional*): the targets of all micro-batches of the step; without it
+            the mean is over this micro-batch.
+    """
+    if num_items_in_batch is None:
+        return total / counts.sum()
+    # The count is over all micro-batches of the step, so their losses add up to the mean over the step's tokens. A
+    # mean of means would weigh short rows too much.
+    return total / torch.as_tensor(num_items_in_batch, device=total.device)
 
 
 @contextmanager

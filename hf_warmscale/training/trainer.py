@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,6 +78,7 @@ class ContinualMixin(EvaluationMixin):
         self._waiting_sources: deque[Tensor | None] = deque()
         self._measured_nll: Tensor | None = None
         self._is_measured = self._said = False
+        self._token_loss: TokenLoss | None = None
         # Read before `Trainer` turns `use_cache` off for the training.
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
@@ -162,13 +163,17 @@ class ContinualMixin(EvaluationMixin):
         return continued
 
     def _new_run(self, stage: Stage) -> StageRun:
-        recorded = trajectory_arguments(self.args, self.model)
+        recorded = self._recorded_arguments()
         chosen = self.optimizer or (self.optimizer_cls_and_kwargs or (None,))[0]
         # An optimizer that was passed in overrides `optim`, so its class is what the record must hold.
         if chosen is not None:
             recorded["optim"] = getattr(chosen, "__name__", type(chosen).__name__)
         mixture = stage.mixture or self._train_dataset_alone(stage)
         return StageRun(stage, mixture, self.args, self._samples_per_step(), recorded)
+
+    def _recorded_arguments(self) -> dict[str, Any]:
+        """Return what shapes the trajectory besides the stage, as plain values."""
+        return trajectory_arguments(self.args, self.model)
 
     def _samples_per_step(self) -> int:
         """Return the rows of one optimizer step, over all ranks."""
@@ -259,7 +264,7 @@ class ContinualMixin(EvaluationMixin):
             if self.stage_run.moments_of is not None:
                 self._take_over_moments(prepared[0], self.stage_run.moments_of)
             self._settle_groups()
-            self._token_loss = TokenLoss(self.accelerator.unwrap_model(prepared[0]))
+            self._token_loss = self._new_token_loss(self.accelerator.unwrap_model(prepared[0]))
             self._shifts_labels = loss_shifts_labels(self)
         return prepared
 
@@ -326,14 +331,12 @@ class ContinualMixin(EvaluationMixin):
         """Make a training step on one micro-batch, and note its loss by source."""
         sources = self._waiting_sources.popleft() if self._waiting_sources else None
         run, labels = self.stage_run, inputs.get("labels")
-        # With one source, the loss by source is the loss that is logged anyway.
-        if run is None or sources is None or labels is None or len(run.mixture.names) == 1:
+        if run is None or sources is None or labels is None or not self._measures_sources(run):
             return super().training_step(model, inputs, *args, **kwargs)
+        assert self._token_loss is not None
         self._measured_nll, self._is_measured = None, True
-        # Data parallelism of one process copies the model for each device, and a compiled one would be compiled anew.
-        installs = self.args.n_gpu <= 1 and not self.args.torch_compile
         try:
-            with self._token_loss.installed() if installs else nullcontext():
+            with self._installed(self._token_loss):
                 loss = super().training_step(model, inputs, *args, **kwargs)
         finally:
             self._is_measured = False
@@ -347,6 +350,19 @@ class ContinualMixin(EvaluationMixin):
         self._say_once(measured=nll is not None)
         return loss
 
+    def _new_token_loss(self, model: nn.Module) -> TokenLoss:
+        """Return the loss that stands in for the model's own."""
+        return TokenLoss(model)
+
+    def _measures_sources(self, run: StageRun) -> bool:
+        """Tell whether to measure losses by source: of one source, it is the loss that is logged anyway."""
+        return len(run.mixture.names) > 1
+
+    def _installed(self, loss: TokenLoss) -> AbstractContextManager[None]:
+        """Return a context in which the model calls this loss, if it can."""
+        # Data parallelism of one process copies the model for each device, and a compiled one would be compiled anew.
+        return loss.installed() if self.args.n_gpu <= 1 and not self.args.torch_compile else nullcontext()
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the trainer does; where the model has a loss of its own, measure its outputs too."""
         if self._shared_evaluation is not None and "num_items_in_batch" in kwargs:
@@ -356,6 +372,7 @@ class ContinualMixin(EvaluationMixin):
             return super().compute_loss(model, inputs, *args, **kwargs)
         with captured(model) as seen:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
+        assert self._token_loss is not None
         if self._token_loss.nll is None and seen and self._shifts_labels:
             self._measured_nll = nll_of_outputs(seen[0], labels)
         return loss

@@ -13,10 +13,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_warmscale import ContinualTrainer, HealingTrainer, Stage, shrink_from_pretrained
-from hf_warmscale.training.distillation import divergence
 from tests.training.tiny import arguments, losses
 
-pytestmark = pytest.mark.xdist_group("distillation")  # the large model is trained once, on one worker
+pytestmark = pytest.mark.xdist_group("healing")  # the large model is trained once, on one worker
 
 LENGTH = 64
 Rows = list[dict[str, list[int]]]
@@ -82,17 +81,6 @@ def test_a_shrunk_model_heals(large: LlamaForCausalLM, text: Rows, distilled: bo
     assert mean(gains) > 4 * stdev(gains)
 
 
-def test_a_copy_has_nothing_to_learn(large: LlamaForCausalLM, text: Rows, tmp_path: Path) -> None:
-    copy = LlamaForCausalLM(large.config)
-    copy.load_state_dict(large.state_dict())
-    trainer = HealingTrainer(copy, arguments(tmp_path), train_dataset=text, teacher=large)
-    batch = {name: torch.tensor([row[name] for row in text[:2]]) for name in ("input_ids", "labels")}
-    found = trainer.compute_loss(copy.train(), batch)
-    assert isinstance(found, torch.Tensor) and abs(float(found.detach())) < 1e-6
-    found.backward()
-    assert max(float(weight.grad.abs().max()) for weight in copy.parameters() if weight.grad is not None) < 1e-6
-
-
 def test_accumulated_or_not_the_loss_is_the_same(large: LlamaForCausalLM, text: Rows, tmp_path: Path) -> None:
     """The mean over the tokens of a step, however the step is cut."""
     curves = []
@@ -106,15 +94,3 @@ def test_accumulated_or_not_the_loss_is_the_same(large: LlamaForCausalLM, text: 
         trainer.train()
         curves.append(losses(trainer))
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-
-
-def test_divergence() -> None:
-    expected, predicted = torch.tensor([[0.3, 0.7]]).log(), torch.tensor([[0.5, 0.5]]).log()
-    by_hand = 0.3 * torch.tensor(0.3 / 0.5).log() + 0.7 * torch.tensor(0.7 / 0.5).log()
-    torch.testing.assert_close(divergence(expected + 2, predicted - 1), by_hand[None])
-
-
-def test_another_vocabulary_is_refused(large: LlamaForCausalLM, tmp_path: Path) -> None:
-    other = LlamaForCausalLM(LlamaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="300 tokens and the teacher 256"):
-        HealingTrainer(other, arguments(tmp_path), teacher=large)

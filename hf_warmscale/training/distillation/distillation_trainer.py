@@ -1,0 +1,237 @@
+"""`DistillationTrainer`: train towards a teacher, and on chosen sources towards the student's own start."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_warmscale.training.distillation.distillation_loss import DistillationLoss
+from hf_warmscale.training.distillation.divergence import Direction
+from hf_warmscale.training.distillation.draw import Draw
+from hf_warmscale.training.distillation.mixed_loss import Pull
+from hf_warmscale.training.distillation.settings import DistillationSettings
+from hf_warmscale.training.distillation.teacher import (
+    INPUTS,
+    AdapterOff,
+    LiveTeacher,
+    Teacher,
+    causal_models,
+    num_rows,
+    shared_with_student,
+)
+from hf_warmscale.training.launch import is_partitioned
+from hf_warmscale.training.stage_run import StageRun
+from hf_warmscale.training.token_loss import captured, next_tokens
+from hf_warmscale.training.trainer import ContinualTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class DistillationTrainer(ContinualTrainer):
+    """Train a student on its text and towards a teacher (arXiv:1503.02531), source by source.
+
+    The loss of a token, in nats, with NLL the cross-entropy of the text and T the temperature:
+
+    | source of the token | loss |
+    |---|---|
+    | in `sources` | (1 - alpha) NLL + alpha T^2 KL(teacher, student) |
+    | another one | (1 - alpha) NLL + self_kd KL(start, student), where the start is the student before training |
+
+    Every token of a step has the same weight, however the step is cut into micro-batches and ranks. With `alpha=1` and
+    no `sources`, it heals a model that was cut from the teacher (arXiv:2407.14679): `HealingTrainer` is another name.
+    With a small robust teacher, a LoRA or a few blocks of a large student, and `self_kd` on replay, it is the training
+    of arXiv:2309.07499. Evaluation measures the cross-entropy of the text, as everywhere.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the student. Freeze what shall not be trained.
+        args (`TrainingArguments`): of [`ContinualTrainer`].
+        arguments: the others of [`ContinualTrainer`], by position.
+        teacher (`PreTrainedModel` or `PeftModel`): any causal language model, or an
+            [`EmulatedFineTuningForCausalLM`]. It runs without gradients in its own dtype.
+        temperature (`float`): of both softmaxes.
+        alpha (`float`): share of the divergence; 1 leaves the text out, 0 the teacher.
+        direction (`str`): `"forward"` for KL(teacher, student), `"reverse"` for KL(student, teacher).
+        sources (`Sequence[str]`, *optional*): the sources of the mixture that the teacher is heard on; by default all.
+        self_kd (`float`): weight of the divergence from the start on the other sources. The start of a `PeftModel` is
+            the model with its adapters off; of another student, a frozen copy is kept in memory.
+        settings: the other arguments of [`ContinualTrainer`]: `stage`, `eval_dataset`, ...
+
+    Raises:
+        ValueError: if a value is out of range, a source unknown, a weight of the teacher not finite, or if the two do
+            not share a vocabulary (the first token on which they disagree is named).
+
+    Example:
+
+    ```python
+    >>> small = shrink_from_pretrained(large, num_hidden_layers=24, calibration=texts)
+    >>> stage = Stage("heal", "rewarm_cosine", mixture, max_steps=500)
+    >>> DistillationTrainer(small, args, teacher=large, alpha=0.5, stage=stage).train()
+    ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: Any = None,
+        *arguments: Any,
+        teacher: nn.Module,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        direction: Direction = "forward",
+        sources: Sequence[str] | None = None,
+        self_kd: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        chosen = None if sources is None else (sources,) if isinstance(sources, str) else tuple(sources)
+        self.distillation = DistillationSettings(temperature, alpha, direction, chosen, self_kd)
+        self._sources: Tensor | None = None
+        super().__init__(model, args, *arguments, **settings)
+        self._numbers = self._numbers_of_sources()
+        self._refuse_other_losses()
+        student = self.accelerator.unwrap_model(self.model)
+        self.teacher = self._live(student, teacher)
+        self.start = self._start_of(student) if self_kd else None
+
+    # ---- Before training ----
+
+    def _numbers_of_sources(self) -> tuple[int, ...] | None:
+        if self.distillation.sources is None:
+            return None
+        if self.stage is None:
+            raise ValueError(
+                "sources are those of the mixture of a stage; give the trainer a stage, or leave them out."
+            )
+        names = self.stage.mixture.names if self.stage.mixture is not None else ["train"]
+        return self.distillation.numbers(names)
+
+    def _refuse_other_losses(self) -> None:
+        if self.args.label_smoothing_factor or self.compute_loss_func is not None:
+            name = "label_smoothing_factor" if self.args.label_smoothing_factor else "compute_loss_func"
+            raise ValueError(f"{name} replaces the loss that the teacher is mixed into; leave it out.")
+        if self.get_cp_size() * self.get_sp_size() > 1:
+            raise ValueError(
+                "A teacher cannot follow context or sequence parallelism; use data or tensor parallelism."
+            )
+
+    def _live(self, student: nn.Module, teacher: nn.Module) -> LiveTeacher:
+        models = causal_models(teacher) if isinstance(teacher, nn.Module) else {}
+        if not models:
+            raise ValueError(
+                f"The teacher is a {type(teacher).__name__}; pass a causal language model of transformers or peft."
+            )
+        own = {id(parameter) for parameter in student.parameters()}
+        if any(id(parameter) in own for parameter in teacher.parameters()):
+            raise ValueError("The teacher shares weights with the student, which will change; pass a copy of it.")
+        tokenizer = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+        plain = student.get_base_model() if isinstance(student, PeftModel) else student
+        shared = shared_with_student(cast(PreTrainedModel, plain), tokenizer, models)
+        return LiveTeacher(teacher, shared, self.args.device)
+
+    def _start_of(self, student: nn.Module) -> Teacher:
+        if isinstance(student, PeftModel):
+            return AdapterOff(student)
+        if is_partitioned(student):
+            raise ValueError(
+                "self_kd needs the student's start, which ZeRO-3 has partitioned already; train LoRA adapters, whose "
+                "start is the model without them."
+            )
+        size = sum(tensor.nbytes for tensor in student.parameters())
+        logger.warning(
+            "self_kd keeps a frozen copy of the student, %.0f MB; the start of LoRA adapters needs none.", size / 1e6
+        )
+        plain = cast(PreTrainedModel, copy.deepcopy(student))
+        return LiveTeacher(plain, num_rows(plain), self.args.device)
+
+    def _recorded_arguments(self) -> dict[str, Any]:
+        start = {} if self.start is None else {"start": self.start.fingerprint()}
+        described = {"teacher": self.teacher.fingerprint(), **self.distillation.describe(), **start}
+        return {**super()._recorded_arguments(), "distillation": described}
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self.teacher.prepare()
+        return prepared
+
+    # ---- The loss ----
+
+    def _new_token_loss(self, model: nn.Module) -> DistillationLoss:
+        return DistillationLoss(model, 1 - self.distillation.alpha)
+
+    def _measures_sources(self, run: StageRun) -> bool:
+        return True  # the loss that is logged is the mixture of both terms
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Make a training step on one micro-batch, and note the divergence by source beside the loss."""
+        self._sources = self._waiting_sources[0] if self._waiting_sources else None
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        measured = cast(DistillationLoss, self._token_loss).divergence
+        labels = inputs.get("labels")
+        if self.stage_run is not None and self._sources is not None and measured is not None and labels is not None:
+            measured = measured[:, -labels.shape[1] :]
+            self.stage_run.meter.add_losses(self._sources, measured, labels, kind="distillation")
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the mixed loss while training, and the usual loss in evaluation."""
+        if not model.training or inputs.get("labels") is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        if self._token_loss is None:
+            self._token_loss = self._new_token_loss(self.accelerator.unwrap_model(model))
+        mixed = cast(DistillationLoss, self._token_loss)
+        mixed.expect(self._pulls(inputs))
+        with self._installed(mixed), captured(model) as seen:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
+        if mixed.divergence is None:  # the model has a loss of its own, or was compiled with it
+            loss = loss + self._correction(mixed, seen, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _pulls(self, inputs: Mapping[str, Any]) -> list[Pull]:
+        """Return what the teachers say about a micro-batch."""
+        given = {name: inputs[name] for name in INPUTS if inputs.get(name) is not None}
+        settings = self.distillation
+        to_teacher = Draw(self.teacher, settings.alpha, settings.temperature, settings.direction)
+        if self._numbers is None or self._sources is None:
+            return [to_teacher.on_all(given)] if settings.alpha else []
+        heard = torch.isin(self._sources, torch.tensor(self._numbers, device=self._sources.device))
+        draws = [(to_teacher, heard)] if settings.alpha else []
+        if self.start is not None:
+            draws.append((Draw(self.start, settings.self_kd), ~heard))
+        # With sharded weights every forward pass gathers them from all ranks, so none may skip it.
+        whole = self._has_engine()
+        return [pull for draw, where in draws for pull in draw.where(given, where, whole=whole)]
+
+    def _correction(
+        self,
+        mixed: DistillationLoss,
+        seen: Sequence[Mapping[str, Any]],
+        inputs: Mapping[str, Any],
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """Return what turns the loss that the model computed itself into the mixed one."""
+        logits = seen[0].get("logits") if seen else None
+        if logits is None:
+            name = type(self.accelerator.unwrap_model(self.model)).__name__
+            raise ValueError(f"{name} gives no logits while it trains, so it cannot be compared with a teacher.")
+        count = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        targets = next_tokens(inputs["labels"], None)
+        extra = mixed.mixed(logits[:, -targets.shape[1] :], targets, -self.distillation.alpha, count)
+        # As Trainer does with the loss of the model: gradients are averaged over ranks, the count is over all of them.
+        # The ranks of tensor parallelism share their batch.
+        if count is not None and self.args.average_tokens_across_devices:
+            extra = extra * (self.accelerator.num_processes // self.get_tp_size())
+        return extra
+
+
+HealingTrainer = DistillationTrainer
+"""The name for healing a model that was cut: `alpha` is 1 by default."""
