@@ -172,6 +172,25 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[A
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Args:
+        path (`str` or `PathLike`): of the file.
+        remedy (`str`): what to do if it is damaged; the end of the sentence of the error.
+
+    Raises:
+        ValueError: if it is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds no object); {remedy}.")
+    return content
+
+
 def as_json(content: Any) -> str:
     """Return JSON as `write_json` writes it, with null where a number is NaN or infinite: JSON has no such numbers."""
     return json.dumps(_without_non_finite(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -2,15 +2,23 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from hf_warmscale.checkpoints.portable import portable
 
 FORMAT_VERSION = "format_version"
 """The key of the version of a receipt's layout. Receipts of 0.1.0 have none and count as version 1."""
 
+Relation = Literal["finetune", "merge", "quantized"]
+"""What the Hub calls the relation of a model to those that it was made of."""
+
 
 class Receipt(Protocol):
     """The record of one operation. `hub` makes cards from receipts and knows nothing else about operations.
+
+    A receipt is a dataclass of plain values that inherits from this class; what most receipts share is given here.
 
     Attributes:
         file_name (`str`): the JSON file in the model's folder.
@@ -24,9 +32,10 @@ class Receipt(Protocol):
     tag: ClassVar[str]
     format_version: ClassVar[int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON, with the format version. No value is a local path."""
-        ...
+    @classmethod
+    def recognises(cls, content: Mapping[str, Any]) -> bool:
+        """Tell whether a file called `file_name` holds a receipt of this kind, where several kinds share the name."""
+        return True
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -37,13 +46,30 @@ class Receipt(Protocol):
         """
         ...
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON, with the format version. No value is a local path."""
+        dataclass: Any = self
+        return {FORMAT_VERSION: self.format_version, **portable(asdict(dataclass))}
+
     def summary(self) -> str:
-        """Return one sentence for the card."""
+        """Return one or two sentences for the card."""
         ...
 
     def sources(self) -> Sequence[str]:
         """Return the names of the models it was made of; see [`public_name`]."""
         ...
+
+    def relation(self) -> Relation:
+        """Return how the model relates to its sources."""
+        return "finetune"
+
+    def comparisons(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of a table, one for each domain: `domain`, `metric`, `before`, `after`, ..."""
+        return ()
+
+    def scores(self) -> Mapping[tuple[str, str], float]:
+        """Return what the model in the folder scored, by domain and metric."""
+        return {(row["domain"], row["metric"]): row["after"] for row in self.comparisons()}
 
 
 def public_name(source: str | os.PathLike[str]) -> str:

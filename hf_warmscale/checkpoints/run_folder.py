@@ -9,9 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_warmscale.staging import read_json
+
 STATE_FILE = "trainer_state.json"
 STAGE_FILE = "stage.json"
 CONFIG_FILE = "config.json"
+REMEDY = "use another checkpoint of the run"
 
 COOLED_SHARE = 0.2
 """A plain trainer's run counts as cooled if its last rate is at most this share of its highest one."""
@@ -62,7 +65,7 @@ def read_trainer_state(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = Path(folder) / STATE_FILE
     if not path.is_file():
         return None
-    state = _read(path)
+    state = read_json(path, REMEDY)
     if not isinstance(state.get("global_step"), int) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{path} has no global_step or no log_history; use another checkpoint of the run.")
     return state
@@ -75,7 +78,7 @@ def read_stage(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         ValueError: if the file is damaged.
     """
     path = Path(folder) / STAGE_FILE
-    return _read(path) if path.is_file() else None
+    return read_json(path, REMEDY) if path.is_file() else None
 
 
 def logged(history: History, name: str) -> list[tuple[int, float]]:
@@ -193,7 +196,7 @@ class RunFolder:
         """
         for folder in self._ends:
             if (folder / CONFIG_FILE).is_file():
-                return _read(folder / CONFIG_FILE)
+                return read_json(folder / CONFIG_FILE, REMEDY)
         raise FileNotFoundError(f"{self.path} has no {CONFIG_FILE}; train with a model of transformers.")
 
     @property
@@ -242,13 +245,3 @@ class RunFolder:
 
 def _stage_step(stage: Mapping[str, Any]) -> int:
     return int(stage["progress"]["step"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it holds no object); use another checkpoint of the run.")
-    return content

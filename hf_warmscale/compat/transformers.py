@@ -1,14 +1,18 @@
 """What this package needs of transformers beyond its public API; a test of each function says what broke."""
 
 import inspect
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+import transformers.trainer
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -145,6 +149,42 @@ TRAINER_HOOKS: Mapping[str, Sequence[str]] = {
 def dict_arguments(*names: str) -> list[str]:
     """Return the `_VALID_DICT_FIELDS` of training arguments that also read the fields `names` from JSON."""
     return [*TrainingArguments._VALID_DICT_FIELDS, *names]
+
+
+@contextmanager
+def replaced_uploads(copied: Callable[[Path], Path]) -> Iterator[None]:
+    """Let `Trainer` upload a copy in place of each folder that it uploads within the block.
+
+    `Trainer` offers no filter: it names the patterns to leave out itself, and sends every other file as it is.
+
+    Args:
+        copied (`Callable`): returns the copy of a folder; it is deleted once the upload has ended.
+    """
+    trainer: Any = transformers.trainer
+    given = trainer.hf_api
+
+    class Uploads:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(given(), name)
+
+        def upload_folder(self, *, folder_path: str, **options: Any) -> Any:
+            copy = copied(Path(folder_path))
+            try:
+                sent = given().upload_folder(folder_path=copy, **options)
+            except BaseException:
+                shutil.rmtree(copy)
+                raise
+            if isinstance(sent, Future):
+                sent.add_done_callback(lambda _: shutil.rmtree(copy))
+            else:
+                shutil.rmtree(copy)
+            return sent
+
+    trainer.hf_api = Uploads
+    try:
+        yield
+    finally:
+        trainer.hf_api = given
 
 
 def loss_shifts_labels(trainer: Trainer) -> bool:

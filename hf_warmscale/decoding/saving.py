@@ -10,10 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from hf_warmscale.checkpoints import write_text
+from hf_warmscale.checkpoints import write_json, write_text
 from hf_warmscale.checkpoints.source import Source, find_source
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 from hf_warmscale.decoding.members import Member, Model
+from hf_warmscale.decoding.receipt import card, combination_receipt, flat
 
 Entry = dict[str, str]
 """Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
@@ -57,12 +58,14 @@ def write_by_member(
         ValueError: if a member cannot be loaded from anywhere.
     """
     config.members = _named_entries(members, config.members)
-    for member, entry in zip(members, _flat(config.members), strict=True):
+    for member, entry in zip(members, flat(config.members), strict=True):
         if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
             member.model.save_pretrained(str(folder / entry["adapter"]))
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
-    write_text(folder / "README.md", card(config))
+    receipt = combination_receipt(config)
+    write_json(folder / receipt.file_name, receipt.to_dict())
+    write_text(folder / "README.md", card(receipt))
 
 
 @dataclass(frozen=True)
@@ -101,72 +104,15 @@ def load_members(
         raise ValueError(f"{source} names no members in its config.json; save the model with save_pretrained.")
     config.name_or_path = os.fspath(source)
     loaded: list[tuple[Entry, Model]] = []
-    models = [_load_once(entry, found.folder, loaded, options) for entry in _flat(config.members)]
+    models = [_load_once(entry, found.folder, loaded, options) for entry in flat(config.members)]
     stored = (found.folder / GENERATION_CONFIG_NAME).is_file()
     return LoadedMembers(config, models, GenerationConfig.from_pretrained(found.folder) if stored else None)
-
-
-def card(config: EmulatedFineTuningConfig) -> str:
-    """Return the README of a saved model: the members, the settings, and how to load it."""
-    assert config.members is not None
-    names = [entry["name_or_path"] for entry in _flat(config.members) if entry is not None]
-    hub = [name for name in dict.fromkeys(names) if not Path(name).is_absolute()]
-    front = "\n".join(
-        ["library_name: transformers", *(["base_model:", *(f"- {name}" for name in hub)] if hub else [])]
-    )
-    return _CARD.format(
-        front=front,
-        rows="\n".join(_card_rows(config.members)),
-        weights="equal shares of 1" if config.weights is None else config.weights,
-        beta=config.beta,
-        upscale_top_p=config.upscale_top_p,
-    )
-
-
-_CARD = """---
-{front}
----
-
-# Emulated fine-tuning
-
-These models are used together at every step. This folder holds no weights: they are loaded from where they are.
-
-| member | where | revision |
-|---|---|---|
-{rows}
-
-The log-probabilities are `s + sum_i w_i (t_i - s) + beta (l - s)`, normalised, with l of the base, s of the reference
-and t_i of the tuned models ([arXiv:2310.12962](https://arxiv.org/abs/2310.12962)).
-Weights w: {weights}. beta: {beta}. upscale_top_p: {upscale_top_p}.
-
-```python
-from hf_warmscale import EmulatedFineTuningForCausalLM
-
-model = EmulatedFineTuningForCausalLM.from_pretrained("this folder")
-```
-"""
-
-
-def _card_rows(members: Mapping[str, Any]) -> Iterable[str]:
-    roles = ["base", *("tuned" for _ in members["tuned"]), "reference"]
-    for role, entry in zip(roles, _flat(members), strict=True):
-        if entry is None:
-            yield f"| {role} | the first tuned model, with its adapter off | |"
-            continue
-        path = Path(entry["name_or_path"])
-        where = f"the folder `{path.name}`" if path.is_absolute() else f"`{entry['name_or_path']}`"
-        adapter = f", with the adapter in `{entry['adapter']}`" if "adapter" in entry else ""
-        yield f"| {role} | {where}{adapter} | {entry.get('revision', '')} |"
-
-
-def _flat(members: Mapping[str, Any]) -> list[Entry | None]:
-    return [members["base"], *members["tuned"], members["reference"]]
 
 
 def _named_entries(members: Sequence[Member], named: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entries to save: adapters get a folder of their own, every other model must have a name."""
     entries = []
-    for member, entry in zip(members, _flat(named or describe_members(members)), strict=True):
+    for member, entry in zip(members, flat(named or describe_members(members)), strict=True):
         if isinstance(member.model, PeftModel):
             plain = {"name_or_path": _absolute(member.plain.config.name_or_path)}
             folder = member.role.replace("[", "-").rstrip("]")

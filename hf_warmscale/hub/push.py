@@ -24,8 +24,8 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 from hf_warmscale.checkpoints import ModelWeights, open_checkpoint, save_model
 from hf_warmscale.checkpoints.files import SMALL_FILES
 from hf_warmscale.checkpoints.model_weights import is_quantized
+from hf_warmscale.checkpoints.portable import content_to_publish
 from hf_warmscale.hub.cards import make_card
-from hf_warmscale.hub.portable import portable_json
 
 CARD = "README.md"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
@@ -33,8 +33,6 @@ SENT = (*SMALL_FILES, f"{CHAT_TEMPLATE_DIR}/*.jinja", "*.jsonl", "*.png", "LICEN
 """What is sent beside weights and card. Nothing pickled, no optimizer, no hidden file."""
 
 WITHHELD = ("trainer_state.json",)
-AS_THEY_ARE = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "*.index.json")
-"""JSON files without paths, in which a token that looks like a path must not be mistaken for one."""
 
 
 def push_to_hub(
@@ -173,21 +171,14 @@ def _files(folder: Path) -> list[str]:
 def _check_texts(folder: Path, files: list[str], repo_id: str) -> None:
     """Refuse receipts and cards that cannot be sent before a repository is made for them."""
     for file in files:
-        _content_to_send(folder / file)
+        content_to_publish(folder / file)
     _card(folder, repo_id)
 
 
 def _additions(folder: Path, files: list[str], repo_id: str) -> Iterator[CommitOperationAdd]:
     for file in files:
-        yield CommitOperationAdd(file, _content_to_send(folder / file))
+        yield CommitOperationAdd(file, content_to_publish(folder / file))
     yield CommitOperationAdd(CARD, _card(folder, repo_id).encode())
-
-
-def _content_to_send(path: Path) -> bytes | Path:
-    """Return the content of a text file without local paths; a file that can hold none is sent as it is."""
-    if path.suffix not in (".json", ".jsonl") or any(path.match(pattern) for pattern in AS_THEY_ARE):
-        return path
-    return portable_json(path)
 
 
 def _card(folder: Path, repo_id: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -27,6 +27,7 @@ from hf_warmscale.checkpoints import (
     require_one_language,
     total_tokens,
 )
+from hf_warmscale.checkpoints.portable import portable
 
 TRAINING_ONLY = re.compile(
     r"_name_or_path|architectures|auto_map|(torch_)?dtype|transformers_version|quantization_config|tokenizer_class"
@@ -57,9 +58,20 @@ class MergeInput:
     step: int | None
     sha256: str
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read a record; version 0.1.0 wrote the path of a folder where its name stands now."""
+        return cls(**{**content, "source": portable(content["source"])})
+
     def to_dict(self) -> dict[str, str | int | None]:
         """Return the fields, ready for JSON."""
         return asdict(self)
+
+
+def named_sources(inputs: Sequence[MergeInput], base: MergeInput | None) -> str:
+    """Return the names of the merged checkpoints and of the base for a sentence."""
+    names = ", ".join(dict.fromkeys(f"`{each.source}`" for each in inputs))
+    return f"{names}, on the base `{base.source}`" if base else names
 
 
 def open_inputs(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_warmscale.checkpoints import (
-    FORMAT_VERSION,
     ModelWeights,
     ModelWriter,
+    Receipt,
     check_format_version,
     copy_side_files,
     refuse_existing,
@@ -22,8 +22,9 @@ from hf_warmscale.checkpoints import (
     staged_directory,
     write_json,
 )
+from hf_warmscale.checkpoints.receipts import Relation
 from hf_warmscale.checkpoints.tensors import tensor_digest
-from hf_warmscale.merging.inputs import MergeInput, describe_input, open_inputs
+from hf_warmscale.merging.inputs import MergeInput, describe_input, named_sources, open_inputs
 from hf_warmscale.merging.methods import Rescale, dare, linear, model_stock, slerp, task_arithmetic, ties
 from hf_warmscale.merging.weights import uniform_weights
 from hf_warmscale.options import MERGE_METHODS, MergeMethod
@@ -41,7 +42,7 @@ Merge = Callable[[str, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class MergeReceipt:
+class MergeReceipt(Receipt):
     """The record of a merge; stored as `merge_result.json` in the merged folder.
 
     Args:
@@ -67,10 +68,6 @@ class MergeReceipt:
     rescale: Rescale | None = None
     seed: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the format version, ready for JSON."""
-        return {FORMAT_VERSION: self.format_version, **asdict(self)}
-
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Read what `to_dict` of this version or of 0.1.0 wrote.
@@ -80,8 +77,8 @@ class MergeReceipt:
         """
         check_format_version(content, cls.format_version, RESULT)
         try:
-            inputs = tuple(MergeInput(**each) for each in content["inputs"])
-            base = MergeInput(**content["base"]) if content["base"] else None
+            inputs = tuple(map(MergeInput.from_dict, content["inputs"]))
+            base = MergeInput.from_dict(content["base"]) if content["base"] else None
             rest = {name: content[name] for name in ("method", "density", "rescale", "seed")}
             return cls(weights=tuple(content["weights"]), inputs=inputs, base=base, **rest)
         except (KeyError, TypeError) as error:
@@ -90,11 +87,15 @@ class MergeReceipt:
     def summary(self) -> str:
         """Return one sentence for the card."""
         weights = f" with the weights {', '.join(f'{weight:.4g}' for weight in self.weights)}" if self.weights else ""
-        return f"Merged from {len(self.inputs)} checkpoints by `{self.method}`{weights}."
+        return f"Merged from {named_sources(self.inputs, self.base)} by `{self.method}`{weights}."
 
     def sources(self) -> tuple[str, ...]:
         """Return the names of the merged checkpoints and of the base."""
         return tuple(each.source for each in (*self.inputs, *([self.base] if self.base else [])))
+
+    def relation(self) -> Relation:
+        """Return that it is a merge."""
+        return "merge"
 
 
 def merge_checkpoints(

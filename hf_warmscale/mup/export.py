@@ -21,13 +21,17 @@ the last hidden state see it scaled in a folded tied model.
 
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 from transformers import GraniteConfig
 
 from hf_warmscale.checkpoints import (
     ModelWeights,
     ModelWriter,
+    Receipt,
+    check_format_version,
     copy_side_files,
     open_checkpoint,
     refuse_existing,
@@ -36,20 +40,19 @@ from hf_warmscale.checkpoints import (
     staged_directory,
     write_json,
 )
+from hf_warmscale.checkpoints.portable import portable
 from hf_warmscale.mup.factors import FILE_NAME, TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
 from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup, refuse_stale_multipliers
 from hf_warmscale.options import EXPORT_TARGETS, ExportTarget
 
-RECEIPT = "export.json"
-
 
 @dataclass(frozen=True)
-class ExportReceipt:
-    """The record of an export.
+class ExportReceipt(Receipt):
+    """The record of an export. See [`Receipt`].
 
     Args:
-        source (`str`): the checkpoint.
+        source (`str`): the name of the checkpoint: a Hub id, or `./` and the name of a folder.
         to (`"llama"` or `"granite"`): what it became.
         tensors (`int`): how many were written.
         factors (`dict[str, float]`): what each kind of tensor was multiplied by, where that is not 1.
@@ -57,12 +60,39 @@ class ExportReceipt:
         limits (`list[str]`): engines that cannot run the result, and why.
     """
 
+    file_name: ClassVar[str] = "export.json"
+    title: ClassVar[str] = "Export"
+    tag: ClassVar[str] = "mup"
+    format_version: ClassVar[int] = 1
+
     source: str
     to: ExportTarget
     tensors: int
     factors: dict[str, float]
     exact: bool
     limits: list[str]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` of this version or of 0.1.0 wrote.
+
+        Raises:
+            ValueError: if a newer version wrote it, or a field is missing.
+        """
+        check_format_version(content, cls.format_version, cls.file_name)
+        try:
+            values = {each.name: content[each.name] for each in fields(cls)}
+        except KeyError as error:
+            raise ValueError(f"The {cls.file_name} lacks the field {error}; export the model again.") from error
+        return cls(**{**values, "source": portable(values["source"])})
+
+    def summary(self) -> str:
+        """Return one sentence for the card."""
+        return f"Exported from `{self.source}` to `{self.to}`."
+
+    def sources(self) -> list[str]:
+        """Return the name of the source."""
+        return [self.source]
 
 
 def export_checkpoint(
@@ -129,7 +159,7 @@ def export_checkpoint(
                 writer.write(name, tensor if factors[name] == 1 else tensor * factors[name])
         target.save_pretrained(folder)
         trained.save(folder)
-        write_json(folder / RECEIPT, asdict(receipt))
+        write_json(folder / receipt.file_name, receipt.to_dict())
     return receipt
 
 

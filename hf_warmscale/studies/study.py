@@ -12,10 +12,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_warmscale.checkpoints import write_json
+from hf_warmscale.staging import read_json
 from hf_warmscale.studies.provenance import SHORT, commit_of, content_hash, made_with, software
 
 IDENTITY = "study.json"
 FORMAT_VERSION = 1
+REMEDY = "delete it to run it again"
 SHOWN = 3
 """Differences that a refusal names."""
 
@@ -51,7 +53,7 @@ class Study:
             FileNotFoundError: if it has not run.
             ValueError: if its file is damaged.
         """
-        return _read(self.path(name))
+        return read_json(self.path(name), REMEDY)
 
     def attempt(self, name: str, work: Callable[[], Mapping[str, Any]], content: Mapping[str, Any]) -> bool:
         """Run and store one run; return `False`, and do nothing, where it is stored or another process runs it.
@@ -168,7 +170,7 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Runs that were stored before there was provenance are returned as they are.
     """
-    return [_read(path) for path in sorted(Path(folder).glob("*.json")) if path.name != IDENTITY]
+    return [read_json(path, REMEDY) for path in sorted(Path(folder).glob("*.json")) if path.name != IDENTITY]
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:
@@ -215,7 +217,7 @@ def _refuse_another(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str
 
 def _stored_identity(path: Path) -> dict[str, Any]:
     """Read `study.json`; before there were versions it held the config alone."""
-    content = _read(path)
+    content = read_json(path, "name a new folder")
     found = content.get("format_version")
     if found is None:
         # With no software and no tokens it differs from every study of today: such a folder can be read, not
@@ -233,13 +235,3 @@ def _shown(value: object) -> str:
     """Write a value briefly; a hash is known by its beginning."""
     text = "unknown" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:SHORT]}..."
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to run it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it holds no object); delete it to run it again.")
-    return content

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,9 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_warmscale.checkpoints import explained_full_disk
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
+from hf_warmscale.compat.transformers import replaced_uploads
 from hf_warmscale.training.resuming import UNREADABLE, advice, load_renamed
-from hf_warmscale.training.saving import publish, rotate, staging_of
+from hf_warmscale.training.saving import copy_to_publish, publish, rotate, staging_of
 from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_run import StageRun
 
@@ -108,7 +109,19 @@ class CheckpointMixin(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writes_staged:
-            super()._push_from_checkpoint(checkpoint_folder)
+            with self._uploads_without_paths():
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload the run folder without local paths; see `Trainer.push_to_hub`."""
+        with self._uploads_without_paths():
+            return super().push_to_hub(*args, **kwargs)
+
+    def _uploads_without_paths(self) -> AbstractContextManager[None]:
+        """Let `Trainer` upload copies in which no path of this machine is left; without a stage, what it would."""
+        if self.stage is None:
+            return nullcontext()
+        return replaced_uploads(lambda folder: copy_to_publish(folder, self._run_folder()))
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         """End the training; Trainer's own rotation would delete a user's `checkpoint-2-keep`."""

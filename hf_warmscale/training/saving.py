@@ -3,13 +3,22 @@
 import os
 import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import mkdtemp
 
 from hf_warmscale import staging
+from hf_warmscale.checkpoints.portable import content_to_publish
 
 STAGING = "_partial"
 """The folder of a run that holds the checkpoint being written. `get_last_checkpoint` does not take it for one, and
 `Trainer` leaves names with a leading underscore out of its uploads, which run while training goes on."""
+
+UPLOAD = "_upload-"
+"""The beginning of the name of a folder that holds the copy of a running upload."""
+
+WITHHELD = ("training_args.bin", "events.out.tfevents.*")
+"""Files that hold paths of the machine where no filter reaches: a pickle, and TensorBoard's logs of the arguments."""
 
 
 def staging_of(run: str | os.PathLike[str]) -> Path:
@@ -27,8 +36,8 @@ def sweep(run: str | os.PathLike[str]) -> None:
         final = Path(run) / old.name.removesuffix(staging.SET_ASIDE_SUFFIX)
         if not final.exists():
             old.rename(final)
-    for name in (STAGING, ".partial"):  # the second is that of version 0.1.0
-        shutil.rmtree(Path(run) / name, ignore_errors=True)
+    for path in (*Path(run).glob(f"{UPLOAD}*"), Path(run) / STAGING, Path(run) / ".partial"):  # the last: of 0.1.0
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def publish(run: str | os.PathLike[str], name: str) -> Path:
@@ -63,3 +72,36 @@ def rotate(checkpoints: Sequence[Path], limit: int | None, best: str | None, *, 
     surplus = len(checkpoints) - max(limit, len(protected))
     for path in [path for path in checkpoints if path.resolve() not in protected][: max(surplus, 0)]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def copy_to_publish(folder: Path, run: str | os.PathLike[str]) -> Path:
+    """Copy a folder for an upload, without local paths and without what `Trainer` leaves out of its uploads.
+
+    Large files are linked, so they stay available to the upload while training goes on and rotates checkpoints.
+
+    Args:
+        folder (`Path`): the run, or one of its checkpoints.
+        run (`str` or `PathLike`): where the copy is made.
+
+    Returns:
+        `Path`: the copy; the caller deletes it.
+    """
+    copy = Path(mkdtemp(prefix=UPLOAD, dir=run))
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(("_", "checkpoint-"))]
+        target = copy / Path(parent).relative_to(folder)
+        target.mkdir(exist_ok=True)
+        for name in files:
+            if not name.startswith("_") and not any(fnmatch(name, pattern) for pattern in WITHHELD):
+                _copy(content_to_publish(Path(parent, name)), target / name)
+    return copy
+
+
+def _copy(content: bytes | Path, target: Path) -> None:
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+        return
+    try:
+        target.hardlink_to(content)
+    except OSError:  # a file system without links
+        shutil.copyfile(content, target)

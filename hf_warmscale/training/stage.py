@@ -5,9 +5,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from hf_warmscale.checkpoints.receipts import check_format_version
+from hf_warmscale.checkpoints.portable import portable
+from hf_warmscale.checkpoints.receipts import FORMAT_VERSION, Receipt, check_format_version
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE, read_stage, total_tokens
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.staging import as_json
@@ -16,9 +17,6 @@ from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
 
 OptimizerPolicy = Literal["reset", "keep"]
 """What a new stage does with the moments of its parent: drop them (as in 2403.08763) or take them over."""
-
-FORMAT_VERSION = 2
-"""Of `stage.json`. Version 1, of 0.1.0, names no version and records fewer arguments."""
 
 
 @dataclass
@@ -123,8 +121,10 @@ class Progress:
 
 
 @dataclass
-class StageRecord:
-    """The content of `stage.json`.
+class StageRecord(Receipt):
+    """The content of `stage.json`. See [`Receipt`].
+
+    The file itself may name a source by its path, as the user did: a stage is resumed only with the same names.
 
     Args:
         name (`str`): of the stage.
@@ -137,8 +137,14 @@ class StageRecord:
         progress (`Progress`): how far it has come.
         start_losses (`dict`): evaluation loss by domain before the first step, `None` where it was not finite.
         lineage (`list[dict]`): the earlier stages, the first one first: name, mixture and progress at the branch.
-        format_version (`int`): of the file it was read from.
+        written_as (`int`): the format version of the file it was read from.
     """
+
+    file_name: ClassVar[str] = STAGE_FILE
+    title: ClassVar[str] = "Training stage"
+    tag: ClassVar[str] = "continual-pretraining"
+    format_version: ClassVar[int] = 2
+    """Version 1, of 0.1.0, names no version and records fewer arguments."""
 
     name: str
     schedule: dict[str, Any]
@@ -150,7 +156,7 @@ class StageRecord:
     progress: Progress = field(default_factory=Progress)
     start_losses: dict[str, float | None] = field(default_factory=dict)
     lineage: list[dict[str, Any]] = field(default_factory=list)
-    format_version: int = FORMAT_VERSION
+    written_as: int = 2
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str]) -> Self:
@@ -169,17 +175,49 @@ class StageRecord:
                 f"{checkpoint} has no {STAGE_FILE}, so no stage wrote it; load its weights with from_pretrained and "
                 "start a stage from them."
             )
-        check_format_version(content, FORMAT_VERSION, f"file {path}")
-        content.setdefault("format_version", 1)
+        return cls._read(content, str(path))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read the content of a `stage.json` of this or an earlier version.
+
+        Raises:
+            ValueError: if a newer version wrote it, or it is damaged.
+        """
+        return cls._read(content, STAGE_FILE)
+
+    @classmethod
+    def _read(cls, content: Mapping[str, Any], path: str) -> Self:
+        check_format_version(content, cls.format_version, f"file {path}")
+        fields = {**content}
+        version = fields.pop(FORMAT_VERSION, 1)
         try:
-            return cls(**{**content, "progress": Progress(**content["progress"])})
+            return cls(**{**fields, "progress": Progress(**fields["progress"]), "written_as": version})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the record into a checkpoint that is being staged; numbers that are not finite become null."""
-        content = {**asdict(self), "format_version": FORMAT_VERSION}
-        (Path(folder) / STAGE_FILE).write_text(as_json(content), encoding="utf-8")
+        (Path(folder) / STAGE_FILE).write_text(as_json(self._content()), encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values without local paths, for a card."""
+        content: dict[str, Any] = portable(self._content())
+        return content
+
+    def _content(self) -> dict[str, Any]:
+        own = {name: value for name, value in asdict(self).items() if name != "written_as"}
+        return {**own, FORMAT_VERSION: self.format_version}
+
+    def summary(self) -> str:
+        """Return one sentence for the card."""
+        earlier = ", ".join(f"`{entry['name']}`" for entry in self.lineage)
+        after = f" after {earlier}" if earlier else ""
+        return f"Trained in the stage `{self.name}`{after}, on {self.total_tokens():,} tokens in all."
+
+    def sources(self) -> list[str]:
+        """Return no names: a stage trains the weights that are in its folder."""
+        return []
 
     def as_ancestor(self, checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
         """Return the lineage of a stage that starts from this one."""
@@ -208,7 +246,7 @@ class StageRecord:
             flat["mixture.order"] = list(record.mixture["sources"])
         keys = [*mine, *(key for key in theirs if key not in mine)]
         keys = [key for key in keys if not key.endswith(".content") or (key in mine and key in theirs)]
-        if min(self.format_version, other.format_version) < FORMAT_VERSION:
+        if min(self.written_as, other.written_as) < self.format_version:
             keys = [key for key in keys if not key.startswith("arguments.") or (key in mine and key in theirs)]
         return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
 

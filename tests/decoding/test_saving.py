@@ -35,6 +35,7 @@ def test_by_name(folders: list[Path], tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
+        "combination_receipt.json",
         "config.json",
         "generation_config.json",
     ]

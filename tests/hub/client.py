@@ -65,6 +65,32 @@ def push_grown(folder: str, repo_id: str) -> str:
     return push_to_hub(grown, repo_id, tokenizer=AutoTokenizer.from_pretrained(folder))
 
 
+def train(folder: str, output: str, repo_id: str) -> str:
+    """Train a stage that pushes itself as it goes, with everything named by absolute paths; return the URL."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator
+
+    from hf_warmscale import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage
+
+    rows = [{"input_ids": [n % 7, 1, 2, 3], "labels": [n % 7, 1, 2, 3]} for n in range(8)]
+    mixture = ReplayMixture({f"{folder}/rows": rows, "other": rows}, {f"{folder}/rows": 0.5, "other": 0.5}, seed=0)
+    arguments = ContinualTrainingArguments(
+        output_dir=output, per_device_train_batch_size=4, save_steps=1, eval_strategy="steps", eval_steps=1,
+        logging_steps=1, save_total_limit=1, load_best_model_at_end=True, report_to="none", use_cpu=True,
+        push_to_hub=True, hub_model_id=repo_id, hub_strategy="checkpoint", hub_always_push=True,
+        hub_token=os.environ["HF_TOKEN"],
+    )  # fmt: skip
+    trainer = ContinualTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        arguments,
+        default_data_collator,
+        stage=Stage("pushed", "constant", mixture, max_steps=2),
+        eval_dataset={"other": rows},
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    trainer.train()
+    return str(trainer.push_to_hub())
+
+
 def load(repo_id: str, output: str) -> str:
     """Load model and tokenizer as a user would, save them, and return some token ids."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -102,7 +128,7 @@ def warmscale(*arguments: str) -> str:
 def serve() -> None:
     """Answer calls until the input ends."""
     functions: dict[str, Callable[..., str]] = {
-        function.__name__: function for function in (push, push_grown, load, probe, describe, warmscale)
+        function.__name__: function for function in (push, push_grown, train, load, probe, describe, warmscale)
     }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

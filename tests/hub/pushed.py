@@ -32,7 +32,7 @@ COMMANDS = {
 ABSOLUTE = re.compile(r"(?<![\w:/.<~-])/[\w.-]+/[\w./-]+")
 """Two or more parts after a slash that begins a word: not `a/b`, not a link."""
 
-BINARY = (".safetensors", ".png")
+BINARY = (".safetensors", ".png", ".pt", ".pth")
 TOKENIZERS = ("tokenizer.json",)
 
 
@@ -61,6 +61,7 @@ def leaks(files: dict[str, bytes], here: Path) -> Iterator[str]:
     private = (here.parent.name, str(Path.home()), socket.gethostname())
     for name, content in files.items():
         if name.endswith((*BINARY, *TOKENIZERS)):
+            yield from [f"{name}: {here}"] if str(here).encode() in content else []
             continue
         text = content.decode()
         yield from (f"{name}: {found}" for found in ABSOLUTE.findall(text))

@@ -49,9 +49,9 @@ def test_a_merge_names_its_inputs(
     assert data["base_model_relation"] == "merge"
     receipt = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert receipt["inputs"][:2] == inputs
-    assert receipt["inputs"][2]["source"] == "checkpoint-3" and str(tmp_path) not in text
+    assert receipt["inputs"][2]["source"] == "./checkpoint-3" and str(tmp_path) not in text
     assert receipt["weights"] == pytest.approx([1 / 3] * 3)
-    assert "Merged from `me/first`, `me/second`, `checkpoint-3`." in text
+    assert "Merged from `me/first`, `me/second`, `./checkpoint-3` by `linear`" in text
 
 
 def test_the_card_of_a_search_tells_which_model_it_is(

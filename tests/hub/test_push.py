@@ -13,13 +13,14 @@ from hf_warmscale.hub import make_card, push_to_hub
 from hf_warmscale.resize.growing.verify import PROBE_TEXT
 from tests.hub.client import HubClient
 from tests.hub.server import HubServer, Mode
+from tests.hub.test_cards import GROWTH
 from tests.hub.tiny import tiny_folder, tiny_tokenizer
 
 
 @pytest.mark.parametrize("mode", ["regular", "lfs"])
 def test_round_trip(tmp_path: Path, server: HubServer, client: HubClient, mode: Mode) -> None:
     folder = tiny_folder(tmp_path / "model", max_shard_size="20KB")
-    write_json(folder / "growth_receipt.json", {"source": str(tmp_path / "base"), "parameters": 8, "width": "clone"})
+    write_json(folder / "growth_receipt.json", {**GROWTH, "source": str(tmp_path / "base")})
     write_json(folder / "trainer_state.json", {"best_model_checkpoint": str(tmp_path)})
     for pickled in ("training_args.bin", "optimizer.pt"):
         torch.save({"step": 1}, folder / pickled)
@@ -140,7 +141,7 @@ def test_a_card_of_ones_own(tmp_path: Path, server: HubServer, client: HubClient
     assert b'from_pretrained("me/made-card")' in server.files_at("me/made-card")["README.md"]
 
 
-@pytest.mark.parametrize("content, fault", [("{", "is not a valid JSON file"), ("[]", "does not hold a JSON object")])
+@pytest.mark.parametrize("content, fault", [("{", "is not a valid JSON file"), ("[]", "is damaged")])
 def test_a_damaged_receipt_makes_no_repository(
     tmp_path: Path, server: HubServer, client: HubClient, content: str, fault: str
 ) -> None:

@@ -22,11 +22,12 @@ def stored(name: str) -> dict[str, Any]:
 
 def test_what_0_1_0_wrote_is_read() -> None:
     receipt = MergeReceipt.from_dict(stored("merge_receipt.json"))
-    assert receipt.to_dict() == {"format_version": 1, **stored("merge_receipt.json"), "weights": (1 / 3,) * 3} | {
-        "inputs": tuple(stored("merge_receipt.json")["inputs"])
-    }
     result = MergeResult.from_dict(stored("merge_result.json"))
-    assert json.loads(json.dumps(result.to_dict())) == {"format_version": 1, **stored("merge_result.json")}
+    for record, name in ((receipt, "merge_receipt.json"), (result, "merge_result.json")):
+        old = stored(name)
+        # It wrote the paths of folders, of which the names are left.
+        old["inputs"] = [{**each, "source": f"./{Path(each['source']).name}"} for each in old["inputs"]]
+        assert record.to_dict() == {"format_version": 1, **old}
 
 
 def test_a_record_says_what_a_card_needs() -> None:
@@ -34,8 +35,8 @@ def test_a_record_says_what_a_card_needs() -> None:
         MergeReceipt.from_dict(stored("merge_receipt.json")),
         MergeResult.from_dict(stored("merge_result.json")),
     ]
-    assert receipts[0].summary() == "Merged from 3 checkpoints by `linear` with the weights 0.3333, 0.3333, 0.3333."
-    assert receipts[1].summary().startswith("Merge: better than checkpoint 2 of 2")
+    assert receipts[0].summary().endswith(" by `linear` with the weights 0.3333, 0.3333, 0.3333.")
+    assert receipts[1].summary().startswith("Merged from `./checkpoint-100`, `./checkpoint-120`. Merge: better than")
     for receipt, count in zip(receipts, (3, 2), strict=True):
         assert receipt.file_name == "merge_result.json" and len(receipt.sources()) == count
 

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage, StageRecord, get_schedule, seen_rows
-from hf_warmscale.training.stage import FORMAT_VERSION
 from tests.training.tiny import DOMAINS, LENGTH, NEW, OLD, arguments, losses, rates, replay, rows, tiny_model, weights
 
 STEPS, WARMUP, PEAK = 20, 5, 1e-2
@@ -228,17 +227,22 @@ def test_a_stage_of_the_first_release_is_continued(finished: tuple[Path, Continu
     """Version 0.1.0 wrote no format version, and recorded fewer arguments."""
     output = crashed(finished, tmp_path)
     shutil.copy(FIXTURES / "stage-0.1.0.json", output / "checkpoint-10" / "stage.json")
-    assert StageRecord.load(output / "checkpoint-10").format_version == 1
+    assert StageRecord.load(output / "checkpoint-10").written_as == 1
     trainer = ContinualTrainer(tiny_model(seed=1), arguments(output), stage=stage())
     trainer.train(resume_from_checkpoint=True)
     assert torch.equal(weights(trainer), weights(finished[1]))
-    assert json.loads((output / "checkpoint-20" / "stage.json").read_text())["format_version"] == FORMAT_VERSION
+    assert (
+        json.loads((output / "checkpoint-20" / "stage.json").read_text())["format_version"]
+        == StageRecord.format_version
+    )
 
 
 def test_a_stage_of_a_newer_format_is_refused(finished: tuple[Path, ContinualTrainer], tmp_path: Path) -> None:
     checkpoint = crashed(finished, tmp_path) / "checkpoint-10"
     content = json.loads((checkpoint / "stage.json").read_text())
-    (checkpoint / "stage.json").write_text(json.dumps({**content, "format_version": FORMAT_VERSION + 1, "new": 1}))
+    (checkpoint / "stage.json").write_text(
+        json.dumps({**content, "format_version": StageRecord.format_version + 1, "new": 1})
+    )
     with pytest.raises(ValueError, match=r"stage\.json has the format version 3, .* up to 2; update"):
         StageRecord.load(checkpoint)
 

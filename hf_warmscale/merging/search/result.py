@@ -6,10 +6,12 @@ from typing import Any, ClassVar, Self
 
 import optuna
 
-from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version
+from hf_warmscale.checkpoints import FORMAT_VERSION, Receipt, check_format_version
+from hf_warmscale.checkpoints.portable import portable
+from hf_warmscale.checkpoints.receipts import Relation
 from hf_warmscale.evaluation import PairedDifference
 from hf_warmscale.merging.combine import CheckpointWeights
-from hf_warmscale.merging.inputs import MergeInput
+from hf_warmscale.merging.inputs import MergeInput, named_sources
 from hf_warmscale.merging.merge import RESULT, RESULT_VERSION, TAG, TITLE
 from hf_warmscale.merging.search.mergeability import Mergeability
 
@@ -18,7 +20,7 @@ JOURNAL = "merge_journal.log"
 
 
 @dataclass(frozen=True, eq=False)
-class MergeResult:
+class MergeResult(Receipt):
     """The answer of a search.
 
     Args:
@@ -64,8 +66,7 @@ class MergeResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the study, ready for JSON: the content of `merge_result.json`."""
-        return {
-            FORMAT_VERSION: self.format_version,
+        content = {
             "method": "linear",
             "verdict": self.verdict,
             "accepted": self.accepted,
@@ -82,6 +83,12 @@ class MergeResult:
             "mergeability": self.mergeability.to_dict() if self.mergeability else None,
             "settings": dict(self.settings),
         }
+        return {FORMAT_VERSION: self.format_version, **portable(content)}
+
+    @classmethod
+    def recognises(cls, content: Mapping[str, Any]) -> bool:
+        """Tell the result of a search from the receipt of a plain merge: only a search has a verdict."""
+        return "verdict" in content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -101,8 +108,8 @@ class MergeResult:
                 interval=PairedDifference.from_dict(content["interval"]),
                 interval_uniform=PairedDifference.from_dict(content["interval_uniform"]),
                 mergeability=Mergeability.from_dict(look) if look else None,
-                inputs=tuple(MergeInput(**each) for each in content["inputs"]),
-                base=MergeInput(**base) if base else None,
+                inputs=tuple(map(MergeInput.from_dict, content["inputs"])),
+                base=MergeInput.from_dict(base) if base else None,
                 study=None,
                 **{name: content[name] for name in names},
             )
@@ -110,10 +117,24 @@ class MergeResult:
             raise ValueError(f"The {RESULT} is damaged ({error}); search again.") from error
 
     def summary(self) -> str:
-        """Return one sentence for the card."""
-        return self.verdict
+        """Return two sentences for the card: what it was made of, and the verdict."""
+        made = "Merged" if self.accepted else "Chosen"
+        return f"{made} from {named_sources(self.inputs, self.base)}. {self.verdict}"
 
     def sources(self) -> tuple[str, ...]:
         """Return the names of the models that are in the result: all inputs, or the best one alone, and the base."""
         used = self.inputs if self.accepted else self.inputs[self.best_single : self.best_single + 1]
         return tuple(each.source for each in (*used, *([self.base] if self.base else [])))
+
+    def relation(self) -> Relation:
+        """Return what the folder holds: a merge, or the best checkpoint, which is a model tuned further."""
+        return "merge" if self.accepted else "finetune"
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Return the rows of the confirm split."""
+        return self.domains
+
+    def scores(self) -> dict[tuple[str, str], float]:
+        """Return the scores of the model in the folder; that of a rejected merge is the model of `before`."""
+        which = "after" if self.accepted else "before"
+        return {(row["domain"], row["metric"]): row[which] for row in self.domains}

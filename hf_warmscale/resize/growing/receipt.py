@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import PurePosixPath, PureWindowsPath
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 
-from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version, public_name
+from hf_warmscale.checkpoints import Receipt, check_format_version
+from hf_warmscale.checkpoints.portable import portable
 
 CONFIG_ENTRY = "growth"
 """The entry of a grown model's config; it survives where the file is lost."""
@@ -46,7 +46,7 @@ class Verification:
 
 
 @dataclass
-class GrowthReceipt:
+class GrowthReceipt(Receipt):
     """The record of a growth. See [`Receipt`].
 
     Args:
@@ -101,10 +101,6 @@ class GrowthReceipt:
     experts: int | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return {FORMAT_VERSION: self.format_version, **asdict(self)}
-
     def config_entry(self) -> dict[str, Any]:
         """Return the part for the config: enough to make the maps again, but no measurements."""
         content = {name: value for name, value in self.to_dict().items() if name not in ("verification", "warnings")}
@@ -151,14 +147,8 @@ def fields_of(kind: type[Any], content: Mapping[str, Any], what: str) -> dict[st
             raise ValueError(f"The {what} lacks the field {each.name!r}; resize the model again.")
     if isinstance(seen := values.get("verification"), Mapping):
         values["verification"] = Verification(**seen)
-    if is_absolute(values["source"]):  # as version 0.1.0 wrote it
-        values["source"] = public_name(values["source"])
+    values["source"] = portable(values["source"])  # version 0.1.0 wrote a path
     return values
-
-
-def is_absolute(path: str) -> bool:
-    """Tell whether a text is an absolute path of any system."""
-    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
 
 
 def read_receipt(config: PreTrainedConfig, name: str) -> GrowthReceipt:

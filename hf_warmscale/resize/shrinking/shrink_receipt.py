@@ -1,17 +1,17 @@
 """The receipt of a shrink in plain values."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from hf_warmscale.checkpoints import FORMAT_VERSION, check_format_version
+from hf_warmscale.checkpoints import Receipt, check_format_version
 from hf_warmscale.resize.growing.receipt import Verification, fields_of
 
 How = Literal["receipt", "importance"]
 
 
 @dataclass
-class ShrinkReceipt:
+class ShrinkReceipt(Receipt):
     """The record of a shrink. See [`Receipt`].
 
     Args:
@@ -46,10 +46,6 @@ class ShrinkReceipt:
     parameters: int
     calibration_tokens: int
     verification: Verification | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return {FORMAT_VERSION: self.format_version, **asdict(self)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
