@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -13,10 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from hf_warmscale.checkpoints import staged_directory, write_text
 from hf_warmscale.evaluation import EvaluationSet
 from hf_warmscale.quickstart.settings import Settings
-from hf_warmscale.quickstart.text import DOMAINS, Domain, Split, installed_documents
+from hf_warmscale.quickstart.text import DOMAINS, END_OF_TEXT, Domain, Split, installed_documents
+from hf_warmscale.studies import tokens_hash
 from hf_warmscale.training.data.packing import load_packed, pack
 
-END_OF_TEXT = "<|endoftext|>"
 HELD_OUT: tuple[Split, ...] = ("evaluation", "select", "confirm")
 PACKED = {
     "prose": "prose-train",
@@ -51,6 +52,10 @@ class QuickstartData:
     def rows(self, name: str) -> Dataset:
         """Return packed rows."""
         return load_packed(self.path(name), tokenizer=self.tokenizer)
+
+    def tokens_hash(self) -> str:
+        """Return a hash of all packed rows."""
+        return tokens_hash(np.concatenate(self.rows(name).with_format("numpy")["input_ids"][:]) for name in PACKED)
 
     def evaluation(self) -> dict[str, Dataset]:
         """Return a few rows of each domain, for the curves."""

@@ -15,6 +15,9 @@ Split = Literal["train", "more", "evaluation", "select", "confirm"]
 
 DOMAINS: tuple[Domain, ...] = ("prose", "code")
 
+END_OF_TEXT = "<|endoftext|>"
+"""The special token of the quickstart's tokenizer; the packages that are read spell it now and then."""
+
 DISTRIBUTIONS = (
     "torch",
     "transformers",
@@ -120,7 +123,8 @@ def texts_in(path: Path) -> list[tuple[Domain, str]]:
 
 def _pieces(text: str) -> list[str]:
     pieces = [text[start : start + MAX_DOCUMENT] for start in range(0, len(text), MAX_DOCUMENT)]
-    return [piece for piece in pieces if len(piece) >= MIN_DOCUMENT]
+    # A document that spells the token would end in its middle; packing refuses it.
+    return [piece for piece in pieces if len(piece) >= MIN_DOCUMENT and END_OF_TEXT not in piece]
 
 
 def _files_of(name: str) -> list[Path]:
