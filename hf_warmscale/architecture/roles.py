@@ -36,12 +36,20 @@ def label_parameter(model: PreTrainedModel, name: str, labels: Labels, norms: Ma
         norms (`Mapping[str, NormMap]`): the norms, by path.
     """
     path, _, own = name.rpartition(".")
-    module = model.get_submodule(path)
+    module = _owner(model, name)
     dimensions = labels[name]
     fan_in, fan_out = _direction(module, own, dimensions)
     role = _role(model, module, path, name, dimensions, fan_in, norms)
     siblings = [label for other, label in labels.items() if other.rpartition(".")[0] == path]
     return Labelled(role, _component(model, module, path, role, siblings), dimensions, fan_in, fan_out)
+
+
+def _owner(model: PreTrainedModel, name: str) -> nn.Module:
+    """Return the module of a parameter: of a tied table the embedding, also where the readout has its first name."""
+    embedding: nn.Module = model.get_input_embeddings()
+    tensor = dict(model.named_parameters()).get(name)
+    holds_table = tensor is not None and any(tensor is own for own in embedding.parameters(recurse=False))
+    return embedding if holds_table else model.get_submodule(name.rpartition(".")[0])
 
 
 def axes_in(dimensions: Sequence[Dimension]) -> frozenset[Axis]:

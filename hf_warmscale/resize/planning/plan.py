@@ -209,14 +209,21 @@ class Plan:
             return self.source.parameters[target.name]
         rest = target.name.removeprefix(f"{self.target.layer_path}.{target.layer}.")
         copied = self.layers.source[target.layer]
-        parameter = self.source.parameters.get(f"{self.source.layer_path}.{copied}.{rest}")
-        if parameter is None:
-            raise ValueError(
-                f"Block {target.layer} of the target would copy block {copied}, which has no {rest}: in a "
-                f"{self.source.model_type} model the position of a block decides its kind; try another depth operator "
-                "or, with 'identity', other places (insert_after), or leave the depth as it is."
-            )
-        return parameter
+        # A block that starts at zero may take a weight from any block: ModernBERT's first has no norm of its own.
+        blocks = self._nearest(copied) if self.is_new(target) else [copied]
+        for block in blocks:
+            parameter = self.source.parameters.get(f"{self.source.layer_path}.{block}.{rest}")
+            if parameter is not None:
+                return parameter
+        raise ValueError(
+            f"Block {target.layer} of the target would copy block {copied}, which has no {rest}: in a "
+            f"{self.source.model_type} model the position of a block decides its kind; try another depth operator "
+            "or, with 'identity', other places (insert_after), or leave the depth as it is."
+        )
+
+    def _nearest(self, block: int) -> list[int]:
+        """Return the blocks of the source, those nearest to `block` first."""
+        return sorted(range(self.source.sizes[Axis.LAYERS]), key=lambda other: abs(other - block))
 
     def _fill(self, source: ParameterMap, dim: int) -> Fill:
         return "mean" if _has(source.dimensions[dim], Axis.VOCAB) else self.operator.fill(source, dim)

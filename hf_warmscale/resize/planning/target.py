@@ -90,7 +90,9 @@ def _keep_head_dim(source: ModelMap, wanted: Sizes) -> None:
 
 
 def _move_heads_with_hidden(source: ModelMap, wanted: dict[Axis, int]) -> None:
-    if Axis.HEAD_DIM not in source.derived or not {Axis.HIDDEN, Axis.HEADS} & set(wanted):
+    # Where no block has attention (Qwen3-Next of three blocks), the head size occurs in no weight.
+    follows = Axis.HEAD_DIM in source.derived and Axis.HEAD_DIM in source.sizes
+    if not follows or not {Axis.HIDDEN, Axis.HEADS} & set(wanted):
         return
     head_dim = source.sizes[Axis.HEAD_DIM]
     hidden = wanted.get(Axis.HIDDEN, wanted.get(Axis.HEADS, 0) * head_dim)

@@ -24,6 +24,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "phi3": {**GROUPED, "rope_parameters": LONG},  # a factor for each frequency
     "roberta": {**SIZES, "is_decoder": True},  # positions begin behind the padding token
     "xlm-roberta-xl": {**SIZES, "is_decoder": True},
+    "camembert": {**SIZES, "is_decoder": True},  # its tied table bears the name of the readout
     "gpt_neox_japanese": {**SIZES},
     "persimmon": {**SIZES},
     "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
@@ -45,6 +46,16 @@ def test_described_grown_and_measured(family: str) -> None:
     assert wide.growth_receipt["exact"], wide.growth_receipt["inexact_because"]
     with StayInFloat64():
         assert logit_error(source, wide) <= 1e-11
+
+
+def test_an_inserted_block_takes_from_another_what_its_own_lacks() -> None:
+    """The first block of ModernBERT has no norm before its attention; a copy of it in second place has one."""
+    config = AutoConfig.for_model("modernbert-decoder", **SIZES)
+    source = random_model(config)
+    grown: Any = grow_from_pretrained(source, num_hidden_layers=4, depth="identity")
+    assert grown.growth_receipt["exact"], grown.growth_receipt["inexact_because"]
+    with StayInFloat64():
+        assert logit_error(source, grown) <= 1e-11
 
 
 def test_a_stray_field_sets_nothing() -> None:
