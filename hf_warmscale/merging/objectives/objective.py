@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
 from hf_warmscale.merging.objectives.public_benchmarks import refuse_public_benchmark
+from hf_warmscale.studies import tokens_hash
 
 Loss = Callable[[PreTrainedModel], float | Sequence[float]]
 """A function of the model that returns the loss (lower is better) of each of its examples, or one number."""
@@ -31,6 +32,11 @@ class Objective(Protocol):
     @property
     def sha256(self) -> str:
         """Identify the examples."""
+        ...
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Identify the token ids that the tokenizer makes of the documents; empty for a function."""
         ...
 
     @property
@@ -66,6 +72,11 @@ class DocumentObjective:
         return sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     @property
+    def tokens_sha256(self) -> str:
+        """The hash of the token ids of all documents, so that of what a tokenizer makes of them."""
+        return tokens_hash(sequence.numpy() for part in self.parts for sequence in part.sequences)
+
+    @property
     def digests(self) -> frozenset[str]:
         """The hashes of the documents."""
         return frozenset(digest for part in self.parts for digest in part.digests)
@@ -96,6 +107,11 @@ class LossObjective:
     def sha256(self) -> str:
         """The hash of the function's name: what it computes cannot be hashed."""
         return sha256(getattr(self.loss, "__qualname__", type(self.loss).__qualname__).encode()).hexdigest()
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Empty: a function tokenizes for itself."""
+        return ""
 
     @property
     def digests(self) -> frozenset[str]:

@@ -2,8 +2,10 @@
 
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 
 import psutil
@@ -17,7 +19,20 @@ SILENT_SECONDS = 300.0
 def this_worker() -> str:
     """Identify this process: machine, process id, and start time, since ids are reused."""
     process = psutil.Process()
-    return f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"
+    return f"{this_machine()}/{process.pid}/{process.create_time():.2f}"
+
+
+def this_machine() -> str:
+    """Identify what process ids are unique in: the machine, and within it the container.
+
+    The host name alone would not do: containers may share it, and each of them counts its processes from 1.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()  # "pid:[4026531836]"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()}-{uuid.getnode():x}"
+    return f"{socket.gethostname()}-{boot}-{namespace}"
 
 
 @contextmanager
@@ -65,7 +80,7 @@ class Watch:
             beats (`int`): how often the worker has shown that it is still scoring it.
         """
         host, process, created = worker.rsplit("/", 2)
-        if host == socket.gethostname():
+        if host == this_machine():
             # Certain and at once; silence would take minutes to show the same.
             return not _runs(int(process), created)
         before, since = self._seen.get(trial, (None, 0.0))

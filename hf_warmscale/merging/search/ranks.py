@@ -1,5 +1,6 @@
 """Processes that share the evaluation of one trial; one of them owns the study."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -13,7 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Failure:
-    error: ValueError | OSError
+    """An error of the main process; `error` is `None` if it cannot be sent."""
+
+    error: BaseException | None
+    text: str
 
 
 class Ranks:
@@ -46,7 +50,7 @@ class Ranks:
         """Call `function` on the main process, which alone gets its result; an error is raised on all processes.
 
         Raises:
-            ValueError, OSError: on all processes, if the main one raises it.
+            BaseException: on all processes, if the main one raises it; see `from_main`.
         """
         results: list[T] = []
         self.from_main(lambda: results.append(function()))
@@ -56,7 +60,8 @@ class Ranks:
         """Call `function` on the main process and return its result, which is pickled, on all of them.
 
         Raises:
-            ValueError, OSError: on all processes, if the main one raises it.
+            BaseException: on all processes, if the main one raises it; an error that cannot be sent becomes a
+                RuntimeError with its text on the others.
         """
         if not self.distributed:
             return function()
@@ -64,11 +69,22 @@ class Ranks:
         if self.is_main:
             try:
                 told = [function()]
-            # The other processes wait in the broadcast below; an error that is not sent on would leave them there.
-            except (ValueError, OSError) as error:
-                told = [_Failure(error)]
+            # Whatever it is, Ctrl-C too: the other processes wait in the broadcast, and would wait for ever.
+            except BaseException as error:
+                broadcast_object_list([_failure(error)])
+                raise
         broadcast_object_list(told)
         (result,) = told
         if isinstance(result, _Failure):
-            raise result.error
+            raise result.error or RuntimeError(f"The main process failed: {result.text}")
         return cast("T", result)
+
+
+def _failure(error: BaseException) -> _Failure:
+    text = f"{type(error).__name__}: {error}"
+    try:
+        # Both ways: an exception with arguments of its own can be packed and then not be made again.
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the class raises
+        return _Failure(None, text)
+    return _Failure(error, text)

@@ -196,6 +196,7 @@ def search_source(
         "seed": str(seed),
         "checkpoints": " ".join(each.sha256[:12] for each in (*inputs, *([base] if base else []))),
         "select": _fingerprint(selected),
+        "tokens": " ".join(f"{domain}:{each.tokens_sha256[:12]}" for domain, each in selected.items()),
         "max_length": str(max_length),
         "limits": repr(sorted(limits.items())),
     }

@@ -153,15 +153,13 @@ class Trials:
         # Begin first, look for rivals after: the storage numbers the trials one after another, so of two workers at
         # one point exactly one sees an earlier rival and withdraws. Looking first would let both pass.
         trial = self._begin(point, attributes)
-        # One read for both states: a rival that finishes between two reads would be in neither.
-        others = self._in(TrialState.COMPLETE, TrialState.RUNNING)
-        earlier = [other for other in others if other.number < trial.number]
-        # What had finished when the point was chosen is no rival: the proposal has taken it into account.
-        known = {other.number for other in finished}
+        # One read for all states: a rival that ends between two reads would be in neither.
+        others = self._in(TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL)
+        earlier = [other for other in others if other.number < trial.number and _counts(other)]
+        # What had ended when the point was chosen is no rival: the proposal has taken it into account.
+        known = {other.number for other in (*finished, *failed)}
         rivals = [other for other in earlier if other.number not in known]
-        if len(earlier) + len(failed) >= limit or any(
-            is_same(other.params, trial.params, self._space.ranges) for other in rivals
-        ):
+        if len(earlier) >= limit or any(is_same(other.params, trial.params, self._space.ranges) for other in rivals):
             self._end(trial)
             return None
         return trial
@@ -221,7 +219,9 @@ class Trials:
             }
 
     def _in(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states)
+        trials = self.study.get_trials(deepcopy=False, states=states)
+        # A trial without a worker is not of this package: a dashboard or a program of the user's has begun it.
+        return [trial for trial in trials if WORKER in trial.user_attrs]
 
     def _begin(self, point: Point, attributes: dict[str, Any]) -> optuna.Trial:
         _BEGUN.add(attributes[TOKEN])  # first, so that no other thread of this process takes the trial for an orphan
@@ -285,12 +285,18 @@ class Trials:
             self.note(CONFIGURATION, configuration)
             self.study.set_user_attr(FORMAT_VERSION, STUDY_VERSION)
             return
-        for key in sorted(known.keys() | configuration.keys()):
-            if known.get(key) != configuration.get(key):
+        # A key that the study lacks was not stored by the version that made it.
+        for key in sorted(known):
+            if known[key] != configuration.get(key):
                 raise ValueError(
                     f"The study {self.study.study_name!r} was made with another {key} ({known.get(key)}, now "
                     f"{configuration.get(key)}); choose another output, storage or study_name."
                 )
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Tell whether a trial takes one of the places within the limit: not if it was lost or given up."""
+    return trial.state is not TrialState.FAIL or FAILED in trial.user_attrs
 
 
 def is_complete(trial: FrozenTrial) -> bool:

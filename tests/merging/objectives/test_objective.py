@@ -43,6 +43,17 @@ def test_the_order_of_the_documents_hangs_on_the_seed() -> None:
     assert len(hashes) == 2
 
 
+def test_a_tokenizer_that_cuts_otherwise_is_noticed() -> None:
+    texts, other = tiny_documents(4), tiny_tokenizer()
+    other.add_tokens([texts[0][:6]])
+    first, second = (
+        prepare_domains(texts, tokenizer, max_length=64, batch_tokens=512)["held-out"]
+        for tokenizer in (tiny_tokenizer(), other)
+    )
+    assert first.sha256 == second.sha256
+    assert first.tokens_sha256 != second.tokens_sha256
+
+
 def test_a_worse_model_is_stopped_with_a_paired_estimate() -> None:
     """Ten noisy copies: each is stopped on few documents, and its value is near what all documents would give."""
     objective, best = documents(64), tiny_llama()

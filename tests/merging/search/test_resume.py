@@ -104,8 +104,24 @@ result = search_merge(
 from accelerate import PartialState
 state = PartialState()
 assert state.num_processes == 2
+
+from hf_warmscale.merging.search.ranks import Ranks
+
+class Local(Exception):
+    def __init__(self, one, two):  # cannot be made again from its arguments
+        super().__init__(one)
+
+def caught(error):
+    def fail():
+        raise error
+    try:
+        Ranks().from_main(fail)
+    except BaseException as raised:
+        return type(raised).__name__
+
+errors = [caught(error) for error in (KeyError("lost"), KeyboardInterrupt(), Local("one", "two"))]
 with open(f"{sys.argv[1]}/{state.process_index}.json", "w") as file:
-    json.dump([result.weights, result.interval.estimate, result.study is not None], file)
+    json.dump([result.weights, result.interval.estimate, result.study is not None, errors], file)
 """
 
 
@@ -125,6 +141,9 @@ def test_the_processes_of_a_launch_share_each_trial(trajectory: list[Path], tmp_
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first[:2] == second[:2]
     assert (first[2], second[2]) == (True, False)  # one process keeps the study
+    # An error of the main process, of any class, ends the others too: none waits for it.
+    assert first[3] == ["KeyError", "KeyboardInterrupt", "Local"]
+    assert second[3] == ["KeyError", "KeyboardInterrupt", "RuntimeError"]
     texts = documents()
     alone = search_merge(
         trajectory[-2:], select=texts[::2], confirm=texts[1::2], n_trials=4, tolerance=0.0, output=tmp_path / "alone"

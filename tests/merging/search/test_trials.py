@@ -1,16 +1,17 @@
 """The study behind a search, on analytic losses: proposals, resumes, sweeps, and the stopping rule."""
 
 import math
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hf_warmscale.evaluation import DocumentNLL
 from hf_warmscale.merging.search.evaluator import Outcome
@@ -147,6 +148,51 @@ def test_of_two_workers_at_the_last_trial_the_later_gives_way() -> None:
     assert [trial.number for trial in trials.running()] == [last.number]
 
 
+class Raced(InMemoryStorage):
+    """A storage in which another worker is faster, once: it does all of its work just before the next trial begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faster: Callable[[], object] | None = None
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        faster, self.faster = self.faster, None
+        if faster is not None:
+            faster()
+        return super().create_new_trial(study_id, template_trial)
+
+
+@pytest.mark.parametrize("point", [1.0, 0.0])
+def test_a_point_that_fails_while_a_worker_asks_for_it_is_not_tried_again(point: float) -> None:
+    """At another point, the failed trial takes the last place within the limit."""
+    storage = Raced()
+    trials, other = new_trials(storage), new_trials(storage)
+    storage.faster = lambda: other.fail(begin(other, ("1", {"lambda": point})), "the loss is NaN")
+    assert trials.ask(("1", {"lambda": 1.0}), limit=2 if point == 1.0 else 1) is None
+    assert not trials.running()
+
+
+def test_a_trial_of_another_program_is_not_touched() -> None:
+    """Optuna's dashboard and `Study.ask` begin trials without a worker."""
+    trials = new_trials()
+    trials.study.ask()
+    trials.sweep()
+    advance(trials, 3)
+    assert not trials.running()
+    whole = new_trials()
+    advance(whole, 3)
+    assert history(trials) == history(whole)
+
+
+def test_a_study_may_lack_what_its_version_did_not_store() -> None:
+    storage = InMemoryStorage()
+    new_trials(storage)
+    for configuration in (CONFIGURATION | {"tokens": "b"}, CONFIGURATION):
+        Trials(storage, "merge", PairSpace(), num_objectives=1, seed=0, configuration=configuration)
+    with pytest.raises(ValueError, match="with another space"):
+        Trials(storage, "merge", PairSpace(), num_objectives=1, seed=0, configuration={"seed": "0"})
+
+
 def test_a_trial_of_a_living_worker_is_left_alone() -> None:
     trials = new_trials()
     begin(trials, ("1", {"lambda": 1.0}))
@@ -158,6 +204,11 @@ def test_a_worker_of_this_machine_is_alive_while_its_process_runs() -> None:
     assert not Watch().is_gone(this_worker(), 0, 0)
     host, process, created = this_worker().rsplit("/", 2)
     assert Watch().is_gone(f"{host}/{process}/{float(created) - 100:.2f}", 0, 0)  # the id was used again
+
+
+def test_a_worker_of_another_container_is_no_process_of_this_one() -> None:
+    """Containers may share a host name, and each has a process 1."""
+    assert not Watch().is_gone(f"{socket.gethostname()}/1/0.00", 0, 0)
 
 
 def test_a_worker_of_another_machine_is_alive_while_it_beats() -> None:
