@@ -1,5 +1,6 @@
 """`UncertaintyRouter`: the clean head for the text that the model knows, the robust head for other text."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
@@ -83,7 +84,8 @@ class UncertaintyRouter(nn.Module):
         robust = self._log_probs(input_ids, mask, robust=True)
         if self.reference is None:
             return mean_kl(robust, clean, mask)
-        target = _log_softmax(self.reference(input_ids=input_ids, attention_mask=attention_mask).logits)
+        positions = _positions(self.reference, attention_mask)
+        target = _log_softmax(self.reference(input_ids=input_ids, attention_mask=attention_mask, **positions).logits)
         # Models pad the vocabulary to different numbers of rows. What is left is normalised again, or the divergence
         # of two partial distributions could be negative.
         known = min(target.shape[-1], clean.shape[-1])
@@ -175,6 +177,8 @@ class UncertaintyRouter(nn.Module):
         return nullcontext() if robust else cast(AbstractContextManager[None], self.model.disable_adapter())
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None, *, robust: bool, **kwargs: Any) -> Any:
+        if "position_ids" not in kwargs:
+            kwargs = {**kwargs, **_positions(self.model.get_base_model(), attention_mask)}
         with self._head(robust):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -186,6 +190,16 @@ class UncertaintyRouter(nn.Module):
         nll = token_nll(logits[:, :-1], input_ids[:, 1:])
         # A sum, not a mean: the calibration minimises the loss of the mix per token, so long sequences count for more.
         return (nll * mask[:, 1:]).sum(dim=1)
+
+
+def _positions(model: nn.Module, mask: Tensor | None) -> dict[str, Tensor]:
+    """Return positions that count from the first token of each row, as an argument of a model that takes them.
+
+    Without them GPT-2 and its kin look up the position of a token in the padded row: padding on the left shifts all.
+    """
+    if mask is None or mask.all() or "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

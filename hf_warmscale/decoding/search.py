@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import content_hash, find_tokenizer, load_tokenizer, refuse_non_finite
@@ -124,5 +125,5 @@ def _record(member: Member) -> MergeInput:
     path = Path(member.plain.config.name_or_path or member.role)
     source = f"./{path.name}" if path.is_absolute() else str(path)
     # A reference with its adapter off has the tensors of the tuned model.
-    digest = content_hash(tensors) if member.adapter else content_hash({**tensors, "adapter off": tensor[:0]})
+    digest = content_hash(tensors) if member.adapter else content_hash({**tensors, "adapter off": torch.empty(0)})
     return MergeInput(source, revision=None, step=None, sha256=digest)

@@ -79,6 +79,23 @@ def test_padding_does_not_count(adapted: PeftModel, criterion: Any) -> None:
     torch.testing.assert_close(router.scores(padded, mask), router.scores(x), rtol=0, atol=1e-6)
 
 
+def test_padding_on_the_left_shifts_no_position() -> None:
+    """GPT-2 looks its positions up in a table."""
+    model = get_peft_model(
+        tiny("gpt2", width=32, depth=2, seed=0, dtype=torch.float32), LoraConfig(r=2, task_type="CAUSAL_LM")
+    ).eval()
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            nn.init.normal_(parameter, std=0.3)
+    x, reference = tokens(), tiny("gpt2", width=16, depth=1, seed=1, dtype=torch.float32)
+    padded = torch.cat([torch.zeros(2, 4, dtype=torch.long), x], dim=1)
+    mask = torch.cat([torch.zeros(2, 4, dtype=torch.long), torch.ones_like(x)], dim=1)
+    for other in (None, reference):
+        router = UncertaintyRouter(model, reference=other, threshold=0.0)
+        torch.testing.assert_close(router.scores(padded, mask), router.scores(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(router(padded, mask).logits[:, 4:], router(x).logits, rtol=0, atol=1e-5)
+
+
 def test_the_reference_is_followed(adapted: PeftModel) -> None:
     class Like(nn.Module):
         """A small robust model that agrees with one of the heads."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hf_warmscale.checkpoints import save_model
@@ -61,6 +62,15 @@ def test_a_search_finds_a_better_combination_and_writes_it(tmp_path: Path) -> No
     for alone in (large, small, tuned):
         assert loss < document_nll(alone, DOCUMENTS[12:], tiny_tokenizer()).mean
     assert result.num_trials == 10
+
+
+def test_a_reference_with_its_adapter_off_may_hold_a_single_number() -> None:
+    """Its record differs from that of the tuned model, whatever its last tensor is."""
+    base, small, _ = members()
+    small.register_buffer("temperature", torch.tensor(2.0, dtype=torch.float64))
+    adapted = get_peft_model(small, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    records = MemberSource(EmulatedFineTuningForCausalLM(base, adapted)).check()
+    assert len({record.sha256 for record in records}) == 3
 
 
 def test_a_member_with_nan_is_named() -> None:
