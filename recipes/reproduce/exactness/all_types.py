@@ -1,35 +1,34 @@
-"""Grow a small random model of every type of transformers' causal-LM mapping: widths by 2, and blocks that do nothing.
+"""Describe every type of transformers' causal-LM mapping, and grow it: widths by 2, and blocks that do nothing.
 
     python recipes/reproduce/exactness/all_types.py            # resumes; about half an hour of one core
     python recipes/reproduce/exactness/all_types.py --report
 
-Each type is one JSON file in `types/`. What is refused is refused by name and reason.
+Each type is one JSON file in `types/`, with the version of the code that made it; rows of two versions make no table.
+From them come `types.md` here and the table of `recipes/reproduce/architecture`: a type is described at its default
+config, or, where that builds no model, with the usual sizes set; what grows is the tiny model that its map was proved
+on. What is refused is refused by name and reason.
 """
 
-import argparse
-import json
-import signal
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from measure import is_exact, measure, random_model
-from tqdm import tqdm
-from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture import Axis, describe, find_field
-from hf_warmscale.architecture.tiny import TINY, axes_of, tiny_config
-from hf_warmscale.checkpoints import write_json, write_text
+from hf_warmscale.architecture import Axis, ModelMap, describe, find_field, resized_config
+from hf_warmscale.checkpoints import write_text
 from hf_warmscale.report import markdown_table
+from hf_warmscale.studies.provenance import provenance_line
 
 HERE = Path(__file__).parent
-CPU_SECONDS = 120
-LAYERS = 3
+sys.path.insert(0, str(HERE.parent))
+from every_type import one_line, rows_of_every_type  # noqa: E402  # shared by the studies of all types
+
+CPU_SECONDS = 240
 WIDTHS = (
     Axis.HIDDEN,
     Axis.INTERMEDIATE,
@@ -38,129 +37,163 @@ WIDTHS = (
     Axis.EXPERT_INTERMEDIATE,
     Axis.SHARED_INTERMEDIATE,
 )
+USUAL = {
+    Axis.HIDDEN: 64,
+    Axis.INTERMEDIATE: 96,
+    Axis.HEADS: 4,
+    Axis.KV_HEADS: 2,
+    Axis.HEAD_DIM: 16,
+    Axis.VOCAB: 128,
+    Axis.EXPERTS: 4,
+    Axis.EXPERT_INTERMEDIATE: 48,
+    Axis.LAYERS: 2,
+}
+SHOWN = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "stablelm",
+    "cohere", "opt", "gpt_neox", "gpt2", "mixtral",
+)  # fmt: skip
+"""Shown axis by axis."""
+OPERATORS = ("clone", "identity")
 
 
-class OutOfTimeError(BaseException):
-    """One type took longer than it may; nothing between takes it for a refusal."""
-
-
-@contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise OutOfTimeError(f"not finished within {seconds:.0f} CPU seconds")
-
-    signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+def row_of(model_type: str) -> dict[str, Any]:
+    start = time.process_time()
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def grow_type(model_type: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"model type": model_type}
-    try:
-        with cpu_limit(CPU_SECONDS):
-            config = small_config(model_type)
-            source = describe(config)
-            model = random_model(config)
-            for operator, growth in {
-                "clone": doubled(source.sizes, source.fields, source.derived),
-                "identity": {"num_hidden_layers": 2 * source.sizes[Axis.LAYERS], "depth": "identity"},
-            }.items():
-                row[operator] = grow(model, growth) if growth else {"refused": "it has no width that could be set"}
-    except (ValueError, OutOfTimeError) as error:
-        row["refused"] = one_line(error)
+        config = CONFIG_MAPPING[model_type]()
     except Exception as error:  # whatever the family's own code raises
-        row["refused"] = f"its own code fails at this size: {type(error).__name__}: {one_line(error)}"
-    return row
+        return {"refused": f"its config has no default: {type(error).__name__}: {one_line(error)}"}
+    try:
+        described = describe_somehow(config)
+    except ValueError as error:
+        return {"refused": one_line(error)}
+    proved = {
+        "tensors": len(described.parameters),
+        "parameters": described.num_parameters(),
+        "errors": {axis.value: error for axis, error in described.proof.items()},
+        "CPU seconds": round(time.process_time() - start, 2),
+    }
+    small = describe(described.proved_on)
+    model = random_model(described.proved_on)
+    deeper = {"num_hidden_layers": 2 * small.sizes[Axis.LAYERS], "depth": "identity"}
+    return {"described": proved, "clone": grow(model, doubled(small)), "identity": grow(model, deeper)}
 
 
-def small_config(model_type: str) -> PreTrainedConfig:
-    """Return a config of about the sizes that `describe` proves a map at, with three blocks."""
-    config = CONFIG_MAPPING[model_type]()
-    fields = {axis: find_field(config, axis) for axis in Axis}
-    sizes = {axis: TINY[axis] for axis in TINY if axis in axes_of(config)}
-    heads, kv_heads = (getattr(config, fields[axis] or "", None) for axis in (Axis.HEADS, Axis.KV_HEADS))
-    if Axis.KV_HEADS in sizes and kv_heads in (heads, None):
-        sizes[Axis.KV_HEADS] = sizes[Axis.HEADS]
-    if fields[Axis.LAYERS] is not None:
-        sizes[Axis.LAYERS] = LAYERS
-    return tiny_config(config, sizes)
+def describe_somehow(config: PreTrainedConfig) -> ModelMap:
+    """Describe the config, or where it builds no model, the same with the usual sizes."""
+    try:
+        return describe(config)
+    except ValueError as error:
+        if "no causal LM can be built" not in str(error):
+            raise
+        settable = [axis for axis in USUAL if axis is Axis.HEAD_DIM or find_field(config, axis) is not None]
+        try:
+            usual = resized_config(config, {axis: USUAL[axis] for axis in settable})
+        except Exception:  # the family's own code refuses these sizes: what is said is why the default was refused
+            raise error from None
+        return describe(usual)
 
 
-def doubled(sizes: Any, fields: Any, derived: Any) -> dict[str, Any]:
-    settable = [axis for axis in WIDTHS if axis in sizes and axis in fields and axis not in derived]
-    return {str(axis): 2 * sizes[axis] for axis in settable}
+def doubled(small: ModelMap) -> dict[str, Any]:
+    settable = [axis for axis in WIDTHS if axis in small.sizes and axis in small.fields and axis not in small.derived]
+    return {str(axis): 2 * small.sizes[axis] for axis in settable}
 
 
-def grow(model: transformers.PreTrainedModel, growth: dict[str, Any]) -> dict[str, Any]:
+def grow(model: PreTrainedModel, growth: dict[str, Any]) -> dict[str, Any]:
+    if not growth:
+        return {"refused": "it has no width that could be set"}
     try:
         row = measure(model, growth)
     except ValueError as error:
         return {"refused": one_line(error)}
+    except Exception as error:  # whatever the family's own code raises
+        return {"refused": f"its own code fails at this size: {type(error).__name__}: {one_line(error)}"}
     if not row.pop("claimed exact") and not is_exact(row):
         return {"refused": f"inexact, and its receipt says so: logits move by {row['fp64 patched']:.1g}"}
     return {**row, "exact": is_exact(row)}
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).replace("|", "/").split())[:300]
+def architecture_report(rows: list[dict[str, Any]]) -> str:
+    proved = [row for row in rows if "described" in row]
+    others = [row for row in rows if "described" not in row]
+    crashed = [row for row in others if "failed" in row]
+    return (
+        f"# `describe()` over all causal LMs of transformers {transformers.__version__}\n\n"
+        f"{len(proved)} of {len(rows)} types are described and proved; {len(crashed)} crash or run out of time. "
+        "Every parameter is classified; the error is the largest change of a logit, relative to the largest logit, "
+        "when one axis is permuted wherever the map names it, in float64 on a tiny copy of the architecture. Which of "
+        "them grow exactly is in `recipes/reproduce/exactness/types.md`, made from the same rows.\n\n"
+        f"    python recipes/reproduce/exactness/all_types.py\n\n{provenance_line(rows)}.\n\n## Axis by axis\n\n"
+        + markdown_table([errors_of(row) for row in proved if row["model type"] in SHOWN])
+        + "\n## Proved\n\n"
+        + markdown_table([proof_of(row) for row in proved])
+        + "\n## Refused\n\n"
+        + markdown_table([{"model type": row["model type"], "reason": reason_of(row)} for row in others])
+    )
 
 
-def report() -> None:
-    rows = [json.loads(path.read_text()) for path in sorted((HERE / "types").glob("*.json"))]
-    exact = [row for row in rows if all(row.get(name, {}).get("exact") for name in ("clone", "identity"))]
-    moved = [row for row in rows if any(row.get(name, {}).get("exact") is False for name in ("clone", "identity"))]
-    others = [row for row in rows if row not in exact and row not in moved]
+def errors_of(row: Mapping[str, Any]) -> dict[str, str]:
+    errors = row["described"]["errors"]
+    return {"model type": row["model type"]} | {
+        axis.value: f"{errors[axis.value]:.0e}" if axis.value in errors else "" for axis in Axis
+    }
+
+
+def proof_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    described = row["described"]
+    return {
+        "model type": row["model type"],
+        "tensors": described["tensors"],
+        "parameters": described["parameters"],
+        "largest error": f"{max(described['errors'].values()):.0e}",
+        "CPU seconds": described["CPU seconds"],
+    }
+
+
+def exactness_report(rows: list[dict[str, Any]]) -> str:
+    exact = [row for row in rows if all(row.get(name, {}).get("exact") for name in OPERATORS)]
+    moved = [row for row in rows if any(row.get(name, {}).get("exact") is False for name in OPERATORS)]
+    others = [row for row in rows if "described" in row and row not in exact and row not in moved]
+    by_operator = ", ".join(
+        f"{sum(bool(row.get(name, {}).get('exact')) for row in rows)} by `{name}`" for name in OPERATORS
+    )
     text = (
         f"# `clone` and `identity` over all causal LMs of transformers {transformers.__version__}\n\n"
-        "    python recipes/reproduce/exactness/all_types.py\n\n"
+        f"    python recipes/reproduce/exactness/all_types.py\n\n{provenance_line(rows)}.\n\n"
         f"{len(exact)} of {len(rows)} types grow exactly, all widths by 2 (`clone`, 10 dB of paired noise) and the "
         "depth by 2 (`identity`), before and after a reload: |difference of a logit| <= 1e-11 in float64 with norms "
-        f"and softmax in float64 too, <= 5e-6 in float64 as it is, <= 2e-4 in float32. {len(moved)} are beyond a bar, "
-        f"{len(others)} are refused by one operator or by both. The numbers are the larger of before and after.\n\n"
+        "and softmax in float64 too, <= 5e-6 in float64 as it is, <= 2e-4 in float32 "
+        f"({by_operator}). {len(moved)} are beyond a bar, {len(others)} are described and refused by one operator or "
+        f"by both; {len(rows) - len(exact) - len(moved) - len(others)} are not described (see "
+        "`recipes/reproduce/architecture`). The numbers are the larger of before and after.\n\n"
         "## Exact\n\n" + markdown_table([cells(row) for row in exact])
     )
     if moved:
         text += "\n## Beyond a bar\n\n" + markdown_table([cells(row) for row in moved])
-    text += "\n## Refused\n\n" + markdown_table([refusal(row) for row in others])
-    write_text(HERE / "types.md", text)
+    return text + "\n## Described, and refused by an operator\n\n" + markdown_table([refusal(row) for row in others])
 
 
-def cells(row: dict[str, Any]) -> dict[str, str]:
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
     shown = {"model type": row["model type"]}
-    for operator in ("clone", "identity"):
+    for operator in OPERATORS:
         for column in ("fp64 patched", "fp64", "fp32", "KL bf16"):
             values = row.get(operator, {})
-            measured = [values[name] for name in (column, f"{column}, reloaded") if name in values]
+            measured = [values[name] for name in (column, f"{column}, reloaded") if values.get(name) is not None]
             shown[f"{operator}, {column}"] = f"{max(measured):.0e}" if measured else "-"
     return shown
 
 
-def refusal(row: dict[str, Any]) -> dict[str, str]:
-    verdicts = {
-        operator: row.get("refused") or row[operator].get("refused") or "exact" for operator in ("clone", "identity")
-    }
-    return {"model type": row["model type"], **verdicts}
+def refusal(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"model type": row["model type"]} | {name: row[name].get("refused", "exact") for name in OPERATORS}
+
+
+def reason_of(row: Mapping[str, Any]) -> str:
+    return str(row.get("refused") or row["failed"])
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="these types, again")
-    parser.add_argument("--report", action="store_true", help="only make the table")
-    arguments = parser.parse_args()
-    (HERE / "types").mkdir(exist_ok=True)
-    if not arguments.report:
-        for name in tqdm(arguments.only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-            target = HERE / "types" / f"{name}.json"
-            if arguments.only or not target.exists():
-                write_json(target, json.loads(json.dumps(grow_type(name)).replace("NaN", "null")))
-    report()
+    rows = rows_of_every_type(__doc__ or "", HERE / "types", row_of, cpu_seconds=CPU_SECONDS)
+    write_text(HERE / "types.md", exactness_report(rows))
+    write_text(HERE.parent / "architecture" / "README.md", architecture_report(rows))
 
 
 if __name__ == "__main__":

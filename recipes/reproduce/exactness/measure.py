@@ -52,9 +52,10 @@ def measure(source: PreTrainedModel, growth: Mapping[str, Any]) -> dict[str, flo
     for name, model in {"": grown, ", reloaded": reloaded}.items():
         with suppress(RuntimeError):  # some families cast one factor of a product to float32
             row[f"fp64{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
-        with suppress(RuntimeError), StayInFloat64():  # some hold routers in float32 whatever the dtype
-            row[f"fp64 patched{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
-    if "fp64 patched" not in row:
+        if all(parameter.dtype == source.dtype for parameter in source.parameters()):
+            with suppress(RuntimeError), StayInFloat64():
+                row[f"fp64 patched{name}"] = _difference(_logits(source, tokens), _logits(model, tokens))
+    if "fp64 patched" not in row:  # some hold routers in float32 whatever the dtype
         double, model = _grow_in_float64(source, growth)
         with suppress(RuntimeError), StayInFloat64():
             row["fp64 patched, reloaded"] = _difference(_logits(double, tokens), _logits(model, tokens))

@@ -1,0 +1,91 @@
+"""Measure something on every type of transformers' causal-LM mapping: one JSON for each type, resumable.
+
+Each type runs in a process of its own, with a limit on its processor time and its memory: the code of a family may do
+anything at sizes that it was not made for.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_warmscale.studies.study import read_runs, write_result
+
+Measure = Callable[[str], Mapping[str, Any]]
+"""Return the row of a model type; an error that it raises becomes the row's `failed`."""
+
+EVERY_TYPE = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+MEMORY_BYTES = 6 * 2**30
+
+
+class OutOfTimeError(BaseException):
+    """One type took longer than it may; nothing between takes it for a refusal."""
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTimeError` when the block has used more processor time."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTimeError(f"not finished within {seconds:.0f} CPU seconds")
+
+    signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error for a cell of a table."""
+    return " ".join(str(error).replace("|", "/").split())[:300]
+
+
+def rows_of_every_type(
+    description: str, folder: Path, measure: Measure, *, cpu_seconds: float
+) -> list[dict[str, Any]]:
+    """Parse the arguments of the script, measure the types that have no row yet, and return all rows by name.
+
+    Args:
+        description (`str`): of the script, for its `--help`.
+        folder (`Path`): of the rows.
+        measure (`Callable`): runs in a forked process.
+        cpu_seconds (`float`): the limit for one type.
+    """
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=EVERY_TYPE, metavar="TYPE", help="these types, again")
+    parser.add_argument("--report", action="store_true", help="only make the tables")
+    parser.add_argument("--jobs", type=int, default=1, help="types measured at a time")
+    arguments = parser.parse_args()
+    missing = [name for name in EVERY_TYPE if not (folder / f"{name}.json").is_file()]
+    wanted = [] if arguments.report else arguments.only or missing
+    row_of = partial(_limited, measure=measure, cpu_seconds=cpu_seconds)
+    with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=1) as processes:
+        for row in tqdm(processes.imap_unordered(row_of, wanted), total=len(wanted)):
+            write_result(folder / f"{row['model type']}.json", row, code=folder.parent)
+    return read_runs(folder)
+
+
+def _limited(name: str, measure: Measure, cpu_seconds: float) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    try:
+        with cpu_limit(cpu_seconds):
+            return {"model type": name, **measure(name)}
+    except (Exception, OutOfTimeError, MemoryError) as error:  # whatever the family's own code raises
+        return {"model type": name, "failed": f"{type(error).__name__}: {one_line(error)}"}
