@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod, sqrt
 from typing import Literal
@@ -80,11 +80,22 @@ def describe(config: PreTrainedConfig) -> ModelMap:
     ```
     """
     with on_cpu():
-        return _describe(_stock_config(config))
+        stock = _stock_config(config)
+        return _describe(_Keyed(_content(stock), stock))
 
 
-def _describe(config: PreTrainedConfig) -> ModelMap:
+@dataclass(frozen=True)
+class _Keyed:
+    """A config that equals another one of the same content; a config itself has no hash."""
+
+    content: str
+    config: PreTrainedConfig = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _describe(keyed: _Keyed) -> ModelMap:
     """Describe a stock config from as few layers as show all of its blocks."""
+    config = keyed.config
     model = _build_full(config)
     failure: ValueError | None = None
     for layers in _layers_to_try(config):
@@ -133,13 +144,17 @@ def _template_of(config: PreTrainedConfig, layers: int) -> Template:
     sizes = {axis: TINY[axis] for axis in axes_of(config)} | {Axis.LAYERS: layers}
     try:
         tiny = tiny_config(config, sizes)
-        return _template(json.dumps(tiny.to_dict(), sort_keys=True, default=str), layers)
+        return _template(_content(tiny), layers)
     except ValueError:
         raise
     except Exception as error:  # anything may go wrong in a family's own code at sizes it was not made for
         raise ValueError(
             f"{config.model_type} cannot be built or run at a tiny size, so it is not described: {_first_line(error)}"
         ) from error
+
+
+def _content(config: PreTrainedConfig) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True, default=str)
 
 
 @lru_cache(maxsize=64)
