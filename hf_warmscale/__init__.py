@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does it
     from hf_warmscale.architecture import describe
+    from hf_warmscale.compression import MagnitudePruningCallback, compression_frontier, shrink_to_budget
     from hf_warmscale.decoding import EmulatedFineTuningConfig, EmulatedFineTuningForCausalLM, UncertaintyRouter
     from hf_warmscale.evaluation import document_nll
     from hf_warmscale.hub import push_to_hub
@@ -48,6 +49,7 @@ __all__ = [
     "EmulatedFineTuningConfig",
     "EmulatedFineTuningForCausalLM",
     "HealingTrainer",
+    "MagnitudePruningCallback",
     "MupConfig",
     "MupForCausalLM",
     "ReplayMixture",
@@ -57,6 +59,7 @@ __all__ = [
     "anneal_stage",
     "apply_majority_kernels",
     "average_run",
+    "compression_frontier",
     "describe",
     "document_nll",
     "extend_tokenizer",
@@ -79,6 +82,7 @@ __all__ = [
     "search_merge",
     "shrink_checkpoint",
     "shrink_from_pretrained",
+    "shrink_to_budget",
 ]
 
 _HOME = {
@@ -88,6 +92,7 @@ _HOME = {
     "EmulatedFineTuningConfig": "decoding",
     "EmulatedFineTuningForCausalLM": "decoding",
     "HealingTrainer": "training",
+    "MagnitudePruningCallback": "compression",
     "MupConfig": "mup",
     "MupForCausalLM": "mup",
     "ReplayMixture": "training",
@@ -96,6 +101,7 @@ _HOME = {
     "anneal_stage": "training",
     "apply_majority_kernels": "training",
     "average_run": "training",
+    "compression_frontier": "compression",
     "describe": "architecture",
     "document_nll": "evaluation",
     "extend_tokenizer": "resize",
@@ -118,6 +124,7 @@ _HOME = {
     "search_merge": "merging",
     "shrink_checkpoint": "resize",
     "shrink_from_pretrained": "resize",
+    "shrink_to_budget": "compression",
 }
 
 

@@ -101,7 +101,8 @@ def _imported_modules(node: ast.AST) -> list[str]:
 def _declared() -> set[str]:
     """The packages that pyproject.toml names, of the extras only those that the code imports lazily."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lazily = [*project["optional-dependencies"]["deepspeed"], *project["optional-dependencies"]["eval"]]
+    extras = project["optional-dependencies"]
+    lazily = [*extras["deepspeed"], *extras["eval"], *extras["quantization"]]
     return {_plain(re.split(r"[<>=!~\[ ;]", line)[0]) for line in [*project["dependencies"], *lazily]}
 
 

@@ -10,6 +10,7 @@ from typing import TextIO
 from hf_warmscale import __version__
 from hf_warmscale.cli.average import AVERAGE
 from hf_warmscale.cli.completion import COMPLETION
+from hf_warmscale.cli.compress import COMPRESS
 from hf_warmscale.cli.data import DATA
 from hf_warmscale.cli.env import ENV
 from hf_warmscale.cli.generate import GENERATE
@@ -37,6 +38,7 @@ VERBS: tuple[Verb, ...] = (
     TRAIN,
     AVERAGE,
     MERGE,
+    COMPRESS,
     GENERATE,
     MUP,
     SCALING,

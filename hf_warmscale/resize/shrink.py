@@ -17,15 +17,11 @@ from hf_warmscale.resize.growing.in_memory import make_model, restore_dtypes
 from hf_warmscale.resize.growing.receipt import GrowthReceipt
 from hf_warmscale.resize.growing.replay import replay_growth
 from hf_warmscale.resize.growing.verify import compare_models, probe_tokens
-from hf_warmscale.resize.model_source import ModelSource, StoredModel, find_model, own_dtype
+from hf_warmscale.resize.model_source import ModelSource, StoredModel, find_model
 from hf_warmscale.resize.planning.layer_map import LayerMap
-from hf_warmscale.resize.planning.operators import ZeroPad
-from hf_warmscale.resize.planning.plan import Plan
-from hf_warmscale.resize.planning.target import compensation, requested_sizes, target_config
-from hf_warmscale.resize.planning.transfer import transfer_tensor
-from hf_warmscale.resize.shrinking.calibration import Calibration, calibration_tokens
-from hf_warmscale.resize.shrinking.importance import Importance, measure_importance
-from hf_warmscale.resize.shrinking.selection import select_blocks, select_in_block, select_shared
+from hf_warmscale.resize.planning.target import requested_sizes, target_config
+from hf_warmscale.resize.shrinking.calibration import Calibration
+from hf_warmscale.resize.shrinking.cut import Measured, cut, measure
 from hf_warmscale.resize.shrinking.shrink_receipt import How, ShrinkReceipt
 from hf_warmscale.resize.shrinking.undo import (
     before_growth,
@@ -33,7 +29,6 @@ from hf_warmscale.resize.shrinking.undo import (
     receipt_to_undo,
     refuse_unintended_selection,
     undo_weights,
-    without_growth,
 )
 
 
@@ -172,7 +167,30 @@ def _shrink(
             refuse_unintended_selection(source.config, described, wanted)
         _refuse_larger(described, wanted)
         _refuse_cut_tokens(source, wanted[Axis.VOCAB])
-        shrunk = _by_importance(source, described, wanted, calibration, dtype)
+        shrunk = _by_importance(measure(source, described, calibration), wanted, dtype)
+    return _finish(source, described, shrunk, verify=verify)
+
+
+def shrink_measured(
+    measured: Measured, sizes: Mapping[Axis, int], *, dtype: torch.dtype | None = None, verify: bool = True
+) -> PreTrainedModel:
+    """Shrink a model whose importance was measured before; the same bits as [`shrink_from_pretrained`].
+
+    Args:
+        measured (`Measured`): the model.
+        sizes (`Mapping[Axis, int]`): every size of the result, none above the source's.
+        dtype (`torch.dtype`, *optional*): of all weights of the result; by default each keeps its own.
+        verify (`bool`): run both models on a short probe and record the difference in the receipt.
+
+    Raises:
+        ValueError: if the family cannot be shrunk to these sizes.
+    """
+    with on_cpu():
+        return _finish(measured.source, measured.described, _by_importance(measured, sizes, dtype), verify=verify)
+
+
+def _finish(source: ModelSource, described: ModelMap, shrunk: Shrunk, *, verify: bool) -> PreTrainedModel:
+    """Build the model, compare it with its source, and give it its receipt."""
     small = make_model(shrunk.config, shrunk.tensors, source)
     if verify:
         tokens = probe_tokens(source.model, small.config.vocab_size)
@@ -191,45 +209,12 @@ def _by_receipt(source: ModelSource, described: ModelMap, growth: GrowthReceipt,
     return Shrunk(config, tensors, _receipt(source, described, config, layers, "receipt"))
 
 
-def _by_importance(
-    source: ModelSource,
-    described: ModelMap,
-    sizes: Mapping[Axis, int],
-    calibration: Calibration | None,
-    dtype: torch.dtype | None,
-) -> Shrunk:
+def _by_importance(measured: Measured, sizes: Mapping[Axis, int], dtype: torch.dtype | None) -> Shrunk:
     """Select the coordinates that matter most."""
-    tokens = calibration_tokens(source.model, calibration)
-    importance = measure_importance(source.model, described, tokens)
-    plan, config = _plan(source, described, sizes, importance, dtype)
-    if (reason := plan.widths_inexact_because()) is not None:
-        raise ValueError(f"This {described.model_type} model cannot be shrunk to these sizes: {reason}.")
-    tensors = {}
-    for name in plan.target.parameters:
-        transfer = plan.transfer(name)
-        weight = source.read(transfer.source)
-        tensors[name] = transfer_tensor(transfer, weight, key=name, dtype=dtype or weight.dtype, compute=torch.float64)
-    receipt = _receipt(source, described, config, plan.layers, "importance")
-    receipt.block_influence, receipt.calibration_tokens = importance.blocks.tolist(), tokens.numel()
-    return Shrunk(config, tensors, receipt)
-
-
-def _plan(
-    source: ModelSource,
-    described: ModelMap,
-    sizes: Mapping[Axis, int],
-    importance: Importance,
-    dtype: torch.dtype | None,
-) -> tuple[Plan, PreTrainedConfig]:
-    own = own_dtype(source.specs)
-    layers = select_blocks(importance, sizes[Axis.LAYERS])
-    config = without_growth(target_config(source.config, described, sizes, layers, dtype))
-    factors = compensation(source.config, config, described, sizes, dtype or own, source.embedding_factor(own))
-    block_axes = {layer: select_in_block(importance, described, sizes, layer) for layer in layers.source}
-    axes = select_shared(importance, described, sizes)
-    # zero_pad in reverse: its factors keep every logit if what is removed contributes nothing.
-    plan = Plan(described, describe(config), axes, layers, ZeroPad(described, sizes), factors, block_axes)
-    return plan, config
+    smaller = cut(measured, sizes, dtype)
+    receipt = _receipt(measured.source, measured.described, smaller.config, smaller.layers, "importance")
+    receipt.block_influence, receipt.calibration_tokens = measured.importance.blocks.tolist(), measured.tokens
+    return Shrunk(smaller.config, smaller.tensors, receipt)
 
 
 def _refuse_larger(source: ModelMap, sizes: Mapping[Axis, int]) -> None:

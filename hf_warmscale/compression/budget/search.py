@@ -1,0 +1,283 @@
+"""Shrink a model to a budget: the sizes are searched, on the loss right after the cut."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from optuna.study import StudyDirection
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_warmscale.architecture import Axis, ModelMap, describe, on_cpu
+from hf_warmscale.checkpoints import find_tokenizer
+from hf_warmscale.compression.budget.budget import Budget, Ledger, one_budget
+from hf_warmscale.compression.budget.candidates import Candidate, Journal, front, journal_path, record
+from hf_warmscale.compression.budget.shapes import Shapes, Sizes
+from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
+from hf_warmscale.evaluation.evaluation_set import DEFAULT_BATCH_TOKENS, default_max_length
+from hf_warmscale.merging.objectives.splits import split_documents
+from hf_warmscale.merging.search.proposals import propose
+from hf_warmscale.resize.growing.in_memory import restore_dtypes
+from hf_warmscale.resize.model_source import ModelSource, find_model
+from hf_warmscale.resize.planning.layer_map import LayerMap
+from hf_warmscale.resize.planning.target import target_config
+from hf_warmscale.resize.shrink import shrink_measured
+from hf_warmscale.resize.shrinking.calibration import Calibration
+from hf_warmscale.resize.shrinking.cut import Measured, cut, measure
+from hf_warmscale.resize.shrinking.selection import select_blocks
+
+logger = logging.getLogger(__name__)
+
+SEARCH_FILE = "budget_search.json"
+ATTRIBUTE = "budget_search"
+"""The attribute of the live result that holds the record of the search as a dict."""
+RANDOM_TRIES = 1000
+
+Heal = Callable[[PreTrainedModel, PreTrainedModel], None]
+"""Train a student, in place, towards a teacher."""
+
+
+def shrink_to_budget(
+    source: str | os.PathLike[str] | PreTrainedModel,
+    *,
+    parameters: float | None = None,
+    active_parameters: float | None = None,
+    memory_bytes: float | None = None,
+    calibration: Calibration,
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    n_trials: int = 30,
+    seed: int = 0,
+    heal: Heal | None = None,
+    storage: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | None = None,
+    max_length: int | None = None,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    verify: bool = True,
+) -> PreTrainedModel:
+    """Shrink a causal language model until it fits a budget, to the sizes that lose least.
+
+    Importance is measured once. A candidate is a number of blocks, a hidden size and a number of heads; its MLP is the
+    largest that fits. It is cut in memory as [`shrink_from_pretrained`] does and scored on one half of the documents;
+    Optuna's Gaussian process proposes the next one. The first candidates are the plain cuts (fewer blocks only, a
+    smaller hidden size only, a smaller MLP only, hidden size and MLP together). The other half of the documents then
+    judges the best candidate, the plain cuts and the Pareto front. No candidate is written or loaded.
+
+    Args:
+        source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id (`id@revision` too) or a live model, which
+            is not changed.
+        parameters (`float`, *optional*): the most scalars, tied ones once.
+        active_parameters (`float`, *optional*): the most scalars that a token uses.
+        memory_bytes (`float`, *optional*): the most bytes of weights. Give exactly one of the three.
+        calibration (`Sequence[str]` or `Tensor`): texts, or token ids `[batch, tokens]`, to measure importance on.
+        documents (`Sequence[str]`): held-out texts, at least four different ones.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the source; by default the one in its folder.
+        n_trials (`int`): candidates, the plain cuts included.
+        seed (`int`): of the proposals.
+        heal (`Callable`, *optional*): called with the best candidate and the source; trains the first in place, for
+            example with [`HealingTrainer`].
+        storage (`str` or `PathLike`, *optional*): a JSON file of the finished candidates; a search that was killed
+            continues from it.
+        dtype (`torch.dtype`, *optional*): of all weights of the result; by default each keeps its own.
+        max_length (`int`, *optional*): predictions in a window; by default 1024, or what the model takes if less.
+        batch_tokens (`int`): the most positions in a batch.
+        verify (`bool`): measure the change of the logits for the receipt.
+
+    Returns:
+        `PreTrainedModel`: in evaluation mode, with its receipt in `shrink_receipt` and the search in `budget_search`:
+        all candidates, the front, and the paired intervals of the judging half.
+
+    Raises:
+        ValueError: if there is not exactly one budget, it is below the embedding or the smallest shape, or not below
+            the source; if there is no calibration, or too few documents; if the source is quantized.
+        FileNotFoundError: if the source does not exist.
+
+    Example:
+
+    ```python
+    >>> small = shrink_to_budget("HuggingFaceTB/SmolLM2-135M", parameters=100e6, calibration=texts, documents=held_out)
+    >>> small.budget_search["winner"]["sizes"]
+    ```
+    """
+    budget = one_budget(parameters, active_parameters, memory_bytes)
+    if n_trials < 1:
+        raise ValueError(f"n_trials is {n_trials}; try at least one candidate.")
+    if calibration is None or not len(calibration):
+        raise ValueError("There is no calibration; give texts or token ids on which to measure importance.")
+    select, confirm = split_documents(documents, "documents")
+    with on_cpu():
+        model = find_model(source)
+        described = describe(model.config)
+        ledger = Ledger(described, model.specs, dtype)
+        _refuse_outside(budget, ledger)
+        tokenizer = tokenizer or _own_tokenizer(model)
+        length = max_length or default_max_length(model.model)
+        sets = [
+            EvaluationSet.from_documents(texts, tokenizer, max_length=length, batch_tokens=batch_tokens)
+            for texts in (select, confirm)
+        ]
+        measured = measure(model, described, calibration)
+        shapes = Shapes(
+            described,
+            ledger,
+            budget,
+            lambda count: select_blocks(measured.importance, count).source,
+            lambda sizes: _accepts(model, described, sizes),
+        )
+        search = BudgetSearch(measured, shapes, sets[0], dtype, seed)
+        settings = {
+            "source": model.content_hash(),
+            "budget": [budget.kind, budget.amount],
+            "calibration_tokens": measured.tokens,
+            "importance": measured.importance.blocks.tolist(),
+            "documents": sets[0].sha256,
+            "length": length,
+            "seed": seed,
+            "dtype": str(dtype),
+        }
+        candidates = search.run(n_trials, Journal(journal_path(storage), settings, sets[0].nll(model.model)))
+        winner = min(candidates, key=lambda each: each.scores.mean)
+        judged = search.judge(candidates, winner, sets[1])
+        small = shrink_measured(measured, winner.sizes, dtype=dtype, verify=verify)
+    result: dict[str, Any] = {"format_version": 1, "budget": {"kind": budget.kind, "amount": budget.amount}, **judged}
+    if heal is not None:
+        heal(small, model.model)
+        small.eval()
+        result["healed"] = {"report": _against(sets[1].nll(small), sets[1].nll(model.model), seed)}
+    setattr(small, ATTRIBUTE, result)
+    return small
+
+
+@dataclass(frozen=True)
+class BudgetSearch:
+    """The search over shapes.
+
+    Args:
+        measured (`Measured`): the source with its importance.
+        shapes (`Shapes`): what fits the budget.
+        select (`EvaluationSet`): the documents on which candidates are scored.
+        dtype (`torch.dtype` or `None`): of the candidates.
+        seed (`int`): of the proposals.
+    """
+
+    measured: Measured
+    shapes: Shapes
+    select: EvaluationSet
+    dtype: torch.dtype | None
+    seed: int
+
+    def run(self, n_trials: int, journal: Journal) -> list[Candidate]:
+        """Return the candidates: the plain cuts first, then what the Gaussian process proposes."""
+        done = journal.read()[:n_trials]
+        for how, sizes in self.shapes.plain_cuts().items():
+            if len(done) < n_trials and not _is_among(sizes, done):
+                self._add(sizes, how, done, journal)
+        while len(done) < n_trials and (proposal := self._next(done)) is not None:
+            self._add(proposal, "search", done, journal)
+        return done
+
+    def judge(self, candidates: Sequence[Candidate], winner: Candidate, confirm: EvaluationSet) -> dict[str, Any]:
+        """Return the record of the search, with paired intervals on documents that it never saw."""
+        source = confirm.nll(self.measured.source.model)
+        best = confirm.nll(self._cut(winner.sizes))
+        on_front = front(candidates)
+        rows = []
+        for each in candidates:
+            if each.how != "search" or each in on_front:
+                scores = best if each is winner else self._score(each.sizes, confirm)
+                rows.append({**record(each), "report": _against(scores, best, self.seed)})
+        return {
+            "candidates": [record(each) for each in candidates],
+            "front": [record(each) for each in on_front],
+            "judged": rows,
+            "winner": {**record(winner), "report": _against(best, source, self.seed)},
+            "source_nll": source.mean,
+            "select": {"documents": len(self.select), "tokens": self.select.num_tokens, "sha256": self.select.sha256},
+            "report": {"documents": len(confirm), "tokens": confirm.num_tokens, "sha256": confirm.sha256},
+            "calibration_tokens": self.measured.tokens,
+            "seed": self.seed,
+        }
+
+    def _add(self, sizes: Sizes, how: str, done: list[Candidate], journal: Journal) -> None:
+        scores = self._score(sizes, self.select)
+        layers = self.shapes.blocks(sizes[Axis.LAYERS])
+        count = self.shapes.ledger.spent("parameters", sizes, layers)
+        done.append(Candidate(sizes, self.shapes.spent(sizes), count, scores, how))
+        journal.write(done)
+        changed = {str(axis): size for axis, size in sizes.items() if size != self.shapes.described.sizes[axis]}
+        logger.info("Candidate %d (%s): %s, %.4f nats per token.", len(done), how, changed, scores.mean)
+
+    def _score(self, sizes: Sizes, documents: EvaluationSet) -> DocumentNLL:
+        try:
+            return documents.nll(self._cut(sizes))
+        except NonFiniteLossError as error:
+            raise ValueError(f"A cut to {sizes} gives no finite loss; check the source and its dtype.") from error
+
+    def _cut(self, sizes: Sizes) -> PreTrainedModel:
+        smaller = cut(self.measured, sizes, self.dtype)
+        model = smaller.build(self.measured.source)
+        restore_dtypes(model, smaller.tensors)
+        return model
+
+    def _next(self, done: Sequence[Candidate]) -> Sizes | None:
+        """Return the next shape; a proposal that does not fit or is known already is replaced by a random one."""
+        shapes = self.shapes
+        if not shapes.ranges:
+            return None
+        trials = [each.trial(shapes) for each in done]
+        point = propose(trials, [], shapes.ranges, [StudyDirection.MINIMIZE], seed=self.seed)
+        sizes = shapes.sizes(point)
+        random = np.random.default_rng([self.seed, len(done)])
+        for _ in range(RANDOM_TRIES):
+            if sizes is not None and not _is_among(sizes, done):
+                return sizes
+            shares = {name: side.value(float(random.random())) for name, side in shapes.ranges.items()}
+            sizes = shapes.sizes(shares)
+        return None
+
+
+def _refuse_outside(budget: Budget, ledger: Ledger) -> None:
+    """Refuse a budget that nothing fits, or that the source fits."""
+    described = ledger.described
+    blocks = range(described.sizes[Axis.LAYERS])
+    whole = ledger.spent(budget.kind, described.sizes, blocks)
+    if budget.amount >= whole:
+        raise ValueError(f"The budget of {budget} is not below the source's {whole:,}; there is nothing to shrink.")
+    embedding = ledger.embedding(budget.kind)
+    if budget.amount <= embedding:
+        raise ValueError(
+            f"The budget of {budget} is not above the {embedding:,} of the embedding alone; raise it, or shrink the "
+            "hidden size by hand first."
+        )
+    shapes = Shapes(described, ledger, budget, range, lambda sizes: True)
+    least = shapes.spent(shapes.smallest)
+    if budget.amount < least:
+        raise ValueError(f"The budget of {budget} is below the {least:,} of the smallest shape that is tried.")
+
+
+def _accepts(model: ModelSource, described: ModelMap, sizes: Mapping[Axis, int]) -> bool:
+    """Tell whether the config of the family takes these sizes: Llama wants a hidden size that its heads divide."""
+    try:
+        target_config(model.config, described, sizes, LayerMap(tuple(range(sizes[Axis.LAYERS]))), None)
+    except ValueError:
+        return False
+    return True
+
+
+def _own_tokenizer(model: ModelSource) -> PreTrainedTokenizerBase:
+    tokenizer = find_tokenizer(model.location)
+    if tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer that transformers can load; pass one.")
+    return tokenizer
+
+
+def _is_among(sizes: Sizes, candidates: Sequence[Candidate]) -> bool:
+    return any(each.sizes == sizes for each in candidates)
+
+
+def _against(scores: DocumentNLL, other: DocumentNLL, seed: int) -> dict[str, Any]:
+    """Return a loss and its paired difference from another."""
+    return {"nll": scores.mean, "difference": paired_bootstrap(scores, other, seed=seed).to_dict()}

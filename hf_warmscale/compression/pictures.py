@@ -1,0 +1,49 @@
+"""The pictures of this room."""
+
+import os
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from hf_warmscale.report import figure
+
+if TYPE_CHECKING:
+    from hf_warmscale.compression.frontier import Frontier
+
+MARKERS = "os^Dv<>p"
+
+
+def draw_frontier(path: str | os.PathLike[str], frontier: "Frontier") -> None:
+    """Draw the loss of every model against its size: a colour a model, a marker a sparsity, the bits beside it.
+
+    Args:
+        path (`str` or `PathLike`): the PNG to write.
+        frontier (`Frontier`): what is drawn; rows without a finite loss are left out.
+    """
+    rows = [row for row in frontier.rows if isfinite(row.nll)]
+    models, sparsities = (
+        list(dict.fromkeys(values)) for values in ([row.model for row in rows], [row.sparsity for row in rows])
+    )
+    with figure(path, size=(7.6, 4.8)) as drawing:
+        axes = drawing.add_subplot()
+        for row in rows:
+            colour, marker = f"C{models.index(row.model)}", MARKERS[sparsities.index(row.sparsity) % len(MARKERS)]
+            reference = row.nll - row.difference.estimate
+            low, high = row.nll - row.difference.low - reference, reference + row.difference.high - row.nll
+            size = row.bytes / 1e6
+            axes.errorbar(size, row.nll, [[low], [high]], color=colour, marker=marker, ms=6, capsize=2, lw=1)
+            label = "stored" if row.bits is None else f"{row.bits}"
+            axes.annotate(label, (size, row.nll), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
+        best = frontier.pareto
+        axes.plot([row.bytes / 1e6 for row in best], [row.nll for row in best], color="black", lw=1, zorder=0)
+        for number, model in enumerate(models):
+            axes.plot([], [], color=f"C{number}", label=model)
+        for number, sparsity in enumerate(sparsities):
+            axes.plot(
+                [], [], color="gray", ls="", marker=MARKERS[number % len(MARKERS)], label=f"{sparsity:.0%} zeros"
+            )
+        axes.plot([], [], color="black", lw=1, label="Pareto front")
+        axes.set(xscale="log", xlabel="MB on disk (log scale)", ylabel="nats per token (held out)")
+        axes.set_title(
+            f"Size and loss; numbers are bits, bars the interval of the change from {frontier.reference}", fontsize=9
+        )
+        axes.legend(fontsize=8)

