@@ -2,11 +2,15 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
-from hf_warmscale.cli.parser import Parser
+from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.scaling.quantity import whole
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
 from hf_warmscale.cli.verb import Verb
+
+PURPOSE = {"--calibration": "measure importance", "--eval-data": "select sizes and judge them"}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,10 +26,102 @@ def add_arguments(parser: Parser) -> None:
         help="plain text files on which to measure importance; a short built-in text by default",
     )
     how.add_argument("--keep-growth", action="store_true", help="do not undo a growth by its receipt")
+    add_budget(parser)
+
+
+def add_budget(parser: Parser) -> None:
+    """Add the budgets and the options of the search over sizes."""
+    budget = parser.add_argument_group("budget", "Instead of sizes: search the sizes that lose least within a budget.")
+    budget.add_argument("--parameters", type=whole, metavar="N", help="the most parameters, such as 100M")
+    budget.add_argument("--active-parameters", type=whole, metavar="N", help="the most parameters that a token uses")
+    budget.add_argument("--memory", type=num_bytes, metavar="BYTES", help="the most bytes of weights, such as 200MB")
+    budget.add_argument(
+        "--eval-data", metavar="PATH", help="documents: one half selects the sizes, the other judges them"
+    )
+    budget.add_argument("--trials", type=positive_int, default=30, metavar="N", help="candidates; 30 by default")
+    budget.add_argument("--seed", type=int, default=0, metavar="S", help="of the search; 0 by default")
+    budget.add_argument(
+        "--storage", metavar="FILE", help="a JSON file of finished candidates; the same command continues from it"
+    )
 
 
 def run(arguments: Namespace) -> None:
-    """Shrink, then show the sizes before and after."""
+    """Shrink to sizes or to a budget."""
+    budgets = {
+        "parameters": arguments.parameters,
+        "active_parameters": arguments.active_parameters,
+        "memory_bytes": arguments.memory,
+    }
+    given = {name: amount for name, amount in budgets.items() if amount is not None}
+    if given:
+        shrink_within(arguments, given)
+    else:
+        shrink_to_sizes(arguments)
+
+
+def shrink_within(arguments: Namespace, budgets: dict[str, float]) -> None:
+    """Search the sizes within a budget, write the model, then show what was tried."""
+    from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, save_model
+    from hf_warmscale.checkpoints.source import find_source
+    from hf_warmscale.cli.quiet import no_bars_of_datasets
+    from hf_warmscale.compression import shrink_to_budget
+    from hf_warmscale.compression.budget.picture import draw_budget_search
+    from hf_warmscale.training.data.documents import load_documents
+
+    named = [name for name, size in chosen_sizes(arguments).items() if size is not None]
+    if named:
+        raise ValueError(f"--{named[0].replace('_', '-')} names a size, and a budget searches sizes; leave one out.")
+    for option, value in {"--calibration": arguments.calibration, "--eval-data": arguments.eval_data}.items():
+        if value is None:
+            raise ValueError(f"A budget needs text for {option}, to {PURPOSE[option]}; add it.")
+    refuse_existing(arguments.output)
+    with no_bars_of_datasets():
+        texts = [str(text) for text in load_documents(arguments.eval_data)["text"] if str(text).strip()]
+    small = shrink_to_budget(
+        arguments.source,
+        **budgets,
+        calibration=read_texts(arguments.calibration),
+        documents=texts,
+        tokenizer=load_tokenizer(arguments.source),
+        n_trials=arguments.trials,
+        seed=arguments.seed,
+        storage=arguments.storage,
+    )
+    found = vars(small)["budget_search"]
+    receipts = {"shrink_receipt.json": vars(small)["shrink_receipt"], "budget_search.json": found}
+    save_model(small, arguments.output, side_files=find_source(arguments.source).folder, receipts=receipts)
+    draw_budget_search(Path(arguments.output) / "budget_search.png", found)
+    show(judged_rows(found), title="Nats per token on the documents that the search never saw, minus the winner's")
+    following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
+    show([], written=[arguments.output], then=following)
+
+
+def judged_rows(found: dict[str, Any]) -> list[dict[str, object]]:
+    """Return a row for each cut that was judged, the best first."""
+    winner = {key: value for key, value in found["winner"].items() if key != "report"}
+    rows = sorted(found["judged"], key=lambda row: float(row["report"]["nll"]))
+    return [
+        {
+            "cut": "winner" if all(row[key] == value for key, value in winner.items()) else row["how"],
+            "blocks": row["sizes"]["num_hidden_layers"],
+            "hidden": row["sizes"]["hidden_size"],
+            "MLP": next((size for name, size in row["sizes"].items() if name.endswith("intermediate_size")), None),
+            "heads": row["sizes"].get("num_attention_heads"),
+            "parameters": row["parameters"],
+            "NLL": f"{row['report']['nll']:.4f}",
+            "interval": "{low:+.4f} to {high:+.4f}".format(**row["report"]["difference"]),
+        }
+        for row in rows
+    ]
+
+
+def num_bytes(text: str) -> int:
+    """Read a number of bytes such as `200MB` or `1GB`."""
+    return whole(text.removesuffix("B").replace("G", "B"))
+
+
+def shrink_to_sizes(arguments: Namespace) -> None:
+    """Undo a growth or select coordinates, then show the sizes before and after."""
     from hf_warmscale.checkpoints import refuse_existing
     from hf_warmscale.resize import shrink_checkpoint
 
@@ -80,8 +176,10 @@ def read_texts(paths: list[str]) -> list[str]:
 SHRINK = Verb(
     name="shrink",
     summary="make a smaller model from a larger one",
-    description="Undo a growth, or select the most important coordinates and blocks. The result loads with "
-    "AutoModelForCausalLM; shrink_receipt.json in it records the shrink.",
+    description="Undo a growth, or select the most important coordinates and blocks, to given sizes or to those that "
+    "lose least within a budget. The result loads with AutoModelForCausalLM; shrink_receipt.json in it records the "
+    "shrink.",
     add_arguments=add_arguments,
     run=run,
+    after_interrupt="no model was written; finished candidates are in the --storage file, if there is one.",
 )

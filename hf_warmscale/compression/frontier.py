@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_warmscale.architecture import Role, describe
 from hf_warmscale.checkpoints import find_tokenizer, load_config, load_model, public_name, require_one_language
 from hf_warmscale.compression.compressed import Compression, compressed
+from hf_warmscale.compression.frontier_row import FrontierRow, with_pareto_flags
 from hf_warmscale.compression.magnitude import check_sparsity
 from hf_warmscale.compression.pictures import draw_frontier
 from hf_warmscale.compression.quantization import check_bits, check_group_size
@@ -24,29 +25,6 @@ from hf_warmscale.staging import as_json, write_text
 
 Source = str | os.PathLike[str] | PreTrainedModel
 FRONTIER_FILE, PICTURE_FILE = "frontier.json", "frontier.png"
-
-
-@dataclass(frozen=True)
-class FrontierRow:
-    """One compressed model.
-
-    Args:
-        model (`str`): its name.
-        bits (`int` or `None`): of a quantized value; `None` as stored.
-        sparsity (`float`): the share of pruned weights.
-        bytes (`int`): on disk, scales and masks included; see `Frontier.storage`.
-        nll (`float`): nats per token; infinite if the model no longer gives finite losses.
-        difference (`PairedDifference`): to the reference, in nats per token; negative if this model is better.
-        pareto (`bool`): no other row is as small and as good, and better in one of the two.
-    """
-
-    model: str
-    bits: int | None
-    sparsity: float
-    bytes: int
-    nll: float
-    difference: PairedDifference
-    pareto: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +79,7 @@ class Frontier:
         """Write `frontier.json` and `frontier.png` into an existing folder and return their paths."""
         record, picture = Path(folder) / FRONTIER_FILE, Path(folder) / PICTURE_FILE
         write_text(record, as_json(self.to_dict()))
-        draw_frontier(picture, self)
+        draw_frontier(picture, self.rows, self.reference)
         return [record, picture]
 
 
@@ -181,19 +159,6 @@ def compression_frontier(
     return Frontier(with_pareto_flags(rows), next(iter(sources)), MODEL, settings, counted)
 
 
-def with_pareto_flags(rows: Sequence[FrontierRow]) -> tuple[FrontierRow, ...]:
-    """Return the rows with `pareto` set: no other row is as small and as good, and better in one of the two."""
-    points = [(row.bytes, row.nll) for row in rows]
-
-    def beaten(point: tuple[int, float]) -> bool:
-        return any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points)
-
-    return tuple(
-        FrontierRow(**{**vars(row), "pareto": isfinite(row.nll) and not beaten(point)})
-        for row, point in zip(rows, points, strict=True)
-    )
-
-
 def _check(bits: Sequence[int], sparsities: Sequence[float], group_size: int | None, roles: Sequence[str]) -> None:
     for each in bits:
         check_bits(each)
@@ -208,17 +173,20 @@ def _named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str
     if isinstance(models, Mapping):
         named = dict(models)
     else:
-        single = isinstance(models, str | os.PathLike | PreTrainedModel)
-        sources: Sequence[Source] = [models] if single else models  # type: ignore[list-item,assignment]  # told apart above
         named = {}
+        sources = [models] if isinstance(models, str | os.PathLike | PreTrainedModel) else models
         for number, source in enumerate(sources, start=1):
-            live = isinstance(source, PreTrainedModel)
-            location = (source.config.name_or_path or type(source).__name__) if live else source
-            name = public_name(location)
+            name = _name(source)
             named[name if name not in named else f"{name} ({number})"] = source
     if not named:
         raise ValueError("There is no model to compress; name at least one.")
     return named
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, PreTrainedModel):
+        return public_name(source.config.name_or_path) if source.config.name_or_path else type(source).__name__
+    return public_name(source)
 
 
 def _longest(source: Source) -> int:

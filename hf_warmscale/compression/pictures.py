@@ -1,25 +1,24 @@
 """The pictures of this room."""
 
 import os
+from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING
 
+from hf_warmscale.compression.frontier_row import FrontierRow
 from hf_warmscale.report import figure
-
-if TYPE_CHECKING:
-    from hf_warmscale.compression.frontier import Frontier
 
 MARKERS = "os^Dv<>p"
 
 
-def draw_frontier(path: str | os.PathLike[str], frontier: "Frontier") -> None:
+def draw_frontier(path: str | os.PathLike[str], rows: Sequence[FrontierRow], reference: str) -> None:
     """Draw the loss of every model against its size: a colour a model, a marker a sparsity, the bits beside it.
 
     Args:
         path (`str` or `PathLike`): the PNG to write.
-        frontier (`Frontier`): what is drawn; rows without a finite loss are left out.
+        rows (`Sequence[FrontierRow]`): what is drawn; rows without a finite loss are left out.
+        reference (`str`): the model that the intervals compare with.
     """
-    rows = [row for row in frontier.rows if isfinite(row.nll)]
+    rows = [row for row in rows if isfinite(row.nll)]
     models, sparsities = (
         list(dict.fromkeys(values)) for values in ([row.model for row in rows], [row.sparsity for row in rows])
     )
@@ -27,13 +26,13 @@ def draw_frontier(path: str | os.PathLike[str], frontier: "Frontier") -> None:
         axes = drawing.add_subplot()
         for row in rows:
             colour, marker = f"C{models.index(row.model)}", MARKERS[sparsities.index(row.sparsity) % len(MARKERS)]
-            reference = row.nll - row.difference.estimate
-            low, high = row.nll - row.difference.low - reference, reference + row.difference.high - row.nll
+            change = row.difference
+            low, high = change.estimate - change.low, change.high - change.estimate
             size = row.bytes / 1e6
             axes.errorbar(size, row.nll, [[low], [high]], color=colour, marker=marker, ms=6, capsize=2, lw=1)
             label = "stored" if row.bits is None else f"{row.bits}"
             axes.annotate(label, (size, row.nll), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
-        best = frontier.pareto
+        best = sorted((row for row in rows if row.pareto), key=lambda row: row.bytes)
         axes.plot([row.bytes / 1e6 for row in best], [row.nll for row in best], color="black", lw=1, zorder=0)
         for number, model in enumerate(models):
             axes.plot([], [], color=f"C{number}", label=model)
@@ -44,6 +43,6 @@ def draw_frontier(path: str | os.PathLike[str], frontier: "Frontier") -> None:
         axes.plot([], [], color="black", lw=1, label="Pareto front")
         axes.set(xscale="log", xlabel="MB on disk (log scale)", ylabel="nats per token (held out)")
         axes.set_title(
-            f"Size and loss; numbers are bits, bars the interval of the change from {frontier.reference}", fontsize=9
+            f"Size and loss; numbers are bits, bars the interval of the change from {reference}", fontsize=9
         )
         axes.legend(fontsize=8)

@@ -111,7 +111,8 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
         return sum(int(mask.sum()) for mask in self.masks.values())
 
     def _refuse_another_schedule(self, state: TrainerState) -> None:
-        recorded = (state.stateful_callbacks or {}).get(type(self).__name__)
+        saved: Any = state.stateful_callbacks or {}  # a list of callbacks before, a dict of their states after a load
+        recorded = saved.get(type(self).__name__)
         if not isinstance(recorded, dict):
             raise ValueError(
                 f"The run was not pruned until step {state.global_step}, where it is resumed; prune from its weights "

@@ -80,7 +80,8 @@ def fake_quantize(weight: Tensor, bits: int, group_size: int | None = None) -> T
     scale = (largest / ((2**bits - 1) / 2)).clamp(min=SMALLEST_SCALE).float()
     limit = 2 ** (bits - 1)
     integers = (groups * (1.0 / scale)).round().clamp(-limit, limit - 1)
-    return (integers * scale).to(weight.dtype).flatten(-2)[..., :inputs]
+    rounded: Tensor = (integers * scale).to(weight.dtype).flatten(-2)
+    return rounded[..., :inputs]
 
 
 def num_scales(shape: tuple[int, ...], group_size: int | None = None) -> int:
@@ -114,7 +115,7 @@ def quantization_config(bits: int, group_size: int | None = None) -> "TorchAoCon
         raise ValueError(f"bits is {bits}; torchao's integer weights have 2 to 8.")
     check_group_size(group_size)
     from transformers import TorchAoConfig
-    from transformers.utils import is_torchao_available
+    from transformers.utils.import_utils import is_torchao_available
 
     if not is_torchao_available():
         raise ValueError("torchao is not installed; pip install 'hf-warmscale[quantization]'.")

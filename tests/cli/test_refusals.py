@@ -71,6 +71,29 @@ REFUSALS = {
         "merge model other --output out --eval-data held-out.jsonl",
         ["other", "architectures"],
     ),
+    "two budgets": (
+        "shrink model out --parameters 10K --memory 1MB --calibration stage.yaml --eval-data held-out.jsonl",
+        ["one budget", "parameters and memory_bytes"],
+    ),
+    "a budget below the embedding": (
+        "shrink model out --parameters 5K --calibration stage.yaml --eval-data held-out.jsonl",
+        ["5,000", "9,600 of the embedding"],
+    ),
+    "a budget above the source": (
+        "shrink model out --parameters 1M --calibration stage.yaml --eval-data held-out.jsonl",
+        ["1,000,000", "nothing to shrink"],
+    ),
+    "a budget without calibration": (
+        "shrink model out --parameters 20K --eval-data held-out.jsonl",
+        ["--calibration", "importance"],
+    ),
+    "a budget beside a size": ("shrink model out --parameters 20K --hidden-size 16", ["--hidden-size", "sizes"]),
+    "bits without a format": ("compress model --bits 33 --eval-data held-out.jsonl --output out", ["33", "2 to 8"]),
+    "one bit": ("compress model --bits 1 --eval-data held-out.jsonl --output out", ["bits is 1", "2 to 8"]),
+    "nothing left": (
+        "compress model --sparsities 1.0 --eval-data held-out.jsonl --output out",
+        ["sparsity is 1", "no weight is left"],
+    ),
     "a model without a base": ("mup explain other", ["--base"]),
     "a rule beside a model's own": ("mup explain model --rule mup", ["--rule"]),
     "no muP model to export": ("mup export other out", ["other"]),

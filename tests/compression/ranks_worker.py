@@ -35,12 +35,13 @@ def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
         "output_dir": str(output),
         "per_device_train_batch_size": 2,
         "save_steps": 3,
+        "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
         "learning_rate": 1e-2,
         "max_grad_norm": 0.0,
     }
-    settings |= {"deepspeed": zero, "bf16": True} if mode.startswith("zero") else {"use_cpu": True}
+    settings |= {"deepspeed": zero, "bf16": True} if mode.startswith("zero") else {}
     args = ContinualTrainingArguments(**prepare_processes(settings))
     pruning = MagnitudePruningCallback((0.2, SPARSITY), every=2)
     stage = Stage("prune", "constant", replay(0.3), max_steps=STEPS)

@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 from hf_warmscale import compression_frontier
 from hf_warmscale.architecture import describe
 from hf_warmscale.compression.compressed import Compression, compressed
-from hf_warmscale.compression.frontier import FrontierRow, with_pareto_flags
+from hf_warmscale.compression.frontier import Source
+from hf_warmscale.compression.frontier_row import FrontierRow, with_pareto_flags
 from hf_warmscale.compression.quantization import fake_quantize
 from hf_warmscale.compression.storage import stored_bytes
 from hf_warmscale.evaluation import PairedDifference, document_nll
@@ -59,9 +60,9 @@ def test_inside_the_block_the_weights_are_compressed_and_after_it_they_are_back(
         by_hand = 0
         for name, each in described.parameters.items():
             value = model.get_parameter(name)
-            value = value if each.fan_in is None else value.movedim(each.fan_in, -1)
+            rows = value if each.fan_in is None else value.movedim(each.fan_in, -1)
             rounded = each.role in ("embedding", "hidden", "readout")
-            by_hand += stored_bytes(value, 4 if rounded else None, sparse=each.role == "hidden")
+            by_hand += stored_bytes(rows, 4 if rounded else None, sparse=each.role == "hidden")
         assert size == by_hand
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -79,7 +80,7 @@ def test_the_rows_are_what_measuring_by_hand_gives(
 ) -> None:
     other = LlamaForCausalLM(model.config)
     model.save_pretrained(tmp_path / "stored")
-    models = {"one": model, "two": other, "three": tmp_path / "stored"}
+    models: dict[str, Source] = {"one": model, "two": other, "three": tmp_path / "stored"}
     frontier = compression_frontier(models, bits=[8, 16], sparsities=[0, 0.5], documents=TEXTS, tokenizer=tokenizer)
     rows = {(row.model, row.bits, row.sparsity): row for row in frontier.rows}
     assert len(frontier.rows) == 3 * (1 + 2 * 2)

@@ -20,7 +20,7 @@ from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossErr
 from hf_warmscale.evaluation.evaluation_set import DEFAULT_BATCH_TOKENS, default_max_length
 from hf_warmscale.merging.objectives.splits import split_documents
 from hf_warmscale.merging.search.proposals import propose
-from hf_warmscale.resize.growing.in_memory import restore_dtypes
+from hf_warmscale.resize.growing.in_memory import make_model, restore_dtypes
 from hf_warmscale.resize.model_source import ModelSource, find_model
 from hf_warmscale.resize.planning.layer_map import LayerMap
 from hf_warmscale.resize.planning.target import target_config
@@ -218,7 +218,7 @@ class BudgetSearch:
 
     def _cut(self, sizes: Sizes) -> PreTrainedModel:
         smaller = cut(self.measured, sizes, self.dtype)
-        model = smaller.build(self.measured.source)
+        model = make_model(smaller.config, smaller.tensors, self.measured.source)
         restore_dtypes(model, smaller.tensors)
         return model
 

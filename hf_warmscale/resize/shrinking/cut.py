@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, ModelMap, describe
-from hf_warmscale.resize.growing.in_memory import make_model
+from hf_warmscale.resize.growing.receipt import CONFIG_ENTRY
 from hf_warmscale.resize.model_source import ModelSource, own_dtype
 from hf_warmscale.resize.planning.layer_map import LayerMap
 from hf_warmscale.resize.planning.operators import ZeroPad
@@ -18,7 +18,6 @@ from hf_warmscale.resize.planning.transfer import transfer_tensor
 from hf_warmscale.resize.shrinking.calibration import Calibration, calibration_tokens
 from hf_warmscale.resize.shrinking.importance import Importance, measure_importance
 from hf_warmscale.resize.shrinking.selection import select_blocks, select_in_block, select_shared
-from hf_warmscale.resize.shrinking.undo import without_growth
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,6 @@ class Cut:
     config: PreTrainedConfig
     tensors: Mapping[str, Tensor]
     layers: LayerMap
-
-    def build(self, source: ModelSource) -> PreTrainedModel:
-        """Return the live model; it has one dtype until `restore_dtypes`."""
-        return make_model(self.config, self.tensors, source)
 
 
 def measure(source: ModelSource, described: ModelMap, calibration: Calibration | None) -> Measured:
@@ -99,10 +94,15 @@ def _plan(
 ) -> tuple[Plan, PreTrainedConfig]:
     own = own_dtype(source.specs)
     layers = select_blocks(importance, sizes[Axis.LAYERS])
-    config = without_growth(target_config(source.config, described, sizes, layers, dtype))
+    config = _without_growth(target_config(source.config, described, sizes, layers, dtype))
     factors = compensation(source.config, config, described, sizes, dtype or own, source.embedding_factor(own))
     block_axes = {layer: select_in_block(importance, described, sizes, layer) for layer in layers.source}
     axes = select_shared(importance, described, sizes)
     # zero_pad in reverse: its factors keep every logit if what is removed contributes nothing.
     plan = Plan(described, describe(config), axes, layers, ZeroPad(described, sizes), factors, block_axes)
     return plan, config
+
+
+def _without_growth(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a config without the entry of growths: a selection cannot be undone by them."""
+    return type(config).from_dict({name: value for name, value in config.to_dict().items() if name != CONFIG_ENTRY})

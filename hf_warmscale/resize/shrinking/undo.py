@@ -80,11 +80,6 @@ def first_copies_of_blocks(receipt: GrowthReceipt) -> tuple[int, ...]:
     )
 
 
-def without_growth(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a config without the entry of growths: a selection cannot be undone by them."""
-    return type(config).from_dict({name: value for name, value in config.to_dict().items() if name != CONFIG_ENTRY})
-
-
 def before_growth(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a config with the entry of the growth before the last one, or without an entry if there was none."""
     content = config.to_dict()

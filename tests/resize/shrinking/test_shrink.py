@@ -146,6 +146,22 @@ def test_what_does_nothing_goes_first() -> None:
         torch.testing.assert_close(small(tokens()).logits, source(tokens()).logits, rtol=0, atol=1e-12)
 
 
+def test_blocks_that_write_nothing_are_dropped_exactly() -> None:
+    source = random_model(FAMILIES["llama"](True))
+    source = grow_from_pretrained(source, num_hidden_layers=4, snr_db=None, verify=False)
+    with torch.no_grad():
+        for number in (0, 3):
+            block = source.model.layers[number]
+            for module in (block.self_attn.o_proj, block.mlp.down_proj):
+                module.weight.zero_()
+                module.bias.zero_()
+    small = shrink_from_pretrained(source, num_hidden_layers=2, calibration=tokens(), undo_growth=False, verify=False)
+    receipt: Any = small.shrink_receipt
+    assert receipt["layers"] == [1, 2] and [receipt["block_influence"][number] for number in (0, 3)] == [0.0, 0.0]
+    with torch.no_grad():
+        assert torch.equal(small(tokens()).logits, source(tokens()).logits)
+
+
 def test_blocks_go_by_their_influence() -> None:
     source = random_model(FAMILIES["llama"](True))
     source = grow_from_pretrained(source, num_hidden_layers=4, snr_db=None, verify=False)
