@@ -6,6 +6,7 @@ groups, on whatever device the trainer finds. A branch sees the rows that the tr
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,15 @@ def train_stage(
     regime: Regime,
     folder: Path,
     keep: list[int],
+    *,
+    make: type[ContinualTrainer] = ContinualTrainer,
+    callbacks: Sequence[TrainerCallback] = (),
+    **more: Any,
 ) -> ContinualTrainer:
-    """Train a stage, or what is left of it, and return its trainer; the checkpoints at the steps `keep` stay."""
+    """Train a stage, or what is left of it, and return its trainer; the checkpoints at the steps `keep` stay.
+
+    `make` is the class of the trainer, and `more` what it takes beyond [`ContinualTrainer`].
+    """
     arguments = ContinualTrainingArguments(
         output_dir=str(folder),
         learning_rate=lr,
@@ -153,12 +161,13 @@ def train_stage(
         report_to="none",
         seed=seed,
     )
-    trainer = ContinualTrainer(
+    trainer = make(
         model,
         arguments,
         stage=stage,
         eval_dataset=rows.held_out(regime.curve_rows),
-        callbacks=[StopWhenDiverged(), SaveAt(keep)],
+        callbacks=[StopWhenDiverged(), SaveAt(keep), *callbacks],
+        **more,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=bool(folder.is_dir() and run_checkpoints(folder)))
