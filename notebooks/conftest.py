@@ -8,7 +8,7 @@ import pytest
 from tests.smollm2 import save_smollm2
 
 VARIABLE = "WARMSCALE_SMOLLM2"
-WITH_SMOLLM2 = ("02_grow_smollm2", "07_two_sizes")
+WITH_SMOLLM2 = ("02_grow_smollm2", "07_two_sizes", "08_compress")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

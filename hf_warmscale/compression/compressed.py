@@ -43,7 +43,8 @@ def compressed(model: PreTrainedModel, described: ModelMap, how: Compression) ->
         described (`ModelMap`): its description.
         how (`Compression`): what is done.
     """
-    parameters = {name: parameter.data for name, parameter in model.named_parameters() if name in described.parameters}
+    state = model.state_dict()  # shares its storage with the model; buffers that are stored are in it too
+    parameters = {name: state[name] for name in described.parameters}
     masks = _masks(parameters, described, how)
     quantized = _names(described, how.quantize_roles) if how.bits is not None else ()
     before = {name: parameters[name].clone() for name in {*masks, *quantized}}
