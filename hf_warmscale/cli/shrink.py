@@ -47,19 +47,14 @@ def add_budget(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Shrink to sizes or to a budget."""
-    budgets = {
-        "parameters": arguments.parameters,
-        "active_parameters": arguments.active_parameters,
-        "memory_bytes": arguments.memory,
-    }
-    given = {name: amount for name, amount in budgets.items() if amount is not None}
-    if given:
-        shrink_within(arguments, given)
+    budgets = (arguments.parameters, arguments.active_parameters, arguments.memory)
+    if any(amount is not None for amount in budgets):
+        shrink_within(arguments)
     else:
         shrink_to_sizes(arguments)
 
 
-def shrink_within(arguments: Namespace, budgets: dict[str, float]) -> None:
+def shrink_within(arguments: Namespace) -> None:
     """Search the sizes within a budget, write the model, then show what was tried."""
     from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, save_model
     from hf_warmscale.checkpoints.source import find_source
@@ -79,7 +74,9 @@ def shrink_within(arguments: Namespace, budgets: dict[str, float]) -> None:
         texts = [str(text) for text in load_documents(arguments.eval_data)["text"] if str(text).strip()]
     small = shrink_to_budget(
         arguments.source,
-        **budgets,
+        parameters=arguments.parameters,
+        active_parameters=arguments.active_parameters,
+        memory_bytes=arguments.memory,
         calibration=read_texts(arguments.calibration),
         documents=texts,
         tokenizer=load_tokenizer(arguments.source),
