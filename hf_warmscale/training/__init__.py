@@ -5,7 +5,7 @@ from hf_warmscale.training.averaging import AverageCheckpoints, average_run, ave
 from hf_warmscale.training.branching import anneal_stage, constant_checkpoints
 from hf_warmscale.training.data.mixture import ReplayMixture, SeenRows
 from hf_warmscale.training.data.streaming import StreamedRows
-from hf_warmscale.training.distillation import DistillationTrainer, HealingTrainer
+from hf_warmscale.training.distillation import DistillationTrainer, HealingTrainer, TeacherCache
 from hf_warmscale.training.majority_kernels import (
     apply_majority_kernels,
     fold_majority_kernels,
@@ -32,6 +32,7 @@ __all__ = [
     "StageLR",
     "StageRecord",
     "StreamedRows",
+    "TeacherCache",
     "anneal_stage",
     "apply_majority_kernels",
     "average_run",

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -10,10 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_warmscale.training.data.mixture import HASHED_ROWS, is_streamed
 from hf_warmscale.training.distillation.distillation_loss import DistillationLoss
 from hf_warmscale.training.distillation.divergence import Direction
 from hf_warmscale.training.distillation.draw import Draw
 from hf_warmscale.training.distillation.mixed_loss import Pull
+from hf_warmscale.training.distillation.row_keys import ROW_KEYS, KeyedCollator
 from hf_warmscale.training.distillation.settings import DistillationSettings
 from hf_warmscale.training.distillation.teacher import (
     INPUTS,
@@ -24,7 +27,9 @@ from hf_warmscale.training.distillation.teacher import (
     num_rows,
     shared_with_student,
 )
+from hf_warmscale.training.distillation.teacher_cache import TeacherCache
 from hf_warmscale.training.launch import is_partitioned
+from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.token_loss import captured, next_tokens
 from hf_warmscale.training.trainer import ContinualTrainer
@@ -51,8 +56,8 @@ class DistillationTrainer(ContinualTrainer):
         model (`PreTrainedModel` or `PeftModel`): the student. Freeze what shall not be trained.
         args (`TrainingArguments`): of [`ContinualTrainer`].
         arguments: the others of [`ContinualTrainer`], by position.
-        teacher (`PreTrainedModel` or `PeftModel`): any causal language model, or an
-            [`EmulatedFineTuningForCausalLM`]. It runs without gradients in its own dtype.
+        teacher (`PreTrainedModel`, `PeftModel` or `TeacherCache`): any causal language model, or an
+            [`EmulatedFineTuningForCausalLM`]; it runs without gradients in its own dtype. Or a [`TeacherCache`].
         temperature (`float`): of both softmaxes.
         alpha (`float`): share of the divergence; 1 leaves the text out, 0 the teacher.
         direction (`str`): `"forward"` for KL(teacher, student), `"reverse"` for KL(student, teacher).
@@ -79,7 +84,7 @@ class DistillationTrainer(ContinualTrainer):
         model: nn.Module | None = None,
         args: Any = None,
         *arguments: Any,
-        teacher: nn.Module,
+        teacher: nn.Module | TeacherCache,
         temperature: float = 1.0,
         alpha: float = 1.0,
         direction: Direction = "forward",
@@ -90,11 +95,15 @@ class DistillationTrainer(ContinualTrainer):
         chosen = None if sources is None else (sources,) if isinstance(sources, str) else tuple(sources)
         self.distillation = DistillationSettings(temperature, alpha, direction, chosen, self_kd)
         self._sources: Tensor | None = None
+        self._keys: Tensor | None = None
+        self._waiting_keys: deque[Tensor | None] = deque()
         super().__init__(model, args, *arguments, **settings)
         self._numbers = self._numbers_of_sources()
         self._refuse_other_losses()
         student = self.accelerator.unwrap_model(self.model)
-        self.teacher = self._live(student, teacher)
+        self.teacher: LiveTeacher | TeacherCache = (
+            self._checked(student, teacher) if isinstance(teacher, TeacherCache) else self._live(student, teacher)
+        )
         self.start = self._start_of(student) if self_kd else None
 
     # ---- Before training ----
@@ -132,6 +141,22 @@ class DistillationTrainer(ContinualTrainer):
         shared = shared_with_student(cast(PreTrainedModel, plain), tokenizer, models)
         return LiveTeacher(teacher, shared, self.args.device)
 
+    def _checked(self, student: nn.Module, cache: TeacherCache) -> TeacherCache:
+        at, ids = cache.manifest["temperature"], cache.manifest["num_ids"]
+        if at != self.distillation.temperature:
+            raise ValueError(
+                f"temperature is {self.distillation.temperature}, and the teacher cache {cache.folder} holds "
+                f"probabilities at {at}; write another one."
+            )
+        plain = student.get_base_model() if isinstance(student, PeftModel) else student
+        rows = num_rows(cast(PreTrainedModel, plain))
+        if rows < ids:
+            raise ValueError(
+                f"The student has {rows} tokens and the teacher of the cache {cache.folder} {ids}; use models that "
+                "share a vocabulary."
+            )
+        return cache
+
     def _start_of(self, student: nn.Module) -> Teacher:
         if isinstance(student, PeftModel):
             return AdapterOff(student)
@@ -152,10 +177,30 @@ class DistillationTrainer(ContinualTrainer):
         described = {"teacher": self.teacher.fingerprint(), **self.distillation.describe(), **start}
         return {**super()._recorded_arguments(), "distillation": described}
 
+    def _begin(self, stage: Stage, checkpoint: str | None) -> bool:
+        continued = super()._begin(stage, checkpoint)
+        if isinstance(self.teacher, TeacherCache):
+            assert self.stage_run is not None
+            require_rows(self.teacher, self.stage_run, self._numbers)
+        return continued
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         self.teacher.prepare()
         return prepared
+
+    # ---- Data ----
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kwargs: Any) -> Any:
+        collator = super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
+        keyed = self._collates_samples and isinstance(self.teacher, TeacherCache)
+        return KeyedCollator(collator) if keyed else collator
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
+        """Return the micro-batches of a step, after taking out the keys of their rows."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._waiting_keys = deque(batch.pop(ROW_KEYS, None) for batch in batches)
+        return batches, num_items
 
     # ---- The loss ----
 
@@ -168,6 +213,7 @@ class DistillationTrainer(ContinualTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Make a training step on one micro-batch, and note the divergence by source beside the loss."""
         self._sources = self._waiting_sources[0] if self._waiting_sources else None
+        self._keys = self._waiting_keys.popleft() if self._waiting_keys else None
         loss = super().training_step(model, inputs, *args, **kwargs)
         measured = cast(DistillationLoss, self._token_loss).divergence
         labels = inputs.get("labels")
@@ -202,14 +248,14 @@ class DistillationTrainer(ContinualTrainer):
         settings = self.distillation
         to_teacher = Draw(self.teacher, settings.alpha, settings.temperature, settings.direction)
         if self._numbers is None or self._sources is None:
-            return [to_teacher.on_all(given)] if settings.alpha else []
+            return [to_teacher.on_all(given, self._keys)] if settings.alpha else []
         heard = torch.isin(self._sources, torch.tensor(self._numbers, device=self._sources.device))
         draws = [(to_teacher, heard)] if settings.alpha else []
         if self.start is not None:
             draws.append((Draw(self.start, settings.self_kd), ~heard))
         # With sharded weights every forward pass gathers them from all ranks, so none may skip it.
         whole = self._has_engine()
-        return [pull for draw, where in draws for pull in draw.where(given, where, whole=whole)]
+        return [pull for draw, where in draws for pull in draw.where(given, where, self._keys, whole=whole)]
 
     def _correction(
         self,
@@ -231,6 +277,28 @@ class DistillationTrainer(ContinualTrainer):
         if count is not None and self.args.average_tokens_across_devices:
             extra = extra * (self.accelerator.num_processes // self.get_tp_size())
         return extra
+
+
+def require_rows(cache: TeacherCache, run: StageRun, numbers: tuple[int, ...] | None) -> None:
+    """Refuse a cache that lacks rows of a stage; up to `HASHED_ROWS` samples are looked up.
+
+    Args:
+        cache (`TeacherCache`): the teacher.
+        run (`StageRun`): the stage.
+        numbers (`tuple[int, ...]`, *optional*): of the sources that the teacher is heard on; by default all.
+
+    Raises:
+        ValueError: naming the first source with such a row.
+    """
+    count, mixture = len(run.samples), run.mixture
+    # Looking far ahead into a stream would read it up to there.
+    looked_at = 1 if any(map(is_streamed, mixture.sources.values())) else min(count, HASHED_ROWS)
+    indices = [index * count // looked_at for index in range(looked_at)]
+    heard = [(number, row) for number, row in mixture.read(indices) if numbers is None or number in numbers]
+    for number, name in enumerate(mixture.names):
+        rows = [row for source, row in heard if source == number]
+        if rows:
+            cache.require(rows, name)
 
 
 HealingTrainer = DistillationTrainer

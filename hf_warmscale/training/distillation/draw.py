@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hf_warmscale.training.distillation.divergence import Direction
 from hf_warmscale.training.distillation.mixed_loss import Pull
+from hf_warmscale.training.distillation.row_keys import only_heard
 from hf_warmscale.training.distillation.teacher import Teacher
 
 
@@ -39,6 +40,8 @@ class Draw:
             keys (`Tensor`, *optional*): of the rows.
             whole (`bool`): ask about all rows, even if none of them counts.
         """
+        if keys is not None and (whole or heard.dim() == 2):
+            keys = only_heard(keys, heard)
         if heard.dim() == 2:
             # The source of a token stands where the token does, and is predicted one position before.
             return [self._pull(inputs, keys, mask=heard.roll(-1, dims=1))] if whole or bool(heard.any()) else []

@@ -34,7 +34,7 @@ class Teacher(Protocol):
 
         Args:
             inputs (`Mapping[str, Tensor]`): `INPUTS`, as far as the batch has them, `[rows, tokens]`.
-            keys (`Tensor`, *optional*): identifies the rows to a cache.
+            keys (`Tensor`, *optional*): key and length of each row, `[rows, 2]`, for a cache.
         """
 
     def fingerprint(self) -> str:
@@ -183,6 +183,17 @@ def shared_with_student(
 def num_rows(model: PreTrainedModel) -> int:
     """Return the rows of the vocabulary, padding included."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
+def known_ids(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Return how many ids a teacher predicts; rows of its vocabulary beyond the tokenizer are left out.
+
+    Args:
+        models (`Mapping[str, PreTrainedModel]`): see `causal_models`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): by default those of the models' folders.
+    """
+    names = {name: tokenizer or find_tokenizer(model.config.name_or_path) for name, model in models.items()}
+    return shared_ids({name: num_rows(model) for name, model in models.items()}, names)
 
 
 @contextmanager

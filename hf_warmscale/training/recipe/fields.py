@@ -61,6 +61,15 @@ class StageArguments:
             "(of the source in that run) and max_passes."
         },
     )
+    distillation: Json = field(
+        default=None,
+        metadata={
+            "help": "Train towards a teacher, as JSON: {teacher: checkpoint or Hub id}. Optional: dtype (of the "
+            "teacher); temperature; alpha; direction (forward or reverse); sources (of the mixture, those the teacher "
+            "is heard on); self_kd (weight of the student's own start on the others); cache (folder of the teacher's "
+            "predictions: written once, or read without a teacher); top_k (tokens per position in the cache)."
+        },
+    )
     anneal_from: str | None = field(
         default=None,
         metadata={

@@ -20,7 +20,9 @@ from hf_warmscale.checkpoints import load_tokenizer, require_model
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.training.data.packing import read_manifest
+from hf_warmscale.training.distillation import DistillationTrainer
 from hf_warmscale.training.recipe.configuration import TrainingConfiguration, read_configuration
+from hf_warmscale.training.recipe.distillation_plan import plan_distillation
 from hf_warmscale.training.recipe.fields import ModelArguments
 from hf_warmscale.training.recipe.sources import load_evaluation, load_mixture
 from hf_warmscale.training.recipe.stage_plan import plan_stage
@@ -71,6 +73,9 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     mixture = load_mixture(stage_arguments, tokenizer)
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
         stage_arguments.parent = model_arguments.model_name_or_path
+    plan = None
+    if stage_arguments.distillation is not None:
+        plan = plan_distillation(stage_arguments.distillation, mixture)
     stage = plan_stage(stage_arguments, configuration.training, mixture=mixture)
     evaluation = load_evaluation(stage_arguments, tokenizer)
     if evaluation is not None and configuration.training.eval_tokens_per_byte is None:
@@ -79,13 +84,12 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
         configuration.training.eval_tokens_per_byte = densities
     # `Trainer` sets the seed when it is made, which is after a new model or new adapters have drawn their weights.
     set_seed(configuration.training.seed)
-    return ContinualTrainer(
-        load_model(model_arguments),
-        configuration.training,
-        stage=stage,
-        eval_dataset=evaluation,
-        processing_class=tokenizer,
-    )
+    model = load_model(model_arguments)
+    rest: dict[str, Any] = {"eval_dataset": evaluation, "processing_class": tokenizer}
+    if plan is None:
+        return ContinualTrainer(model, configuration.training, stage=stage, **rest)
+    heard = plan.load(mixture, tokenizer, configuration.training)
+    return DistillationTrainer(model, configuration.training, stage=stage, **heard, **rest)
 
 
 def show_schedule(

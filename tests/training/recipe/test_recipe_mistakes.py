@@ -33,6 +33,20 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "an unknown schedule": (OTHER + "--schedule infinite_cosin", ["infinite_cosin", "infinite_cosine"]),
     "an unknown key of a schedule": (OTHER + "--schedule {name:wsd,cooldwn:0.1}", ["cooldwn", "cooldown"]),
     "an unknown key of a source": (OTHER + "--mixture {a:{path:packed,wieght:1}}", ["wieght", "weight"]),
+    "a teacher that is not there": (OTHER + "--distillation {teacher:nowhere}", ["nowhere"]),
+    "no teacher": (OTHER + "--distillation {alpha:0.5}", ["names no teacher; add teacher:"]),
+    "an unknown key of a teacher": (OTHER + "--distillation {techer:model}", ["'techer'; did you mean 'teacher'"]),
+    "a temperature of 0": (OTHER + "--distillation {teacher:model,temperature:0}", ["temperature is 0"]),
+    "an alpha in words": (
+        OTHER + "--distillation {teacher:model,alpha:half}",
+        ["alpha is 'half'; it must be"],
+    ),
+    "an unknown source": (OTHER + "--distillation {teacher:model,sources:[saying]}", ["'saying'", "'sayings'"]),
+    "a start that is never heard": (OTHER + "--distillation {teacher:model,self_kd:1}", ["heard on every source"]),
+    "a cache that is not there": (OTHER + "--distillation {cache:nowhere}", ["no teacher cache nowhere"]),
+    "the tokens of no cache": (OTHER + "--distillation {teacher:model,top_k:8}", ["top_k is of a cache"]),
+    "a data set in place of a cache": (OTHER + "--distillation {cache:packed}", ["There is no teacher cache packed"]),
+    "an unknown dtype": (OTHER + "--distillation {teacher:model,dtype:half}", ["distillation.dtype 'half'"]),
     "a checkpoint without a stage": (OTHER + "--parent model", ["model has no stage.json"]),
     "the tokenizer of other data": (OTHER + "--tokenizer_name_or_path longer", ["packed with another tokenizer"]),
     "a folder in use": ("--stage other", ["give that stage its own output_dir"]),
@@ -111,6 +125,21 @@ def test_an_anneal_and_an_average_from_the_shell(
     capfd.readouterr()
     assert_sentence(main(["average", "falling", "--output", "none"]), capfd.readouterr(), "has 0 checkpoints")
     assert_sentence(main(["average", "nowhere", "--output", "none"]), capfd.readouterr(), "nowhere")
+
+
+def test_a_teacher_is_heard_live_or_from_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is written by the first run and read by the second, which does without the teacher."""
+    monkeypatch.chdir(folder)
+    seen = []
+    for number, teacher in enumerate(
+        ("teacher: run/checkpoint-4", "teacher: run/checkpoint-4, cache: cache, top_k: 300", "cache: cache")
+    ):
+        options = ["--output_dir", f"distilled-{number}", "--distillation", f"{{{teacher}, alpha: 0.5}}"]
+        assert main(["train", "stage.yaml", *options]) == 0
+        state = json.loads((folder / f"distilled-{number}" / "checkpoint-4" / "trainer_state.json").read_text())
+        seen.append([entry["distillation/sayings"] for entry in state["log_history"] if "loss" in entry])
+    assert seen[1] == pytest.approx(seen[0], abs=1e-4) and seen[2] == seen[1]
+    assert min(seen[0]) > 0
 
 
 def test_domains_are_reported_in_bits_per_byte(folder: Path) -> None:

@@ -1,0 +1,88 @@
+"""One file of a teacher cache: the predictions for some rows, written at once or not at all."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import default_data_collator
+
+from hf_warmscale.evaluation.cross_entropy import CHUNK_ELEMENTS
+from hf_warmscale.staging import staged_file
+from hf_warmscale.training.data.collators import RowCollator
+from hf_warmscale.training.data.mixture import Row, Rows, fetch
+from hf_warmscale.training.data.separation import separation_of
+from hf_warmscale.training.distillation.predictions import Logits
+from hf_warmscale.training.distillation.row_keys import row_key, row_length
+from hf_warmscale.training.distillation.teacher import LiveTeacher, causal_models
+
+ROWS_PER_SHARD = 1_024
+
+
+def shard_paths(folder: Path, num_rows: int) -> list[Path]:
+    """Return the files of a cache of so many rows."""
+    count = -(-num_rows // ROWS_PER_SHARD)
+    return [folder / f"predictions-{number:05d}-of-{count:05d}.safetensors" for number in range(count)]
+
+
+def batches_of(rows: Rows, shard: int, size: int) -> Iterator[list[Row]]:
+    """Yield the rows of a shard in batches."""
+    first, last = shard * ROWS_PER_SHARD, min((shard + 1) * ROWS_PER_SHARD, len(rows))
+    for start in range(first, last, size):
+        yield fetch(rows, list(range(start, min(start + size, last))))
+
+
+def write_shard(
+    path: Path, teacher: LiveTeacher, batches: Iterator[list[Row]], *, k: int, temperature: float, dtype: torch.dtype
+) -> None:
+    """Write the predictions for some rows.
+
+    Args:
+        path (`Path`): the file.
+        teacher (`LiveTeacher`): whom to ask.
+        batches (`Iterator[list[Row]]`): the rows.
+        k, temperature, dtype: see `TeacherCache.write`.
+    """
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("keys", "lengths", "ids", "log_probs", "log_tail")}
+    for rows in batches:
+        ids, log_probs, log_tail = _predicted(teacher, rows, k, temperature)
+        columns["keys"].append(torch.tensor([row_key(row) for row in rows]))
+        columns["lengths"].append(torch.tensor([row_length(row) for row in rows]))
+        columns["ids"].append(ids.int())
+        columns["log_probs"].append(log_probs.to(dtype))
+        columns["log_tail"].append(log_tail)
+    tensors = {name: torch.cat(parts) for name, parts in columns.items()}
+    with staged_file(path) as staging:
+        save_file({**tensors, "ends": tensors.pop("lengths").cumsum(0)}, staging)
+
+
+def positions_of(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return where the tokens of a batch stand among all its positions: everywhere but at padding."""
+    tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is None or mask.shape != tokens.shape:
+        return torch.arange(tokens.numel(), device=tokens.device)
+    return mask.flatten().nonzero()[:, 0]
+
+
+def _predicted(teacher: LiveTeacher, rows: list[Row], k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, log-probabilities and tails of all positions of some rows, end to end, on the CPU."""
+    collate = RowCollator(default_data_collator, separation_of(next(iter(causal_models(teacher.model).values()))))
+    batch = collate([{**row, "labels": row.get("labels", row["input_ids"])} for row in rows])
+    device = next(teacher.model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    logits = cast(Logits, teacher.predict(inputs)).logits[positions_of(inputs), : teacher.num_ids]
+    size = max(1, CHUNK_ELEMENTS // teacher.num_ids)
+    parts = [_top(part, k, temperature) for part in logits.split(size)]
+    ids, log_probs, log_tail = (torch.cat(each) for each in zip(*parts, strict=True))
+    if not bool(log_probs.isfinite().all()):
+        raise ValueError("The teacher gives logits that are not finite; use a checkpoint from before it diverged.")
+    return ids.cpu(), log_probs.cpu(), log_tail.cpu()
+
+
+def _top(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
+    top, ids = log_probs.topk(k, dim=-1)
+    # Not 1 minus the sum of the k, which would lose all digits of a small tail.
+    return ids, top, log_probs.scatter_(1, ids, -torch.inf).logsumexp(dim=-1)
