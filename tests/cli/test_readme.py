@@ -11,7 +11,7 @@ from hf_warmscale.training import get_schedule
 from tests.test_package import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TYPED = re.findall(r"^    (?:\S.*(?:-m hf_warmscale|bin/warmscale)|warmscale) (.+)$", README, re.MULTILINE)
+TYPED = re.findall(r"^ {4,}(?:\S.*(?:-m hf_warmscale|bin/warmscale)|warmscale) (.+)$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", TYPED)
