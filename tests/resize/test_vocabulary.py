@@ -1,7 +1,10 @@
 """Extended tokenizers cut the old text as before and the new text shorter; new embeddings are sub-token means."""
 
+import gzip
 import inspect
+import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +197,22 @@ def test_added_tokens_behind_the_vocabulary_keep_their_ids(kind: type[Any], tmp_
     twice = extend_tokenizer(extended, [TEXT["new"]] * 4, 3)
     assert extended.get_vocab().items() <= twice.get_vocab().items()
     assert len(set(twice.get_vocab().values())) == len(twice.get_vocab())
+
+
+@pytest.mark.parametrize("domain", ["documentation", "english", "german", "python"])
+def test_real_text_comes_back_as_it_was(domain: str, corpora: Path, tmp_path: Path) -> None:
+    with gzip.open(corpora / f"{domain}.validation.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"][:1500] for line in islice(file, 300)]
+    old = with_added_tokens(PreTrainedTokenizerFast, tmp_path)
+    extended = extend_tokenizer(old, texts[:40], 100)
+    ids = extended.get_vocab()
+    assert old.get_vocab().items() <= ids.items()
+    assert len(set(ids.values())) == len(ids) == len(old.get_vocab()) + 100
+    marked = [f"<tool>{text}<|im_end|>" for text in texts]
+    numbers = extended(marked, add_special_tokens=False)["input_ids"]
+    assert extended.batch_decode(numbers) == marked
+    before = old(marked, add_special_tokens=False)["input_ids"]
+    assert sum(map(len, numbers)) < sum(map(len, before))
 
 
 def test_biases_of_the_head_grow_too(old: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast) -> None:
