@@ -21,7 +21,14 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
-from hf_warmscale.checkpoints import ModelWeights, open_checkpoint, save_model
+from hf_warmscale.checkpoints import (
+    ModelWeights,
+    find_tokenizer,
+    load_config,
+    open_checkpoint,
+    save_model,
+    shared_ids,
+)
 from hf_warmscale.checkpoints.files import SMALL_FILES
 from hf_warmscale.checkpoints.model_weights import is_quantized
 from hf_warmscale.checkpoints.portable import content_to_publish
@@ -65,8 +72,8 @@ def push_to_hub(
     Raises:
         FileNotFoundError: if the folder is not a model folder.
         ValueError: if there is no token, a tokenizer is given for a folder, the repository holds something else, the
-            weights are pickled, corrupt or hold NaN, or the folder's own `README.md` names a local path. All but the
-            third are checked before a repository is made.
+            weights are pickled, corrupt or hold NaN, the tokenizer gives ids beyond the model's table, or the folder's
+            own `README.md` names a local path. All but the third are checked before a repository is made.
         OSError: if the Hub cannot be reached or refuses.
 
     Example:
@@ -162,10 +169,18 @@ def _files(folder: Path) -> list[str]:
     if not is_quantized(checkpoint):
         ModelWeights(checkpoint)  # refuses weights that are not those of the config
     checkpoint.check_finite()
+    _check_tokenizer(folder)
     weights = [str(path.relative_to(folder)) for path in checkpoint.files]
     beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
     names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
     return sorted({*weights, *names} - {CARD, *WITHHELD})
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer that gives ids which the model has no row for: whoever loads both gets an index error."""
+    rows = getattr(load_config(folder).get_text_config(), "vocab_size", None)
+    if rows is not None:
+        shared_ids({str(folder): rows}, {str(folder): find_tokenizer(folder)})
 
 
 def _check_texts(folder: Path, files: list[str], repo_id: str) -> None:

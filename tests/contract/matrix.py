@@ -48,18 +48,29 @@ CONFIG_ALONE = ("mup explain", "mup check", "mup transfer")
 NO_TOKENIZER = ("grow", "shrink", "train", "average", "merge", *CONFIG_ALONE, "mup export", "push")
 
 FINE: dict[tuple[str, str], str] = {
+    # Opening weights and tokenizer would cost minutes on a large model and change nothing that is printed.
     **{(verb, what): READS_CONFIG for verb in CONFIG_ALONE for what in (*WEIGHTS, *TOKENIZERS)},
+    # Rows need a tokenizer and no model: packing works from a folder of tokenizer files, and must go on doing so.
     **{("data pack", what): READS_TOKENIZER for what in (*CONFIGS, *WEIGHTS) if what not in EMPTIED},
+    # A model without a tokenizer is whole: many are trained on ids alone.
     **{(verb, "no tokenizer"): "needs no tokenizer" for verb in NO_TOKENIZER},
+    # It is copied, and no id of it is used; a table that is too small is mended by growing it, so growing takes it.
     **{(verb, what): "takes the tokenizer as it is" for verb in KEEPS_TOKENIZER for what in TOKENIZERS},
     **{(verb, "ids beyond the table"): "takes the tokenizer as it is" for verb in ("average", "merge")},
+    # There is nothing that could be written to.
     **{(verb, what): NO_OUTPUT for verb in ("mup explain", "push") for what in OUTPUTS},
+    # The checkpoints of a run are in a folder: a name with a revision is one model, and one model has no average.
     **{("average", what): "takes a folder of this machine" for what in NAMES},
+    # Others load it with the library that wrote it; what this package cannot compute with it can still send.
     **{("push", what): "a quantized model may be pushed" for what in ("GPTQ", "bitsandbytes")},
+    # transformers loads it whole and trains its text model; growing, which needs the text model alone, says so.
     **{(verb, "composite"): "takes the text model as a part of it" for verb in ("train", "data extend", "push")},
+    # Its own folder of an earlier call: the command continues there, which is what it promises.
     **{(verb, "output not empty"): "goes on in its own folder" for verb in ("train", "mup check", "mup transfer")},
+    # The same number of ids, and a model does not say which tokenizer it was trained with.
     ("data extend", "another tokenizer"): "cannot be told from its own",
 }
+del FINE["push", "ids beyond the table"]  # what is published must work for whoever loads it
 """Cells in which there is nothing to refuse, each with the reason."""
 
 SAID = re.compile(r"(?:Error|Traceback): [^\r\n\x1b]*")
@@ -71,10 +82,10 @@ PUSHED = "The Hub cannot be reached"
 NOT_RUN = (READS_CONFIG, READS_TOKENIZER, NO_OUTPUT, "takes a folder of this machine")
 
 KEPT = {
-    ("train", "full disk"): "out/_partial/",
-    ("merge --eval-data", "full disk"): "out.journal.log",
-    ("mup check", "full disk"): "out/",
-    ("mup transfer", "full disk"): "out/",
+    ("train", "full disk"): "out/_partial/",  # the next save sweeps it; the checkpoints before it stay whole
+    ("merge --eval-data", "full disk"): "out.journal.log",  # the trials so far, hours of work on a large model
+    ("mup check", "full disk"): "out/",  # the runs so far, one file each
+    ("mup transfer", "full disk"): "out/",  # likewise
 }
 """What a command keeps on purpose when it cannot go on: the same command goes on from there, or sweeps it."""
 

@@ -199,6 +199,14 @@ def test_a_folder_that_is_no_model(tmp_path: Path, missing: str) -> None:
         push_to_hub(folder, "me/tiny", token="unused")
 
 
+def test_a_tokenizer_beyond_the_table(tmp_path: Path) -> None:
+    folder, tokenizer = tiny_folder(tmp_path / "model"), tiny_tokenizer()
+    tokenizer.add_tokens([f"<new {number}>" for number in range(100)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"gives ids up to \d+, but the model has 300 rows"):
+        push_to_hub(folder, "me/tiny", token="unused")
+
+
 def test_pickled_weights(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     (folder / "model.safetensors").unlink()
