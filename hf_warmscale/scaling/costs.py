@@ -1,7 +1,7 @@
 """What a model of a plan costs: its parameters, and FLOPs per token of training and of inference."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -37,6 +37,10 @@ class Cost:
     vocab_size: int | None = None
     estimated: bool = False
 
+    def by_size(self) -> "Cost":
+        """Return the cost with 6 N and 2 N, to compare it with that of a model of which only the size is known."""
+        return replace(self, training=6.0 * self.num_parameters, inference=2.0 * self.num_parameters, estimated=True)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -54,6 +58,10 @@ class Candidate:
     def flops(self) -> float:
         """What its training cost."""
         return self.cost.training * self.tokens
+
+    def by_size(self) -> "Candidate":
+        """Return the candidate with the cost that follows from its size alone."""
+        return replace(self, cost=self.cost.by_size())
 
 
 def cost_of(source: ModelSource, *, sequence_length: int, embeddings: bool = True) -> Cost:

@@ -122,6 +122,9 @@ def plan(
     cost = cost_of(target, sequence_length=sequence_length, embeddings=embeddings)
     known = [candidate_of(each, sequence_length=sequence_length, embeddings=embeddings) for each in candidates]
     _refuse_larger(cost, known)
+    if cost.estimated or any(each.cost.estimated for each in known):
+        # With attention counted on one side only, a small model could seem to cost more than a larger one.
+        cost, known = cost.by_size(), [each.by_size() for each in known]
     if hours is not None and tokens_per_second is None:
         tokens_per_second = _measured(target, sequence_length, batch_size)
     per_hour = None if tokens_per_second is None else 3600 * tokens_per_second * cost.training
@@ -173,7 +176,9 @@ def _assumptions(outlook: Outlook, candidates: Sequence[Candidate], tokens_per_s
     ]
     costs = [outlook.target, *(candidate.cost for candidate in candidates)]
     if any(cost.estimated for cost in costs):
-        lines.append("Models given by their size cost 6 N FLOPs per token in training and 2 N at inference.")
+        lines.append(
+            "One model is known by its size alone, so each costs 6 N FLOPs per token in training and 2 N at inference."
+        )
     for candidate in candidates:
         factor = outlook.target.num_parameters / candidate.cost.num_parameters
         lines.append(

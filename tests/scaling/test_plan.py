@@ -38,6 +38,16 @@ def test_losses_and_costs_by_hand() -> None:
     assert (rows["grow"].inference_flops, rows["merge"].inference_flops) == (2 * LARGE, 2 * SMALL)
 
 
+def test_one_model_known_by_its_size_alone_makes_all_cost_by_their_size() -> None:
+    """Attention counted on one side only would make a small model with long rows seem dearer than a larger one."""
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, vocab_size=128)
+    parameters = describe(config).num_parameters()
+    rows = by_option(plan(target=4 * parameters, tokens=1e6, candidates=[(config, 1e5)], sequence_length=8192).rows)
+    assert rows["merge"].inference_flops == 2 * parameters < rows["scratch"].inference_flops
+    both = by_option(plan(target=LARGE, tokens=1e6, candidates=[(SMALL, 1e5)], sequence_length=8192).rows)
+    assert both["merge"].inference_flops == 2 * SMALL
+
+
 def test_a_budget_of_flops_buys_the_small_model_more_tokens() -> None:
     rows = by_option(plan(target=LARGE, flops=1e19, candidates=[(SMALL, 1e11)], law=own()).rows)
     assert rows["train on"].tokens / rows["scratch"].tokens == pytest.approx(LARGE / SMALL)
