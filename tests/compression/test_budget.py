@@ -13,6 +13,7 @@ from hf_warmscale.architecture import Axis, describe
 from hf_warmscale.compression.budget.budget import Budget, Ledger
 from hf_warmscale.compression.budget.picture import draw_budget_search
 from hf_warmscale.compression.budget.shapes import Shapes
+from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.resize.model_source import LiveModel
 from tests.evaluation.tiny import tiny_documents, tiny_llama, tiny_tokenizer
 from tests.resize.families import FAMILIES, random_model
@@ -42,6 +43,24 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[LlamaForCausalLM
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert isinstance(small, LlamaForCausalLM)
     return model, small, journal
+
+
+def mup_model(base_hidden_size: int, base_intermediate_size: int) -> MupForCausalLM:
+    torch.manual_seed(0)
+    base = {"base_hidden_size": base_hidden_size, "base_intermediate_size": base_intermediate_size}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 300}
+    return MupForCausalLM(MupConfig(**sizes, **heads, pad_token_id=0, mup={**base, "base_num_attention_heads": 2}))
+
+
+def test_a_mup_model_is_never_cut_narrower_than_its_base() -> None:
+    model = mup_model(16, 48)
+    small = shrink_to_budget(model, parameters=0.6 * model.num_parameters(), **GIVEN)
+    assert small.num_parameters() <= 0.6 * model.num_parameters()
+    assert small.config.intermediate_size >= 48 and small.config.hidden_size >= 16
+    model = mup_model(32, 64)  # only blocks can go, at most half of them
+    with pytest.raises(ValueError, match=r"^No shape within .* config accepts; raise the budget"):
+        shrink_to_budget(model, parameters=0.4 * model.num_parameters(), **GIVEN)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "gemma2"])

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,14 @@ def shrink_to_budget(
             for texts in (select, confirm)
         ]
         measured = measure(model, described, calibration)
+        # Asked again and again for the same sizes: of the random proposals most are known.
+        accepts = cache(lambda sizes: _accepts(model, described, dict(sizes)))
         shapes = Shapes(
             described,
             ledger,
             budget,
             lambda count: select_blocks(measured.importance, count).source,
-            lambda sizes: _accepts(model, described, sizes),
+            lambda sizes: accepts(frozenset(sizes.items())),
         )
         search = BudgetSearch(measured, shapes, sets[0], dtype, seed)
         settings = {
@@ -139,6 +142,11 @@ def shrink_to_budget(
             "dtype": str(dtype),
         }
         candidates = search.run(n_trials, Journal(journal_path(storage), settings, sets[0].nll(model.model)))
+        if not candidates:
+            raise ValueError(
+                f"No shape within {budget} is one that a {described.model_type} config accepts; raise the budget, or "
+                "give sizes."
+            )
         winner = min(candidates, key=lambda each: each.scores.mean)
         judged = search.judge(candidates, winner, sets[1])
         small = shrink_measured(measured, winner.sizes, dtype=dtype, verify=verify)

@@ -76,7 +76,8 @@ class Shapes:
             return None
         for shares in self._mlps:
             complete = {**sizes, **shares}
-            if self.fits(complete):
+            # Some families tie the MLP to other sizes: a muP model is never narrower than its base.
+            if self.fits(complete) and self.accepts(complete):
                 return complete
         return None
 
@@ -96,7 +97,8 @@ class Shapes:
         """Return the shapes that people cut by hand: fewer blocks, narrower MLPs, or all narrower."""
         cuts, full = {}, self.described.sizes
         depths = [{**full, Axis.LAYERS: count} for count in self.options.get(Axis.LAYERS, [])]
-        cuts["depth only"] = next((sizes for sizes in depths[::-1] if self.fits(sizes)), None)
+        fitting = (sizes for sizes in depths[::-1] if self.fits(sizes) and self.accepts(sizes))
+        cuts["depth only"] = next(fitting, None)
         cuts["MLP only"] = self.filled({})
         filled = [self.filled({Axis.HIDDEN: size}) for size in self.options.get(Axis.HIDDEN, [])]
         narrower = [sizes for sizes in filled if sizes is not None and sizes[Axis.HIDDEN] < full[Axis.HIDDEN]]
