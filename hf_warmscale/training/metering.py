@@ -55,14 +55,15 @@ class SourceMeter:
 
         Args:
             sources (`[rows]` or `[1, tokens]`): as in `count`.
-            nll (`Tensor`): the loss of the next token at each position, `[rows, tokens]`, 0 where it is ignored.
+            nll (`Tensor`): the loss of the next token at each position, `[rows, tokens]`.
             labels (`Tensor`): `[rows, tokens]`.
             kind (`str`): what is measured; all ranks must add the same kinds.
         """
         sums = self._sums.setdefault(kind, _Sums(len(self.names), self._numbers.device))
+        counted = _counted(labels, shifted=True)
         # Column i holds the loss of token i + 1: moved, it stands where the token and its source do.
-        values = self._by_source(sources, nll.roll(1, dims=1))
-        sums.add(values, self._by_source(sources, _counted(labels, shifted=True)))
+        values = self._by_source(sources, torch.where(counted, nll.roll(1, dims=1), 0))
+        sums.add(values, self._by_source(sources, counted))
 
     def flush_counts(self, gather: Gather, progress: Progress) -> None:
         """Add the counts of all ranks to the progress and start again from zero."""

@@ -82,10 +82,26 @@ def mean_over_step(total: Tensor, counts: Tensor, num_items_in_batch: Tensor | i
             the mean is over this micro-batch.
     """
     if num_items_in_batch is None:
-        return total / counts.sum()
+        return total / at_least_one(counts.sum())
     # The count is over all micro-batches of the step, so their losses add up to the mean over the step's tokens. A
     # mean of means would weigh short rows too much.
     return total / torch.as_tensor(num_items_in_batch, device=total.device)
+
+
+def at_least_one(count: Tensor | int) -> Tensor:
+    """Return a number of labels, 1 for 0: a sum over none is 0, not 0/0. The device is not waited for."""
+    count = torch.as_tensor(count)
+    return torch.where(count == 0, torch.ones_like(count), count)
+
+
+def any_label(labels: Tensor, *, shifted: bool) -> Tensor:
+    """Return whether a loss counts any of the labels, as a scalar on their device.
+
+    Args:
+        labels (`Tensor`): `[rows, tokens]`, or one label per row.
+        shifted (`bool`): the loss predicts the next label, so that the first label of a row does not count.
+    """
+    return (labels[..., 1:] if shifted else labels).ne(IGNORE_INDEX).any()
 
 
 @contextmanager

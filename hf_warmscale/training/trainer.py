@@ -2,10 +2,12 @@
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,7 +45,7 @@ from hf_warmscale.training.schedules.lr_scheduler import StageLR
 from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_report import write_stage_report
 from hf_warmscale.training.stage_run import StageRun
-from hf_warmscale.training.token_loss import TokenLoss, captured, nll_of_outputs
+from hf_warmscale.training.token_loss import TokenLoss, any_label, at_least_one, captured, nll_of_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,13 @@ class ContinualMixin(EvaluationMixin):
     ```
     """
 
+    _collates_samples = False
+    _created_optimizer = False
+    _waiting_sources: deque[Tensor | None] | None = None
+    _token_loss: TokenLoss | None = None
+    _measured_nll: Tensor | None = None
+    _in_step = _is_measured = _said = False
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -73,12 +82,6 @@ class ContinualMixin(EvaluationMixin):
         **kwargs: Any,
     ) -> None:
         self.stage = stage
-        self._collates_samples = False
-        self._created_optimizer = False
-        self._waiting_sources: deque[Tensor | None] = deque()
-        self._measured_nll: Tensor | None = None
-        self._is_measured = self._said = False
-        self._token_loss: TokenLoss | None = None
         # Read before `Trainer` turns `use_cache` off for the training.
         self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
         if stage is not None:
@@ -177,9 +180,9 @@ class ContinualMixin(EvaluationMixin):
 
     def _samples_per_step(self) -> int:
         """Return the rows of one optimizer step, over all ranks."""
-        # With `split_batches`, the batch size is already that of all ranks together.
-        samples = self.get_total_train_batch_size(self.args)
-        return samples // self.args.world_size if self.accelerator.split_batches else samples
+        if self.accelerator.split_batches:  # the batch size is already that of all ranks together
+            return int(self._train_batch_size) * self.args.gradient_accumulation_steps
+        return self.get_total_train_batch_size(self.args)
 
     def _train_dataset_alone(self, stage: Stage) -> ReplayMixture:
         rows = self.train_dataset
@@ -323,7 +326,7 @@ class ContinualMixin(EvaluationMixin):
         for batch, sources in zip(batches, self._waiting_sources, strict=True):
             if sources is not None:
                 self.stage_run.meter.count(sources, batch, shifted=self._shifts_labels)
-        return batches, num_items
+        return batches, num_items if num_items is None else at_least_one(num_items)
 
     # ---- Loss and metrics ----
 
@@ -331,15 +334,16 @@ class ContinualMixin(EvaluationMixin):
         """Make a training step on one micro-batch, and note its loss by source."""
         sources = self._waiting_sources.popleft() if self._waiting_sources else None
         run, labels = self.stage_run, inputs.get("labels")
-        if run is None or sources is None or labels is None or not self._measures_sources(run):
-            return super().training_step(model, inputs, *args, **kwargs)
-        assert self._token_loss is not None
-        self._measured_nll, self._is_measured = None, True
+        self._in_step = run is not None
         try:
+            if run is None or sources is None or labels is None or not self._measures_sources(run):
+                return super().training_step(model, inputs, *args, **kwargs)
+            assert self._token_loss is not None
+            self._measured_nll, self._is_measured = None, True
             with self._installed(self._token_loss):
                 loss = super().training_step(model, inputs, *args, **kwargs)
         finally:
-            self._is_measured = False
+            self._in_step = self._is_measured = False
         # The first is from inside the model's loss; the second, for models with a loss of their own, from their
         # outputs.
         nll = self._token_loss.nll if self._token_loss.nll is not None else self._measured_nll
@@ -364,18 +368,30 @@ class ContinualMixin(EvaluationMixin):
         return loss.installed() if self.args.n_gpu <= 1 and not self.args.torch_compile else nullcontext()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the trainer does; where the model has a loss of its own, measure its outputs too."""
+        """Compute the loss as the trainer does; where the model has a loss of its own, measure its outputs too.
+
+        In a stage, a micro-batch without any label has the loss 0 and no gradient.
+        """
         if self._shared_evaluation is not None and "num_items_in_batch" in kwargs:
             kwargs["num_items_in_batch"] = None  # the mean of this batch, not that of all ranks
         labels = inputs.get("labels")
-        if not self._is_measured or labels is None:
+        if not self._in_step or not isinstance(labels, Tensor):
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with captured(model) as seen:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-        assert self._token_loss is not None
-        if self._token_loss.nll is None and seen and self._shifts_labels:
+        # A mean over no labels is 0/0, and its gradient makes every weight NaN. Whether there are any is known on the
+        # device alone, so the model gets some label in any case, and the loss of it is multiplied by 0.
+        has_labels = any_label(labels, shifted=self._shifts_labels)
+        inputs["labels"] = torch.where(has_labels, labels, 0)
+        capture: AbstractContextManager[list[Mapping[str, Any]]] = nullcontext([])
+        if self._is_measured:
+            capture = captured(model)
+        with capture as seen:
+            result = super().compute_loss(model, inputs, *args, **kwargs)
+        inputs["labels"] = labels
+        if self._token_loss is not None and self._token_loss.nll is None and seen and self._shifts_labels:
             self._measured_nll = nll_of_outputs(seen[0], labels)
-        return loss
+        loss, *outputs = result if isinstance(result, tuple) else (result,)
+        loss = loss * has_labels.to(loss.device)
+        return (loss, *outputs) if outputs else loss
 
     def _say_once(self, *, measured: bool) -> None:
         """Say that a model gives no losses by source."""

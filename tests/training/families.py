@@ -23,6 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8},
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
     "exaone": {},
+    "bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32},
     "mixtral": {"num_local_experts": 4, **ROUTED},
     "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 8, **ROUTED},
     "phimoe": {"num_local_experts": 4, **ROUTED},

@@ -12,18 +12,26 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
-from hf_warmscale.training import ContinualTrainer, Stage, StageRecord
+from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage, StageRecord
 from hf_warmscale.training.launch import launched_processes
 from tests.training.families import family
-from tests.training.tiny import arguments, replay, rows, weights
+from tests.training.tiny import arguments, rows, weights
 
-STEPS = 4
+STEPS = 6
 
 
 def uneven(count: int, seed: int) -> list[dict[str, list[int]]]:
     """Rows of which some count a few labels only."""
     made = rows(count, seed=seed)
     return [{**row, "labels": [-100] * (i % 5 * 3) + row["labels"][i % 5 * 3 :]} for i, row in enumerate(made)]
+
+
+def mostly_blank(count: int, seed: int) -> list[dict[str, list[int]]]:
+    """Rows of which two of three have no label, so that some ranks, and some steps, have none at all."""
+    made = rows(count, seed=seed)
+    return [
+        {**row, "labels": row["labels"] if i % 3 == 0 else [-100] * len(row["labels"])} for i, row in enumerate(made)
+    ]
 
 
 DOMAINS = {"few": uneven(3, 3), "some": uneven(13, 4), "even": uneven(16, 5)}
@@ -33,8 +41,11 @@ def trainer(output: Path, **settings: Any) -> ContinualTrainer:
     """Return a trainer of steps of four rows over all ranks; each rank evaluates four rows at a time."""
     settings |= {"per_device_train_batch_size": 4 // launched_processes(), "per_device_eval_batch_size": 4}
     args = arguments(output, save_steps=2, eval_strategy="steps", eval_steps=2, **settings)
-    stage = Stage("ranks", "constant", replay(0.3), max_steps=STEPS)
-    return ContinualTrainer(family("mixtral"), args, stage=stage, eval_dataset=DOMAINS)
+    mixture = ReplayMixture({"new": mostly_blank(60, 1), "old": mostly_blank(40, 2)}, {"new": 0.7, "old": 0.3}, 0)
+    model: Any = family("mixtral")
+    model.router_aux_loss_coef = 0.0  # the router's loss of half a batch is another one
+    stage = Stage("ranks", "constant", mixture, max_steps=STEPS)
+    return ContinualTrainer(model, args, stage=stage, eval_dataset=DOMAINS)
 
 
 def main(folder: Path) -> None:
@@ -54,8 +65,10 @@ def main(folder: Path) -> None:
         "world_size": whole.args.world_size,
         "resumed": torch.equal(weights(half), weights(whole)),
         "first": {key: value for key, value in first.items() if key.endswith("_loss")},
-        "by_source": [
-            {key: entry[key] for key in entry if key.startswith("loss/")} for entry in history if "loss" in entry
+        "losses": [
+            {key: entry[key] for key in entry if key == "loss" or key.startswith("loss/")}
+            for entry in history
+            if "loss" in entry
         ],
         "tokens": StageRecord.load(folder / "whole" / f"checkpoint-{STEPS}").progress.tokens,
     }
