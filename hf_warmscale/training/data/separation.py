@@ -6,9 +6,9 @@ nothing is assumed: a model of the same class and structure, with tiny sizes and
 document of a packed batch the logits that it gives to the document alone.
 """
 
-import logging
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
@@ -28,11 +28,12 @@ from hf_warmscale.training.data.stand_ins import stand_in_for
 Layout = Literal["rows", "end_to_end"]
 """Packed rows stacked, `[rows, tokens]`, or laid end to end, `[1, rows * tokens]`."""
 
-logger = logging.getLogger(__name__)
-
 LAYOUTS: tuple[Layout, ...] = ("end_to_end", "rows")
 DOCUMENTS = ((7, 9), (10, 6))
 """Tokens of the documents in each of two rows: boundaries at different places, every document seen by another."""
+
+MAX_PARAMETERS = 100_000_000
+"""Largest "tiny" model that a proof may build: some sizes (embeddings per layer) are out of reach of the config."""
 
 TOLERANCE = 1e-6
 """Largest change of a logit, relative to the largest logit: rounding leaves 1e-15, a leak 1e-3 or more."""
@@ -48,7 +49,7 @@ class Separation:
         changes (`Mapping[Layout, float]`): the largest change of a logit, relative to the largest logit, between a
             document in a packed batch and alone.
         failures (`Mapping[Layout, str]`): what the model raised, if it cannot run on a layout at all.
-        unproved (`str`, *optional*): why no tiny model could be made, so that nothing is known.
+        unproved (`str`, *optional*): why no tiny model could be made, so that nothing is known and no layout is safe.
     """
 
     family: str
@@ -68,6 +69,8 @@ class Separation:
 
     def reason(self) -> str:
         """Return why no layout is safe, as a clause."""
+        if self.unproved is not None:
+            return f"that they keep documents apart could not be proved on a tiny model ({self.unproved})"
         if self.changes:
             change = min(self.changes.values())
             return f"another document in the row changes the logits by {change:.1g} of the largest"
@@ -87,8 +90,8 @@ def separation_of(model: nn.Module | None) -> Separation | None:
         model (`nn.Module`): of any size, on any device and under any engine; it is not run. Adapters may be on it.
 
     Returns:
-        `Separation`: or `None` if nothing can be proved: of a module that is not a model of transformers, or, with a
-            warning, of a family of which no tiny model can be made.
+        `Separation`: without a safe layout where no tiny model of the family can be made. `None` for a module that is
+            not a model of transformers.
     """
     from peft import PeftModel
 
@@ -107,14 +110,7 @@ def separation_of(model: nn.Module | None) -> Separation | None:
         with warnings.catch_warnings():  # what the family's code says of a tiny model is not for the user
             warnings.simplefilter("ignore")
             _proved[key] = prove(model_class, config, attention)
-        if _proved[key].unproved is not None:
-            logger.warning(
-                "It could not be proved that %s models keep packed documents apart (%s); compare the logits of a "
-                "packed row with those of its documents.",
-                config.model_type,
-                _proved[key].unproved,
-            )
-    return None if _proved[key].unproved is not None else _proved[key]
+    return _proved[key]
 
 
 def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> Separation:
@@ -136,11 +132,11 @@ def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attentio
 
 def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     """Build a small random model of the same structure that runs; every layer stays, for layers may differ in kind."""
-    sizes = tiny_sizes(config)
+    sizes = tiny_sizes(_text_config(config))
     # Some families take it for granted that heads fill the hidden size.
     for attempt in (sizes, {**sizes, Axis.HIDDEN: TINY[Axis.HEADS] * TINY[Axis.HEAD_DIM]}):
         try:
-            model = _built(model_class, tiny_config(config, attempt), attention)
+            model = _built(model_class, shrunk(config, attempt), attention)
             with torch.no_grad(), StayInFloat64():
                 _logits(model, input_ids=torch.full((1, DOCUMENTS[0][0]), FIRST_ORDINARY_TOKEN))
         except Exception as error:  # whatever the family's own code raises
@@ -150,10 +146,35 @@ def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, att
     raise failure
 
 
+def shrunk(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:
+    """Return a config at these sizes; of a composite one the text model has them, and every other part one layer."""
+    text = _text_config(config)
+    if text is config:
+        return tiny_config(config, sizes)
+    composite = deepcopy(config)
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is text:
+            setattr(composite, name, tiny_config(part, sizes))
+        elif isinstance(part, PreTrainedConfig) and (layers := find_field(part, Axis.LAYERS)) is not None:
+            setattr(getattr(composite, name), layers, 1)
+    return composite
+
+
+def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    text = getattr(config, "text_config", None)
+    return text if isinstance(text, PreTrainedConfig) else config
+
+
 def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     config._attn_implementation = stand_in_for(attention)
     config._experts_implementation = "eager"
     # The proof must leave the caller's random state as it was, or training would depend on whether it ran.
+    with torch.random.fork_rng(devices=[]), unpartitioned():
+        with torch.device("meta"):
+            size = model_class(config).num_parameters()
+        if size > MAX_PARAMETERS:
+            raise ValueError(f"the smallest model that its config allows has {size:.1e} parameters")
     with torch.random.fork_rng(devices=[]), unpartitioned(), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
         model = randomize(model_class(config))

@@ -97,16 +97,28 @@ def test_mup_models_and_adapters_are_proved_too() -> None:
     assert separation_of(torch.nn.Linear(2, 2)) is None
 
 
-def test_what_cannot_be_proved_is_said_and_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_proved_is_refused_with_the_reason(tmp_path: Path) -> None:
     class Particular(LlamaForCausalLM):
         def __init__(self, config: LlamaConfig) -> None:
             if config.hidden_size != 16:
                 raise TypeError("I am what I am")
             super().__init__(config)
 
-    with caplog.at_level("WARNING"):
-        assert separation_of(Particular(tiny_model().config)) is None
-    assert "could not be proved that llama models keep packed documents apart (TypeError: I am" in caplog.text
+    model = Particular(tiny_model().config)
+    reason = r"cannot train .* could not be proved on a tiny model \(TypeError: I am what I am\); pack one document"
+    with pytest.raises(ValueError, match=reason):
+        ContinualTrainer(model, arguments(tmp_path), stage=stage_on([packed_row(7, 9)] * 8))
+    single = ContinualTrainer(model, arguments(tmp_path), stage=stage_on([packed_row(9)] * 8))
+    single.train()
+    assert len(losses(single)) == 2
+
+
+def test_a_composite_model_is_proved_as_it_is() -> None:
+    """Its text model is shrunk inside of it, since the whole decides on the mask."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gemma3"](), attn_implementation="eager")
+    proved = separation_of(model)
+    assert proved is not None and proved.unproved is None and proved.layout == "rows"
 
 
 # ---- The layouts ----
