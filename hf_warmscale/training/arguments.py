@@ -25,6 +25,9 @@ STAGE_CANNOT = {
 }
 """Arguments that would make the record of a stage untrue, and why."""
 
+AT_LEAST = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 1, "dataloader_num_workers": 0}
+"""The least value of arguments that transformers takes as they are, to fail at the first step."""
+
 HYPERPARAMETERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args")
 """Arguments that shape the trajectory besides the stage itself and can be set until training starts."""
 
@@ -65,6 +68,7 @@ class ContinualArguments:
 
     def __post_init__(self) -> None:
         refuse_unknown("on_mismatch", self.on_mismatch, MISMATCH)
+        refuse_too_small(self)
         parent_post_init = getattr(super(), "__post_init__", None)
         if parent_post_init is not None:
             parent_post_init()
@@ -83,6 +87,18 @@ class ContinualTrainingArguments(ContinualArguments, TrainingArguments):
     _VALID_DICT_FIELDS = dict_arguments("eval_weights", "eval_tokens_per_byte")
 
 
+def refuse_too_small(args: Any) -> None:
+    """Refuse numbers of rows, steps and workers with which no step can be made.
+
+    Args:
+        args: with the fields of `TrainingArguments`, or without some of them.
+    """
+    for name, least in AT_LEAST.items():
+        value = getattr(args, name, least)
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+
+
 def stage_arguments(stage: str, args: TrainingArguments | None) -> TrainingArguments:
     """Return a copy of the arguments for a stage to fill in.
 
@@ -94,6 +110,7 @@ def stage_arguments(stage: str, args: TrainingArguments | None) -> TrainingArgum
         ValueError: naming an argument that the stage would ignore.
     """
     args = TrainingArguments() if args is None else copy.copy(args)
+    refuse_too_small(args)
     for name in STAGE_DECIDES:
         value = getattr(args, name)
         # None and -1 mean "not set" in transformers, also where they are not the default.

@@ -90,7 +90,7 @@ def parse_fields(parts: tuple[Any, ...], given: dict[str, Any], file: str) -> tu
     """Build dataclasses from the fields that were given."""
     try:
         return tuple(HfArgumentParser(parts).parse_dict(given))
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
 
 

@@ -1,9 +1,11 @@
 """Train the stage that a YAML file describes, as `warmscale train` does."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import (
@@ -19,6 +21,7 @@ from hf_warmscale.checkpoints import load_model as load_stored_model
 from hf_warmscale.checkpoints import load_tokenizer, require_model
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
+from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.data.packing import read_manifest
 from hf_warmscale.training.distillation import DistillationTrainer
 from hf_warmscale.training.recipe.configuration import TrainingConfiguration, read_configuration
@@ -31,6 +34,9 @@ from hf_warmscale.training.schedules.lr_scheduler import plot_schedule
 from hf_warmscale.training.schedules.schedule import Schedule
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.trainer import ContinualTrainer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ContinualTrainer:
@@ -69,6 +75,7 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
         model_arguments.model_name_or_path, model_arguments.model_config = stage_arguments.anneal_from, None
     if model_arguments.model_name_or_path is not None:  # refused before its data are read
         require_model(model_arguments.model_name_or_path)
+    _adapter_config(model_arguments)
     tokenizer = tokenizer_of(model_arguments)
     mixture = load_mixture(stage_arguments, tokenizer)
     if stage_arguments.parent is None and _is_stage_checkpoint(model_arguments.model_name_or_path):
@@ -86,10 +93,24 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     set_seed(configuration.training.seed)
     model = load_model(model_arguments)
     rest: dict[str, Any] = {"eval_dataset": evaluation, "processing_class": tokenizer}
-    if plan is None:
-        return ContinualTrainer(model, configuration.training, stage=stage, **rest)
-    heard = plan.load(mixture, tokenizer, configuration.training)
-    return DistillationTrainer(model, configuration.training, stage=stage, **heard, **rest)
+    heard = {} if plan is None else plan.load(mixture, tokenizer, configuration.training)
+    kind = ContinualTrainer if plan is None else DistillationTrainer
+    with explained_missing_package():
+        trainer = kind(model, configuration.training, stage=stage, **heard, **rest)
+        trainer.get_optimizer_cls_and_kwargs(trainer.args, model)  # some optimizers are packages of their own
+    return trainer
+
+
+@contextmanager
+def explained_missing_package() -> Iterator[None]:
+    """Turn the complaint of transformers that an optional package is missing into a user error."""
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:
+        # The callbacks of reporting tools raise RuntimeError.
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+            raise
+        raise ValueError(str(error)) from error
 
 
 def show_schedule(
@@ -125,7 +146,8 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
         model = load_stored_model(name, dtype=dtype, finite=False)
     else:
         model = _new_model(as_mapping("model_config", arguments.model_config), dtype)
-    return model if arguments.lora is None else _with_adapters(model, as_mapping("lora", arguments.lora))
+    adapters = _adapter_config(arguments)
+    return model if adapters is None else _with_adapters(model, adapters)
 
 
 def tokenizer_of(arguments: ModelArguments) -> PreTrainedTokenizerBase | None:
@@ -145,11 +167,29 @@ def _new_model(fields: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _with_adapters(model: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
-    from peft import LoraConfig, get_peft_model
+def _adapter_config(arguments: ModelArguments) -> "LoraConfig | None":
+    """Return the config of the adapters, if there are to be any."""
+    if arguments.lora is None:
+        return None
+    from peft import LoraConfig
 
-    settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **fields}
-    return cast(PreTrainedModel, get_peft_model(model, LoraConfig(**settings)))
+    given = as_mapping("lora", arguments.lora)
+    for name in given:
+        refuse_unknown("LoRA field", name, (field.name for field in fields(LoraConfig) if field.init))
+    settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **given}
+    try:
+        return LoraConfig(**settings)
+    except TypeError as error:
+        raise ValueError(f"lora cannot be used: {error}") from error
+
+
+def _with_adapters(model: PreTrainedModel, config: "LoraConfig") -> PreTrainedModel:
+    from peft import get_peft_model
+
+    try:
+        return cast(PreTrainedModel, get_peft_model(model, config))
+    except TypeError as error:  # a value of another type than peft computes with
+        raise ValueError(f"lora cannot be used: {error}") from error
 
 
 def _lacks_tokenizer(folder: str) -> bool:

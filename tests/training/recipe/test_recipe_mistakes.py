@@ -50,6 +50,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "a checkpoint without a stage": (OTHER + "--parent model", ["model has no stage.json"]),
     "the tokenizer of other data": (OTHER + "--tokenizer_name_or_path longer", ["packed with another tokenizer"]),
     "a folder in use": ("--stage other", ["give that stage its own output_dir"]),
+    "no step": (OTHER + "--gradient_accumulation_steps 0", ["gradient_accumulation_steps is 0", "at least 1"]),
+    "an unknown LoRA field": (OTHER + "--lora {lora_alfa:8}", ["lora_alfa", "lora_alpha"]),
+    "a LoRA rank in words": (OTHER + "--lora {r:eight}", ["lora cannot be used"]),
+    "a missing optimizer package": (OTHER + "--optim galore_adamw", ["galore"]),
+    "a missing reporting package": (OTHER + "--report_to clearml", ["ClearML", "installed"]),
     "another learning rate": ("--learning_rate 0.5", ["learning_rate is 0.01 there and 0.5 now", "on_mismatch"]),
     "another batch size": (
         "--per_device_train_batch_size 2 --on_mismatch override",
