@@ -1,12 +1,16 @@
-"""Throughput of `ContinualTrainer` beside `Trainer` on the same model and rows: pairs of runs in turn.
+"""Throughput of `ContinualTrainer` beside `Trainer` on the same model and rows.
 
-    python tests/benchmarks/throughput.py [--pairs 9] [--steps 12] [--vocabularies 1024 49152 151936] [--memory]
+    python tests/benchmarks/throughput.py [--pairs 9] [--steps 12] [--vocabularies 1024 49152 151936]
+    python tests/benchmarks/throughput.py --memory --vocabularies 151936
+    python tests/benchmarks/throughput.py --saves
 
 `idle` has neither stage nor mixture; `stage` has a mixture of two sources and reports losses by source, and its
 `Trainer` gets the same rows in the same order. Packed rows carry `position_ids`, and both get the packed collator.
-Time is the median processor time of a step after the second: other work on the machine takes none of it, and disturbs
-few of the steps through the cache. Prints every ratio and the medians. With `--memory`, the peak memory of one process
-per trainer instead.
+
+Both trainers of a pair run in one process and take turns after every step, so that the two steps that are compared
+are neighbours in time, and whatever else the machine does meets both. Time is processor time; a pair gives the median
+over its steps of Trainer's time divided by ours. The hidden size is small, so that the loss is a large part of a step.
+With `--memory`, the peak memory of one process per trainer instead; with `--saves`, the wall time of 60 checkpoints.
 """
 
 import argparse
@@ -15,10 +19,10 @@ import resource
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from threading import Condition, Thread
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,6 +38,9 @@ VOCABULARIES = (1024, 49152, 151936)
 CASES = ("idle", "stage", "stage packed")
 TOKENS = {1024: (8, 256), 49152: (4, 128), 151936: (2, 128)}
 """Rows and tokens in a row of a step, by vocabulary: with a large one the head and the loss are most of the step."""
+SAVES = 60
+WARM_UP = 2
+"""Steps of each run that are not counted."""
 
 
 def main() -> None:
@@ -41,17 +48,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, choices=VOCABULARIES)
-    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+    parser.add_argument("--vocabularies", type=int, nargs="*", default=list(VOCABULARIES))
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--once", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--saves", action="store_true")
+    parser.add_argument("--once", choices=("ours", "theirs"), help="train one of the two and print its peak memory")
     arguments = parser.parse_args()
+    logging.set_verbosity_error()
     torch.set_num_threads(1)
-    logging.disable_progress_bar()
+    if arguments.saves:
+        compare_saves(arguments.pairs)
+        return
     for vocabulary in arguments.vocabularies:
         for case in arguments.cases:
             if arguments.once:
-                measure(case, vocabulary, arguments.steps, ours=arguments.once == "ours")
+                train(case, vocabulary, arguments.steps, ours=arguments.once == "ours")
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             elif arguments.memory:
                 compare_memory(case, vocabulary, arguments.steps)
@@ -61,14 +72,68 @@ def main() -> None:
 
 def compare_time(case: str, vocabulary: int, steps: int, pairs: int) -> None:
     """Print the throughput of a stage as a share of Trainer's, pair by pair."""
-    measure(case, vocabulary, 3)  # warm up
-    ratios = []
-    for pair in range(pairs):
-        order = (False, True) if pair % 2 else (True, False)
-        seconds = {ours: measure(case, vocabulary, steps, ours=ours) for ours in order}
-        ratios.append(seconds[False] / seconds[True])
+    ratios = [pair(case, vocabulary, steps, first=number % 2) for number in range(pairs)]
     listed = " ".join(f"{ratio:.3f}" for ratio in ratios)
     print(f"{case}, vocabulary {vocabulary:,}: median {median(ratios):.4f} of Trainer's ({listed})", flush=True)
+
+
+def pair(case: str, vocabulary: int, steps: int, *, first: int) -> float:
+    """Train both, step by step in turn, and return the median of the ratios of neighbouring steps."""
+    turns = Turns(first)
+    threads = [Thread(target=turns.run, args=(ours, case, vocabulary, steps)) for ours in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    theirs, ours = turns.seconds
+    return median(one / other for one, other in zip(theirs[WARM_UP:], ours[WARM_UP:], strict=True))
+
+
+class Turns(TrainerCallback):
+    """Let two threads train in turn, one step at a time, and note the processor time of every step.
+
+    Args:
+        first (`int`): which of the two begins; 0 is Trainer.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.seconds: tuple[list[float], list[float]] = ([], [])
+        self._turn, self._began, self._changed = first, [0.0, 0.0], Condition()
+
+    def run(self, ours: int, case: str, vocabulary: int, steps: int) -> None:
+        """Train one of the two in this thread."""
+        self._wait(ours)
+        try:
+            train(case, vocabulary, steps, ours=bool(ours), callback=Step(self, ours))
+        finally:
+            self._pass_on(ours)
+
+    def end_step(self, ours: int) -> None:
+        """Note the time of the step and let the other one make its own."""
+        self.seconds[ours].append(time.thread_time() - self._began[ours])
+        self._pass_on(ours)
+        self._wait(ours)
+
+    def _pass_on(self, ours: int) -> None:
+        with self._changed:
+            self._turn = 1 - ours
+            self._changed.notify_all()
+
+    def _wait(self, ours: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._turn == ours)
+        self._began[ours] = time.thread_time()
+
+
+class Step(TrainerCallback):
+    """Tell `Turns` when a step of one of the two has ended; fetching its rows and logging belong to a step."""
+
+    def __init__(self, turns: Turns, ours: int) -> None:
+        self.turns, self.ours = turns, ours
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say so."""
+        self.turns.end_step(self.ours)
 
 
 def compare_memory(case: str, vocabulary: int, steps: int) -> None:
@@ -84,10 +149,46 @@ def compare_memory(case: str, vocabulary: int, steps: int) -> None:
     print(f"{case}, vocabulary {vocabulary:,}: {peaks['ours']:.0f} MB, Trainer {peaks['theirs']:.0f} MB, {ratio:.4f}")
 
 
-def measure(case: str, vocabulary: int, steps: int, *, ours: bool = True) -> float:
-    """Return the processor seconds of an optimizer step."""
+def compare_saves(pairs: int) -> None:
+    """Print the wall time of a checkpoint of a tiny model, theirs and ours: ours are on the disk when they appear."""
+    for case in ("idle", "stage"):
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(pairs):
+            for ours in (False, True) if number % 2 else (True, False):
+                train(case, 64, SAVES, ours=ours, callback=(clock := Saves()), save_strategy="steps", save_steps=1)
+                times[ours].append(clock.seconds)
+        for ours, name in ((False, "Trainer"), (True, "ours")):
+            listed = " ".join(f"{seconds:.2f}" for seconds in times[ours])
+            print(f"{case}, {SAVES} saves, {name}: median {median(times[ours]):.2f} s ({listed})", flush=True)
+
+
+class Saves(TrainerCallback):
+    """Add up the wall time between the end of each step and the end of its checkpoint."""
+
+    def __init__(self) -> None:
+        self.seconds = self._began = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.seconds += time.perf_counter() - self._began
+
+
+def train(
+    case: str,
+    vocabulary: int,
+    steps: int,
+    *,
+    ours: bool,
+    callback: TrainerCallback | None = None,
+    **arguments: Any,
+) -> None:
+    """Train one of the two."""
     torch.manual_seed(0)
-    batch, length = TOKENS[vocabulary]
+    batch, length = TOKENS.get(vocabulary, (2, 16))
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
         use_cache=False,
@@ -98,24 +199,12 @@ def measure(case: str, vocabulary: int, steps: int, *, ours: bool = True) -> flo
         settings: dict[str, Any] = {
             "output_dir": str(Path(folder) / "run"), "per_device_train_batch_size": batch, "learning_rate": 1e-3,
             "save_strategy": "no", "logging_steps": 10, "use_cpu": True, "disable_tqdm": True, "report_to": "none",
-        }  # fmt: skip
+        } | arguments  # fmt: skip
         trainer = make(case, LlamaForCausalLM(config), settings, content, collator, steps, ours)
         trainer.remove_callback(PrinterCallback)
-        clock = Clock()
-        trainer.add_callback(clock)
+        if callback is not None:
+            trainer.add_callback(callback)
         trainer.train()
-        return median(later - earlier for earlier, later in pairwise(clock.times[1:]))
-
-
-class Clock(TrainerCallback):
-    """Note the processor time at the end of every step."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note it."""
-        self.times.append(time.process_time())
 
 
 def make(
