@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_warmscale.cli import main
@@ -42,6 +44,29 @@ def test_all_weights_come_back(name: str, tmp_path: Path) -> None:
     stored = AutoModelForCausalLM.from_pretrained(middle, dtype=torch.float32).state_dict()
     assert whole.model is not None
     assert all(torch.equal(value, stored[key]) for key, value in whole.model.state_dict().items())
+
+
+def adapted(name: str, seed: int) -> PreTrainedModel:
+    """Return a family under LoRA adapters, drawn from a seed, and a base that is always the same."""
+    base = family(name)
+    torch.manual_seed(seed)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2)
+    return cast(PreTrainedModel, get_peft_model(base, config))
+
+
+def test_adapters_of_a_renamed_family_come_back(tmp_path: Path) -> None:
+    """On resume and as the best model; recipes/reproduce/resume has the other families."""
+    whole = trainer(adapted("qwen3_moe", 0), tmp_path / "whole")
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
+    half = trainer(adapted("qwen3_moe", 1), tmp_path / "half")
+    half.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(half), weights(whole))
+    fresh = trainer(adapted("qwen3_moe", 2), tmp_path / "fresh")
+    assert not torch.equal(weights(fresh), weights(whole))
+    fresh.state.best_model_checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+    fresh._load_best_model()
+    assert torch.equal(weights(fresh), weights(whole))
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
