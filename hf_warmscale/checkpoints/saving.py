@@ -1,5 +1,6 @@
 """Save a live model with its tokenizer, generation config and receipts, completely or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_warmscale.checkpoints.files import SIDE_FILES
 from hf_warmscale.staging import staged_directory, write_json
+
+GENERATION_FILE = "generation_config.json"
 
 SAMPLING = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
 """Settings of a generation config that only apply with `do_sample`."""
@@ -68,7 +71,8 @@ def unset_unused_sampling(generation: GenerationConfig) -> None:
 def copy_side_files(source: Path, folder: Path) -> list[str]:
     """Copy the tokenizer, the chat templates and the generation config of a model folder; return their names.
 
-    Weights, config, card, optimizer state and code stay behind.
+    Weights, config, card, optimizer state and code stay behind. Of a generation config that transformers loads and
+    refuses to save again, the settings without effect stay behind too.
 
     Args:
         source (`Path`): a model folder; links in it are followed.
@@ -79,5 +83,18 @@ def copy_side_files(source: Path, folder: Path) -> list[str]:
         target = folder / path.relative_to(source)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
+        if path.name == GENERATION_FILE:
+            _make_savable(target)
         copied.append(str(path.relative_to(source)))
     return copied
+
+
+def _make_savable(path: Path) -> None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        GenerationConfig.from_dict(values).validate(strict=True)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError):  # damaged: whoever loads it is told
+        return
+    except ValueError:
+        if not values.get("do_sample"):
+            write_json(path, {name: value for name, value in values.items() if name not in SAMPLING})

@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_warmscale.checkpoints import explained_full_disk
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
+from hf_warmscale.checkpoints.saving import unset_unused_sampling
 from hf_warmscale.compat.transformers import replaced_uploads
 from hf_warmscale.training.resuming import UNREADABLE, advice, load_renamed
 from hf_warmscale.training.saving import copy_to_publish, publish, rotate, staging_of
@@ -66,7 +67,10 @@ class CheckpointMixin(Trainer):
             config.use_cache = while_training
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Save the model with its own `use_cache`; see `Trainer.save_model`."""
+        """Save the model with its own `use_cache` and without unused sampling settings; see `Trainer.save_model`."""
+        generation = getattr(self.model, "generation_config", None)
+        if generation is not None:  # published with settings that transformers refuses to save, which ended the run
+            unset_unused_sampling(generation)
         with self._own_cache_setting():
             super().save_model(*args, **kwargs)
 

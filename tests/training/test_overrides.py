@@ -142,6 +142,14 @@ def test_the_model_is_saved_as_it_came(tmp_path: Path) -> None:
     assert '"use_cache": true' in (tmp_path / "final" / "config.json").read_text()
 
 
+def test_a_generation_config_that_cannot_be_saved_does_not_end_the_run(tmp_path: Path) -> None:
+    model = tiny_model()
+    assert model.generation_config is not None
+    model.generation_config.update(do_sample=False, temperature=0.9)
+    ContinualTrainer(model, arguments(tmp_path / "run"), stage=stage()).save_model(str(tmp_path / "saved"))
+    assert "temperature" not in (tmp_path / "saved" / "generation_config.json").read_text()
+
+
 @pytest.mark.parametrize("prefix", ["eval", "test"])
 def test_an_evaluation_by_hand_has_its_prefix(prefix: str, tmp_path: Path) -> None:
     trainer = ContinualTrainer(tiny_model(), arguments(tmp_path, save_strategy="no"), stage=stage())

@@ -45,3 +45,5 @@ def test_a_generation_config_that_cannot_be_saved(source: Path, tmp_path: Path) 
         saved = json.loads((tmp_path / str(number) / "generation_config.json").read_text())
         assert "temperature" not in saved and saved["eos_token_id"] == 1
     assert live.generation_config.temperature == 0.9
+    grow_checkpoint(source, tmp_path / "streamed", hidden_size=64)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "streamed").save_pretrained(tmp_path / "again")
