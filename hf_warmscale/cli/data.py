@@ -4,6 +4,7 @@ from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.cli.quiet import late_bars_of_datasets
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
 
@@ -30,21 +31,22 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Pack, then show how many documents, rows and tokens there are."""
-    from hf_warmscale.checkpoints import load_tokenizer
-    from hf_warmscale.training.data.packing import pack
+    with late_bars_of_datasets():
+        from hf_warmscale.checkpoints import load_tokenizer
+        from hf_warmscale.training.data.packing import pack
 
-    manifest = pack(
-        arguments.source,
-        arguments.output,
-        tokenizer=load_tokenizer(arguments.tokenizer),
-        sequence_length=arguments.sequence_length,
-        padding_free=arguments.padding_free,
-        subset=arguments.subset,
-        split=arguments.split,
-        text_column=arguments.text_column,
-        split_special_tokens=arguments.split_special_tokens,
-        num_proc=arguments.num_proc,
-    )
+        manifest = pack(
+            arguments.source,
+            arguments.output,
+            tokenizer=load_tokenizer(arguments.tokenizer),
+            sequence_length=arguments.sequence_length,
+            padding_free=arguments.padding_free,
+            subset=arguments.subset,
+            split=arguments.split,
+            text_column=arguments.text_column,
+            split_special_tokens=arguments.split_special_tokens,
+            num_proc=arguments.num_proc,
+        )
     show(
         [
             {
@@ -116,7 +118,10 @@ def run_extend(arguments: Namespace) -> None:
     rows_of_model = next(whole.model.get_input_embeddings().parameters()).shape[0]
     shared_ids({arguments.model: rows_of_model}, {arguments.model: tokenizer})  # refuses ids without a row
     column = arguments.text_column
-    documents = load_documents(arguments.source, subset=arguments.subset, split=arguments.split, text_column=column)
+    with late_bars_of_datasets():
+        documents = load_documents(
+            arguments.source, subset=arguments.subset, split=arguments.split, text_column=column
+        )
     split = arguments.split_special_tokens
     texts = read_texts(documents, arguments.source, tokenizer, text_column=column, split_special_tokens=split)
     with explained_full_disk(Path(arguments.output)):

@@ -1,13 +1,15 @@
 """Filter the messages and progress bars of other libraries that are noise on a terminal."""
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 SLOW = 2.0
-"""Seconds after which a progress bar of transformers is shown."""
+"""Seconds after which a progress bar of transformers or datasets is shown."""
 
 
 def quieten() -> None:
@@ -37,3 +39,11 @@ def no_bars_of_datasets() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
+
+
+@contextmanager
+def late_bars_of_datasets() -> Iterator[None]:
+    """Read a corpus with progress bars that a quick refusal is not preceded by: after some seconds, on a terminal."""
+    os.environ.setdefault("TQDM_DELAY", str(SLOW))  # tqdm reads it when it is imported
+    with nullcontext() if sys.stderr.isatty() else no_bars_of_datasets():
+        yield

@@ -62,6 +62,7 @@ class SearchLoop:
         self._count = count
         self._trial: optuna.Trial | None = None
         self._incumbents: dict[int, DocumentNLL] = {}
+        self._failures: list[str] = []
 
     @property
     def trials(self) -> Trials:
@@ -101,6 +102,8 @@ class SearchLoop:
             bar.update(ended - bar.n)
             if not finished and len(failed) >= min(PATIENCE, n_trials):
                 raise NonFiniteLossError(f"No merge has a finite loss: {failed[0].user_attrs[FAILED]}")
+            if finished:
+                self._warn_of_failures()
             # Failed trials count: each has cost an evaluation, and a space full of failures must come to an end.
             enough = ended >= n_trials or self.trials.converged(tolerance, PATIENCE)
             if not enough and ended + len(running) < n_trials:
@@ -171,7 +174,13 @@ class SearchLoop:
         # Weights that differ between parameters are too many for a sentence; the point stands for them.
         shown = plan.point.items() if isinstance(weights, Mapping) else enumerate(weights, start=1)
         listed = ", ".join(f"{name}: {value:.4g}" for name, value in shown)
-        warnings.warn(f"Trial {plan.number} (weights {listed}) failed; the search goes on. {reason}", stacklevel=4)
+        self._failures.append(f"Trial {plan.number} (weights {listed}) failed; the search goes on. {reason}")
+
+    def _warn_of_failures(self) -> None:
+        """Warn of each failed trial once some other has a loss: if none has, one error says it all."""
+        for failure in self._failures:
+            warnings.warn(failure, stacklevel=5)
+        self._failures.clear()
 
     def _scores_of(self, incumbent: tuple[int, Point]) -> DocumentNLL:
         """Return the incumbent's scores, computed again if another process, or this one before a kill, had them."""
