@@ -1,4 +1,4 @@
-"""Checkpoints that were really trained, shared by the tests of the search."""
+"""Checkpoints around a model that was really trained, shared by the tests of the search."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.merging.trained import documents, train_checkpoints
 
 @pytest.fixture(scope="session")
 def trajectory(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Four checkpoints of one run, the oldest first; nobody writes to them."""
+    """Four checkpoints as of one run, the oldest first; nobody writes to them."""
     return train_checkpoints(tmp_path_factory.mktemp("trajectory"))
 
 

@@ -1,4 +1,4 @@
-"""The whole search, on checkpoints that were really trained."""
+"""The whole search, on checkpoints around a model that was really trained."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ class TestPair:
     def test_the_merge_is_better_and_says_so(self, output: Path) -> None:
         record = self.record(output)
         assert record["accepted"] is True
-        assert str(record["verdict"]).startswith("Merge: better than checkpoint 2 of 2 (-0.0")
+        assert str(record["verdict"]).startswith("Merge: better than checkpoint 2 of 2 (-0.")
 
     def test_the_folder_is_a_stock_model_with_the_merged_weights(self, output: Path, trajectory: list[Path]) -> None:
         weights = self.record(output)["weights"]
@@ -98,7 +98,7 @@ def test_distant_checkpoints_are_warned_of_before_the_search(
     trajectory: list[Path], splits: Splits, tmp_path: Path
 ) -> None:
     """The signs of all weights turned: what lies between the two is noise, and no trial has to be spent to see it."""
-    model = AutoModelForCausalLM.from_pretrained(trajectory[0])
+    model = AutoModelForCausalLM.from_pretrained(trajectory[-2])
     for parameter in model.parameters():
         parameter.data.neg_()
     save_model(model, tmp_path / "checkpoint-1", tokenizer=tiny_tokenizer())
@@ -164,7 +164,7 @@ def test_any_function_of_the_model(trajectory: list[Path], splits: Splits) -> No
         return float((model.get_parameter("model.norm.weight").detach() - target).abs().mean())
 
     result = search_merge(trajectory[-2:], select=distance, confirm=splits[1], n_trials=9, seed=1)
-    assert result.winner["lambda"] == pytest.approx(0.8, abs=0.03)
+    assert result.winner["lambda"] == pytest.approx(0.8, abs=0.0625)  # nearer than a grid of nine trials is sure to be
 
 
 def test_an_interrupted_search_goes_on_in_the_same_process(
