@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile the package anew
 
 import pytest
 import torch
@@ -21,12 +22,24 @@ SHARED = ("trajectory", "finished", "first_stage", "trunk", "large", "stand_in",
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests by the slow fixture that they share, so that it is made once and not once on each worker."""
+    """Group tests by the slow fixture that they share, so that it is made once and not once on each worker.
+
+    Long tests that are in no group come first: at the end, one worker would wait for the other.
+    """
     for item in items:
         shared = set(SHARED) & set(getattr(item, "fixturenames", ()))
         if shared and item.get_closest_marker("xdist_group") is None:
             group = "trajectory" if "trajectory" in shared else item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group(group))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not _is_long(item))
+
+
+def _is_long(item: pytest.Item) -> bool:
+    """Notebooks, what is marked as slow, and the type check."""
+    if item.get_closest_marker("xdist_group") is not None:
+        return False
+    return item.path.suffix == ".ipynb" or item.get_closest_marker("slow") is not None or "[types]" in item.name
 
 
 @pytest.fixture(autouse=True)

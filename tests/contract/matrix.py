@@ -18,7 +18,6 @@ from pathlib import Path
 
 from hf_warmscale.cli import main
 from hf_warmscale.report import markdown_table
-from tests.cli.shell import files_below
 from tests.cli.workspace import RECIPE, make_workspace
 from tests.contract.inputs import CONFIGS, FOLDERS, INPUTS, NAMES, OUTPUTS, TOKENIZERS, WEIGHTS
 from tests.hub.server import TOKEN
@@ -150,13 +149,13 @@ class Contract:
         run = "whole-run" if what in OUTPUTS else f"run-{_slug(what)}"
         out = {"read-only output": "/proc/self/out", "output not empty": "full"}.get(what, "out")
         command = VERBS[verb].format(model=model, run=run, out=out).split()
-        before = files_below(self.folder)
+        before = written_below(self.folder)
         printed = io.StringIO()
         disk = full_disk() if what == "full disk" else contextlib.nullcontext()
         quiet = contextlib.redirect_stdout(io.StringIO())
         with self._inside(), contextlib.redirect_stderr(printed), quiet, disk:
             code = _code(command)
-        after = files_below(self.folder)
+        after = written_below(self.folder)
         kept = KEPT.get((verb, what), "\0")
         touched = (name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         changed = sorted(name for name in touched if not name.startswith(kept))
@@ -177,6 +176,16 @@ class Contract:
         finally:
             os.chdir(before)
             os.environ.pop("HF_TOKEN", None)
+
+
+def written_below(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Which file is where and when it was written: to read some hundred models twice a cell would take longer."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            stat = path.stat()
+            found[str(path.relative_to(folder))] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
 
 
 def _code(command: list[str]) -> int | None:

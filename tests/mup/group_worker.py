@@ -1,10 +1,6 @@
-"""One rank of a launched run: train the shared tiny model for three steps and write down groups and losses.
-
-torchrun --nproc_per_node 2 -m tests.mup.group_worker MODE[,MODE] MODEL FOLDER
-"""
+"""One rank of a launched run: train the shared tiny model for three steps and write down groups and losses."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 from hf_warmscale.mup import MupForCausalLM, mup_optimizer, mup_param_groups
 from hf_warmscale.training.launch import engine_name, prepare_processes
 from tests.mup.tiny import ROW, described_groups, tiny_llama_config
+from tests.processes import use_gloo
 
 STEPS = 3
 ZERO = {
@@ -104,13 +101,11 @@ def other_family(source: str) -> list[dict[str, Any]]:
 
 def main(modes: str, source: str, folder: str) -> None:
     """Run the modes one after the other and write `FOLDER/<mode>-<rank>.json` for each."""
+    if "zero" in modes:
+        use_gloo()
     for mode in modes.split(","):
         seen = with_fully_shard(source) if mode == "fsdp2" else with_trainer(mode, source, Path(folder))
         result = {**seen, "world": dist.get_world_size()}
         (Path(folder) / f"{mode}-{dist.get_rank()}.json").write_text(json.dumps(result))
         AcceleratorState._reset_state()  # one accelerator a process, and each mode brings its own
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

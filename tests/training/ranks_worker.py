@@ -1,11 +1,7 @@
-"""One rank of two: train a stage, evaluate uneven domains, save and resume, and write down what was seen.
-
-torchrun --nproc_per_node N -m tests.training.ranks_worker FOLDER
-"""
+"""One rank of two: train a stage, evaluate uneven domains, save and resume, and write down what was seen."""
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +69,3 @@ def main(folder: Path) -> None:
         "tokens": StageRecord.load(folder / "whole" / f"checkpoint-{STEPS}").progress.tokens,
     }
     (folder / f"{whole.args.process_index}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

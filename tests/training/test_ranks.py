@@ -1,8 +1,6 @@
 """Two ranks evaluate and resume as one rank does, also where rows do not divide evenly."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,8 @@ import pytest
 import torch
 
 from hf_warmscale.training.domains import SharedEvaluation
-from tests.test_package import ROOT
+from tests.processes import launch
+from tests.training.ranks_worker import main
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11, 13, 16])
@@ -46,11 +45,8 @@ def test_rows_laid_end_to_end_are_cut_by_their_tokens() -> None:
 
 
 def run(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "tests.training.ranks_worker"]
     folder.mkdir()
-    done = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert launch(main, folder, ranks=ranks) == [0] * ranks
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -1,32 +1,30 @@
 """A search that is killed, helped, or shared by the processes of one launch: the trials stay the same."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from hf_warmscale.merging import search_merge
 from hf_warmscale.merging.search.journal import open_storage
+from hf_warmscale.merging.search.ranks import Ranks
 from tests.merging.trained import documents
+from tests.processes import CLEAN, ON_CPU, launch
 
 N_TRIALS = 11
 KILLS = 10  # a child that is killed within 13 entries finishes one trial at most
-CLEAN = multiprocessing.get_context("forkserver")  # a fork of this process would inherit locks of its threads
-CLEAN.set_forkserver_preload(["hf_warmscale.merging", "hf_warmscale.merging.search.search", "tests.merging.trained"])
+DOCUMENTS = 40  # of each split: what is compared is the order of the trials, not how good they are
 
 
 def search(checkpoints: list[Path], storage: Path | str) -> None:
-    texts = documents()
+    texts = documents()[: 2 * DOCUMENTS]
     search_merge(
         checkpoints, select=texts[::2], confirm=texts[1::2], n_trials=N_TRIALS, tolerance=0.0, storage=storage
     )
@@ -93,58 +91,49 @@ def test_two_processes_share_a_study(form: str, trajectory: list[Path], tmp_path
     assert len({round(params["lambda"], 6) for params, _ in done}) == N_TRIALS
 
 
-PROGRAM = """
-import json, sys
-from hf_warmscale.merging import search_merge
-from tests.merging.trained import documents
-texts = documents()
-result = search_merge(
-    sys.argv[2:], select=texts[::2], confirm=texts[1::2], n_trials=4, tolerance=0.0, output=sys.argv[1] + "/out"
-)
-from accelerate import PartialState
-state = PartialState()
-assert state.num_processes == 2
+class LocalError(Exception):
+    """Cannot be made again from its arguments."""
 
-from hf_warmscale.merging.search.ranks import Ranks
-
-class Local(Exception):
-    def __init__(self, one, two):  # cannot be made again from its arguments
+    def __init__(self, one: str, two: str) -> None:
         super().__init__(one)
 
-def caught(error):
-    def fail():
+
+def caught(error: BaseException) -> str:
+    """What a rank gets when the main one meets this error."""
+
+    def fail() -> None:
         raise error
+
     try:
         Ranks().from_main(fail)
     except BaseException as raised:
         return type(raised).__name__
+    return "nothing"
 
-errors = [caught(error) for error in (KeyError("lost"), KeyboardInterrupt(), Local("one", "two"))]
-with open(f"{sys.argv[1]}/{state.process_index}.json", "w") as file:
-    json.dump([result.weights, result.interval.estimate, result.study is not None, errors], file)
-"""
+
+def search_together(folder: Path, checkpoints: list[Path]) -> None:
+    """What one rank does."""
+    texts = documents()[: 2 * DOCUMENTS]
+    result = search_merge(
+        checkpoints, select=texts[::2], confirm=texts[1::2], n_trials=4, tolerance=0.0, output=folder / "out"
+    )
+    state = PartialState()
+    assert state.num_processes == 2
+    errors = [caught(error) for error in (KeyError("lost"), KeyboardInterrupt(), LocalError("one", "two"))]
+    seen = [result.weights, result.interval.estimate, result.study is not None, errors]
+    (folder / f"{state.process_index}.json").write_text(json.dumps(seen))
 
 
 @pytest.mark.distributed
 def test_the_processes_of_a_launch_share_each_trial(trajectory: list[Path], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *map(str, trajectory[-2:])]
-    environments = [
-        os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
-        for rank in range(2)
-    ]
-    workers = [subprocess.Popen(command, env=environment) for environment in environments]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    assert launch(search_together, tmp_path, trajectory[-2:], environment=ON_CPU) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first[:2] == second[:2]
     assert (first[2], second[2]) == (True, False)  # one process keeps the study
     # An error of the main process, of any class, ends the others too: none waits for it.
-    assert first[3] == ["KeyError", "KeyboardInterrupt", "Local"]
+    assert first[3] == ["KeyError", "KeyboardInterrupt", "LocalError"]
     assert second[3] == ["KeyError", "KeyboardInterrupt", "RuntimeError"]
-    texts = documents()
+    texts = documents()[: 2 * DOCUMENTS]
     alone = search_merge(
         trajectory[-2:], select=texts[::2], confirm=texts[1::2], n_trials=4, tolerance=0.0, output=tmp_path / "alone"
     )
