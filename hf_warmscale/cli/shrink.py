@@ -88,7 +88,7 @@ def shrink_within(arguments: Namespace) -> None:
     receipts = {"shrink_receipt.json": vars(small)["shrink_receipt"], "budget_search.json": found}
     save_model(small, arguments.output, side_files=find_source(arguments.source).folder, receipts=receipts)
     draw_budget_search(Path(arguments.output) / "budget_search.png", found)
-    show(judged_rows(found), title="Nats per token on the documents that the search never saw, minus the winner's")
+    show(judged_rows(found), title="Nats per token on the documents that the search never saw")
     following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
     show([], written=[arguments.output], then=following)
 
@@ -104,9 +104,9 @@ def judged_rows(found: dict[str, Any]) -> list[dict[str, object]]:
             "hidden": row["sizes"]["hidden_size"],
             "MLP": next((size for name, size in row["sizes"].items() if name.endswith("intermediate_size")), None),
             "heads": row["sizes"].get("num_attention_heads"),
-            "parameters": row["parameters"],
-            "NLL": f"{row['report']['nll']:.4f}",
-            "interval": "{low:+.4f} to {high:+.4f}".format(**row["report"]["difference"]),
+            "M": f"{row['parameters'] / 1e6:.4g}",
+            "NLL": f"{row['report']['nll']:.3f}",
+            "minus winner": "{low:+.3f} to {high:+.3f}".format(**row["report"]["difference"]),
         }
         for row in rows
     ]

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from math import isfinite
 
+import numpy as np
+
 from hf_warmscale.compression.frontier_row import FrontierRow
 from hf_warmscale.report import figure
 
@@ -42,6 +44,11 @@ def draw_frontier(path: str | os.PathLike[str], rows: Sequence[FrontierRow], ref
             )
         axes.plot([], [], color="black", lw=1, label="Pareto front")
         axes.set(xscale="log", xlabel="MB on disk (log scale)", ylabel="nats per token (held out)")
+        sizes = [row.bytes / 1e6 for row in rows]
+        ticks = np.geomspace(min(sizes), max(sizes), 5)
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.margins(x=0.1)
         axes.set_title(
             f"Size and loss; numbers are bits, bars the interval of the change from {reference}", fontsize=9
         )

@@ -99,9 +99,9 @@ def test_the_record_holds_every_candidate_and_the_best_one_won(
     found = vars(searched[1])["budget_search"]
     rows = found["candidates"]
     assert len(rows) == 6 and all(row["spent"] <= 34_000 for row in rows)
-    assert [row["how"] for row in rows[:3]] == ["depth only", "MLP only", "hidden size and MLP"]
+    assert [row["how"] for row in rows[:3]] == ["depth only", "MLP only", "hidden + MLP"]
     assert found["winner"]["nll"] == min(row["nll"] for row in rows)
-    assert {row["how"] for row in found["judged"]} >= {"depth only", "MLP only", "hidden size and MLP"}
+    assert {row["how"] for row in found["judged"]} >= {"depth only", "MLP only", "hidden + MLP"}
     assert found["select"]["sha256"] != found["report"]["sha256"]
     json.dumps(found, allow_nan=False)
     draw_budget_search(tmp_path / "search.png", found)

@@ -102,7 +102,7 @@ class Shapes:
         cuts["MLP only"] = self.filled({})
         filled = [self.filled({Axis.HIDDEN: size}) for size in self.options.get(Axis.HIDDEN, [])]
         narrower = [sizes for sizes in filled if sizes is not None and sizes[Axis.HIDDEN] < full[Axis.HIDDEN]]
-        cuts["hidden size and MLP"] = min(narrower, key=self._unevenness, default=None)
+        cuts["hidden + MLP"] = min(narrower, key=self._unevenness, default=None)
         return {name: sizes for name, sizes in cuts.items() if sizes is not None}
 
     @property
