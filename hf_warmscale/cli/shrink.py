@@ -88,7 +88,7 @@ def shrink_within(arguments: Namespace) -> None:
     receipts = {"shrink_receipt.json": vars(small)["shrink_receipt"], "budget_search.json": found}
     save_model(small, arguments.output, side_files=find_source(arguments.source).folder, receipts=receipts)
     draw_budget_search(Path(arguments.output) / "budget_search.png", found)
-    show(judged_rows(found), title="Nats per token on the documents that the search never saw")
+    show(judged_rows(found), title="Nats per token on the documents that the search never saw (* the winner)")
     following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
     show([], written=[arguments.output], then=following)
 
@@ -99,14 +99,14 @@ def judged_rows(found: dict[str, Any]) -> list[dict[str, object]]:
     rows = sorted(found["judged"], key=lambda row: float(row["report"]["nll"]))
     return [
         {
-            "cut": "winner" if all(row[key] == value for key, value in winner.items()) else row["how"],
+            "cut": ("* " if all(row[key] == value for key, value in winner.items()) else "") + row["how"],
             "blocks": row["sizes"]["num_hidden_layers"],
             "hidden": row["sizes"]["hidden_size"],
             "MLP": next((size for name, size in row["sizes"].items() if name.endswith("intermediate_size")), None),
             "heads": row["sizes"].get("num_attention_heads"),
             "M": f"{row['parameters'] / 1e6:.4g}",
             "NLL": f"{row['report']['nll']:.3f}",
-            "minus winner": "{low:+.3f} to {high:+.3f}".format(**row["report"]["difference"]),
+            "minus winner": "{low:+.2f} to {high:+.2f}".format(**row["report"]["difference"]),
         }
         for row in rows
     ]

@@ -20,6 +20,7 @@ from hf_warmscale.training.launch import engine_name, prepare_processes
 from tests.training.tiny import replay, tiny_model
 
 STEPS, SPARSITY = 4, 0.37
+ZERO_STAGES = {"zero2": 2, "zero3": 3}
 
 
 def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "bf16": {"enabled": False},
-        "zero_optimization": {"stage": int(mode[-1]), "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {"stage": ZERO_STAGES.get(mode, 0), "stage3_gather_16bit_weights_on_model_save": True},
     }
     settings: dict[str, Any] = {
         "output_dir": str(output),
@@ -40,7 +41,7 @@ def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
         "learning_rate": 1e-2,
         "max_grad_norm": 0.0,
     }
-    settings |= {"deepspeed": zero} if mode.startswith("zero") else {}
+    settings |= {"deepspeed": zero} if mode in ZERO_STAGES else {}
     args = ContinualTrainingArguments(**prepare_processes(settings))
     pruning = MagnitudePruningCallback((0.2, SPARSITY), every=2)
     stage = Stage("prune", "constant", replay(0.3), max_steps=STEPS)
