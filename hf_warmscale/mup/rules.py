@@ -24,6 +24,10 @@ class Ratios:
         depth (`float`): m_L, the ratio of the numbers of layers; 1 for what is outside the blocks.
         fan_in (`float`): the ratio of what the parameter sums over; m_N if all widths grow together.
         fan_out (`float`): the ratio of what it writes; m_N if all widths grow together.
+
+    Widths that grow out of proportion keep the step of each matrix, but not what Adam's step of one matrix does
+    through the next: for the MLP that part goes as (m_f / m_N)^0.5, m_f being the ratio of the intermediate sizes.
+    Keep the proportions of the base; `recipes/reproduce/mup/README.md` has the derivation and the slopes.
     """
 
     width: float = 1.0
