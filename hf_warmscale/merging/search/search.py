@@ -313,18 +313,22 @@ def _look(
         return Mergeability.from_dict(known)
     # The line is between the ends of the trajectory, whatever lies between them.
     between = (0.0,) * (len(source) - 2)
+    any_finite = False
 
     def loss(fraction: float) -> float:
+        nonlocal any_finite
         first, later = pair_weights(fraction)
         try:
-            return evaluator.quick_score((first, *between, later))
+            found = evaluator.quick_score((first, *between, later))
         except NonFiniteLossError:
             return inf
+        any_finite = True
+        return found
 
     found = look_along(loss, source.span)
     if trials is not None:
         trials.note("mergeability", found.to_dict())
-        if found.barrier > NOTICEABLE:
+        if found.barrier > NOTICEABLE and any_finite:  # where nothing is finite, the search ends in an error
             warnings.warn(found.advice, stacklevel=4)
     return found
 
