@@ -58,6 +58,10 @@ def with_stand_ins(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
         small["model_config"] |= {"num_hidden_layers": 1, "mup": {"base_hidden_size": 32}}
     else:
         small["model_name_or_path"] = str(folder / "model")
+    if "layers_to_transform" in small.get("lora", {}):
+        small["lora"] = {**small["lora"], "layers_to_transform": [1]}  # of two
+    if "distillation" in small:
+        small["distillation"] = {**small["distillation"], "teacher": str(folder / "model"), "dtype": "auto"}
     packed = str(folder / "packed")
     small["mixture"] = {
         name: {"path": packed, "weight": source["weight"]} for name, source in recipe["mixture"].items()

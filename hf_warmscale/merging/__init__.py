@@ -16,6 +16,7 @@ from hf_warmscale.merging.search.spaces import (
     Space,
     TrajectorySpace,
 )
+from hf_warmscale.merging.search.sweep import AlphaSweep, sweep_alphas
 from hf_warmscale.merging.sources import MergeSource
 from hf_warmscale.merging.weighted_sum import weighted_sum_
 from hf_warmscale.merging.weights import (
@@ -30,6 +31,7 @@ from hf_warmscale.merging.weights import (
 
 __all__ = [
     "AdapterSpace",
+    "AlphaSweep",
     "CheckpointCombiner",
     "CheckpointWeights",
     "Combiner",
@@ -53,6 +55,7 @@ __all__ = [
     "refuse_public_benchmark",
     "search_merge",
     "search_source",
+    "sweep_alphas",
     "trajectory_weights",
     "uniform_weights",
     "weighted_sum_",
