@@ -224,7 +224,7 @@ class Laboratory:
         small = shrink_to_budget(
             large,
             parameters=MupForCausalLM(self.config({})).num_parameters(),
-            calibration=torch.tensor([row["input_ids"] for row in rows]),
+            calibration=torch.stack([torch.as_tensor(row["input_ids"]).long() for row in rows]),
             documents=self.texts[::2],  # the selecting half of all
             tokenizer=self.tokenizer,
             n_trials=search["n_trials"],
