@@ -17,7 +17,7 @@ def test_a_budget_is_met(workspace: Path, tmp_path: Path, capsys: pytest.Capture
     storage = ["--trials", "4", "--storage", str(tmp_path / "journal.json")]
     assert main([*command, "--eval-data", held_out, *storage]) == 0
     shown = capsys.readouterr().out
-    assert "\n  * " in shown and "MLP only" in shown and "Next:" in shown
+    assert "\n  * " in shown and "depth only" in shown and "Next:" in shown
     found = json.loads((output / "budget_search.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(output)
     assert 4 * model.num_parameters() == found["winner"]["spent"] <= 120_000
