@@ -3,7 +3,7 @@
 This module imports nothing heavy, so that `warmscale --help` stays fast.
 """
 
-from typing import Literal, TypedDict, get_args
+from typing import Annotated, Literal, TypedDict, get_args
 
 WidthName = Literal["clone", "szp", "zero_pad", "net2net"]
 """Operators that widen a model."""
@@ -48,15 +48,15 @@ class Sizes(TypedDict, total=False):
     """The sizes of a model, for growing and shrinking; `None`, or no entry, keeps the source's size.
 
     The names of transformers' configs hold in every family. A family's own names, such as GPT-2's `n_embd`, are
-    accepted too.
+    accepted too. A size with a description is an option of the command line.
     """
 
-    hidden_size: int | None
-    intermediate_size: int | None
-    num_attention_heads: int | None
-    num_key_value_heads: int | None
-    num_hidden_layers: int | None
-    vocab_size: int | None
+    hidden_size: Annotated[int | None, "width of the residual stream"]
+    intermediate_size: Annotated[int | None, "neurons of an MLP"]
+    num_attention_heads: Annotated[int | None, "query heads"]
+    num_key_value_heads: Annotated[int | None, "key-value heads"]
+    num_hidden_layers: Annotated[int | None, "blocks"]
+    vocab_size: Annotated[int | None, "tokens"]
     num_experts: int | None
     moe_intermediate_size: int | None
     shared_expert_intermediate_size: int | None

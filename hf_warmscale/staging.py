@@ -129,6 +129,7 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
                 yield staging
                 sync(staging)
                 staging.replace(path)
+                sync(path.parent)
         except BaseException:
             staging.unlink(missing_ok=True)
             raise

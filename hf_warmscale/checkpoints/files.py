@@ -22,6 +22,9 @@ PICKLED_INDEX_FILE: str = WEIGHTS_INDEX_NAME
 ADAPTER_FILE: str = ADAPTER_SAFE_WEIGHTS_NAME
 ADAPTER_CONFIG: str = ADAPTER_CONFIG_NAME
 
+CHAT_TEMPLATES = f"{CHAT_TEMPLATE_DIR}/*.jinja"
+"""The additional chat templates of a tokenizer."""
+
 SIDE_FILES = (
     GENERATION_CONFIG_NAME,
     "tokenizer*",
@@ -32,7 +35,7 @@ SIDE_FILES = (
     "*.model",
     "*.tiktoken",
     "chat_template.*",
-    f"{CHAT_TEMPLATE_DIR}/*.jinja",
+    CHAT_TEMPLATES,
 )
 """Tokenizer, chat templates and generation config: they stay valid when the weights change."""
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -70,6 +70,25 @@ class Receipt(Protocol):
     def scores(self) -> Mapping[tuple[str, str], float]:
         """Return what the model in the folder scored, by domain and metric."""
         return {(row["domain"], row["metric"]): row["after"] for row in self.comparisons()}
+
+
+def fields_in(kind: type[Any], content: Mapping[str, Any], what: str, remedy: str) -> dict[str, Any]:
+    """Return the fields of a dataclass that a receipt holds; unknown keys are left out.
+
+    Args:
+        kind (`type`): the dataclass of the receipt.
+        content (`Mapping[str, Any]`): the receipt as it was read.
+        what (`str`): names the receipt for the error.
+        remedy (`str`): what to do; the end of the error's sentence.
+
+    Raises:
+        ValueError: if a field without a default is missing.
+    """
+    values = {each.name: content[each.name] for each in fields(kind) if each.name in content}
+    for each in fields(kind):
+        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"The {what} lacks the field {each.name!r}; {remedy}.")
+    return values
 
 
 def public_name(source: str | os.PathLike[str]) -> str:

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_warmscale.checkpoints.files import (
+    CHAT_TEMPLATES,
     CONFIG_FILE,
     INDEX_FILE,
     PICKLED_FILE,
@@ -128,6 +129,8 @@ def hub_name(source: str | os.PathLike[str], revision: str | None = None) -> tup
 def _fetch_small_files(repo_id: str, revision: str | None) -> Path:
     """Return the snapshot folder of a Hub id, with everything but the weights."""
     folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*SMALL_FILES], ignore_patterns="*/*")
+    # The one folder that belongs to a model. Patterns cannot exempt it: its files match `*/*` too.
+    snapshot_download(repo_id, revision=revision, allow_patterns=CHAT_TEMPLATES)
     return Path(folder)
 
 

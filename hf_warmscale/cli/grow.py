@@ -105,11 +105,7 @@ def run(arguments: Namespace) -> None:
     rows.append({"": "parameters", "source": receipt.source_parameters, "grown": receipt.parameters})
     show(rows, title=title)
     if receipt.verification is not None:
-        seen = receipt.verification
-        print(
-            f"Measured on {seen.tokens} tokens: largest logit difference {seen.max_abs_logit_difference:.2g}, "
-            f"KL {seen.kl_divergence:.2g} nats."
-        )
+        print(receipt.verification.in_words())
     following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
     show([], written=[arguments.output], then=following)
 

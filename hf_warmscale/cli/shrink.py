@@ -143,11 +143,7 @@ def shrink_to_sizes(arguments: Namespace) -> None:
     )
     show(rows, title=f"Shrunk {how}")
     if receipt.verification is not None:
-        seen = receipt.verification
-        print(
-            f"Measured on {seen.tokens} tokens: largest logit difference {seen.max_abs_logit_difference:.2g}, "
-            f"KL {seen.kl_divergence:.2g} nats."
-        )
+        print(receipt.verification.in_words())
     following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
     show([], written=[arguments.output], then=following)
 

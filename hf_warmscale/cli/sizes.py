@@ -1,19 +1,17 @@
 """The sizes of a model as options, for the verbs that change them."""
 
 from argparse import Namespace
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 from hf_warmscale.cli.parser import Parser, positive_int
+from hf_warmscale.options import Sizes
 
-SIZES = {
-    "hidden_size": "width of the residual stream",
-    "intermediate_size": "neurons of an MLP",
-    "num_attention_heads": "query heads",
-    "num_key_value_heads": "key-value heads",
-    "num_hidden_layers": "blocks",
-    "vocab_size": "tokens",
+SIZES: dict[str, str] = {
+    name: kind.__metadata__[0]
+    for name, kind in get_type_hints(Sizes, include_extras=True).items()
+    if get_origin(kind) is Annotated
 }
-"""The names are those of transformers' configs; a family's own names are found from them."""
+"""The sizes that have a description, and these. A family's own names are found from those of transformers."""
 
 
 def add_sizes(parser: Parser) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from hf_warmscale.checkpoints import Receipt, check_format_version, public_name
 from hf_warmscale.checkpoints.portable import is_hub_id
+from hf_warmscale.checkpoints.receipts import fields_in
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 
 ADAPTER_OFF = "the first tuned model, with its adapter off"
@@ -44,10 +45,7 @@ class CombinationReceipt(Receipt):
             ValueError: if a newer version wrote it, or a field is missing.
         """
         check_format_version(content, cls.format_version, cls.file_name)
-        try:
-            return cls(**{name: content[name] for name in ("members", "weights", "beta", "upscale_top_p")})
-        except KeyError as error:
-            raise ValueError(f"The {cls.file_name} lacks the field {error}; save the combination again.") from error
+        return cls(**fields_in(cls, content, cls.file_name, "save the combination again"))
 
     def summary(self) -> str:
         """Return one sentence for the card."""

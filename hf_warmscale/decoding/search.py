@@ -1,4 +1,4 @@
-"""Search weights and beta on held-out text: the members as models that `search_source` combines."""
+"""Search weights and beta on held-out text: the members as models that `search_merge` combines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class MemberSource:
     Example:
 
     ```python
-    >>> result = search_source(MemberSource(model), EmulatedSpace(1), select=documents[:200], confirm=documents[200:])
+    >>> source, space = MemberSource(model), EmulatedSpace(1)
+    >>> result = search_merge(source, space=space, select=documents[:200], confirm=documents[200:])
     >>> model.config.beta, model.config.weights
     ```
     """

@@ -7,7 +7,7 @@ from hf_warmscale.merging.objectives.lm_eval_task import lm_eval_loss
 from hf_warmscale.merging.objectives.public_benchmarks import refuse_public_benchmark
 from hf_warmscale.merging.search.mergeability import Mergeability
 from hf_warmscale.merging.search.result import MergeResult
-from hf_warmscale.merging.search.search import search_merge, search_source
+from hf_warmscale.merging.search.search import search_merge
 from hf_warmscale.merging.search.spaces import (
     AdapterSpace,
     GroupSpace,
@@ -54,7 +54,6 @@ __all__ = [
     "power_weights",
     "refuse_public_benchmark",
     "search_merge",
-    "search_source",
     "sweep_alphas",
     "trajectory_weights",
     "uniform_weights",

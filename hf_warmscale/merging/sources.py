@@ -20,7 +20,7 @@ class MergeSource(Combiner, Protocol):
     """Several trained models whose combination is searched.
 
     To try a point a search needs no more than a `Combiner`; the rest is for its record and its result. Any object that
-    has these methods can be searched with `search_source`, for example the members of a composite model.
+    has these methods can be searched with `search_merge`, for example the members of a composite model.
     """
 
     kind: str

@@ -22,7 +22,7 @@ the last hidden state see it scaled in a folded tied model.
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from transformers import GraniteConfig
@@ -41,6 +41,7 @@ from hf_warmscale.checkpoints import (
     write_json,
 )
 from hf_warmscale.checkpoints.portable import portable
+from hf_warmscale.checkpoints.receipts import fields_in
 from hf_warmscale.mup.factors import FILE_NAME, TrainingFactors
 from hf_warmscale.mup.fold import fold_factor, llama_config
 from hf_warmscale.mup.granite_form import GraniteForm, head_dim, is_mup, refuse_stale_multipliers
@@ -80,10 +81,7 @@ class ExportReceipt(Receipt):
             ValueError: if a newer version wrote it, or a field is missing.
         """
         check_format_version(content, cls.format_version, cls.file_name)
-        try:
-            values = {each.name: content[each.name] for each in fields(cls)}
-        except KeyError as error:
-            raise ValueError(f"The {cls.file_name} lacks the field {error}; export the model again.") from error
+        values = fields_in(cls, content, cls.file_name, "export the model again")
         return cls(**{**values, "source": portable(values["source"])})
 
     def summary(self) -> str:

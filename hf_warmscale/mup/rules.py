@@ -158,7 +158,7 @@ def rule_table(depth_alpha: float = 1.0) -> Mapping[Role, Rule]:
         lr=Power(depth=block_lr),
         weight_decay=None,
         eps=Power(width=-1, depth=block_eps),
-        reason="acts on each coordinate by itself, so width leaves its step alone; gains and biases are not decayed",
+        reason="acts on each coordinate by itself, so only depth changes its step; gains and biases are not decayed",
     )
     # Table 1 of arXiv:2505.01618 scales eps inside the blocks only. But the gradients of the embedding and of the
     # readout shrink as 1/m_N too, and not with depth, so their eps follows the width alone.

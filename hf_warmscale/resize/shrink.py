@@ -205,7 +205,7 @@ def _by_receipt(source: ModelSource, described: ModelMap, growth: GrowthReceipt,
     sizes = {axis: growth.source_sizes[str(axis)] for axis in described.sizes}
     layers = LayerMap(first_copies_of_blocks(growth))
     config = before_growth(target_config(source.config, described, sizes, layers, dtype))
-    tensors = undo_weights(replay_growth(config, growth), source.read, dtype)
+    tensors = undo_weights(replay_growth(config, growth, source.config.dtype), source.read, dtype)
     return Shrunk(config, tensors, _receipt(source, described, config, layers, "receipt"))
 
 

@@ -23,8 +23,7 @@ SPREAD = (0.6, 1.6)
 """Factors on the exponents of the best start that give the further starts."""
 
 ALPHA, BETA = 2, 4
-_COEFFICIENTS = {0: None, 1: ALPHA, 3: BETA}
-"""Each coefficient, with its exponent."""
+"""Where the exponents stand among the coordinates."""
 
 
 def starts(inputs: Inputs, loss: Array, bounds: Bounds, weights: Array | None = None) -> list[Array]:

@@ -23,7 +23,7 @@ from hf_warmscale.scaling.projection import starts
 
 EXPONENT = (1e-3, 3.0)
 SMALLEST_SHARE = 1e-6
-"""A term below this share of the smallest loss counts as absent: its coefficient is at a bound."""
+"""The lower bound of E as a share of the smallest loss: at so small a value E counts as absent."""
 
 PARTNERS = {"A": ("lnA", "alpha"), "a": ("lnA", "b"), "B": ("lnB", "beta"), "k": ("lnk", "p")}
 """A coefficient with a unit: its coordinate, and the exponent that it depends on."""

@@ -1,4 +1,4 @@
-"""Averages of the constant phase, which stand for a decay that was never trained."""
+"""Averages of the constant phase, which replace a decay of the learning rate that was never trained."""
 
 import os
 import shutil
@@ -21,15 +21,16 @@ from hf_warmscale.training.branching import constant_checkpoints
 from hf_warmscale.training.schedules.rates import COOLDOWNS, Shape
 
 EMA_DECAY = 0.8
-"""The factor on the weights of all earlier checkpoints when one is added."""
+"""The factor by which the weights of all earlier checkpoints shrink when one is added."""
 
 
 def average_weights(average: Average, count: int) -> tuple[float, ...]:
     """Return the weight of each of `count` checkpoints, the oldest first.
 
-    `"swa"` is the mean of all (1803.05407), `"lawa"` that of the latest five (2306.03241), `"ema"` an exponential
-    moving average, and `"wsm-<shape>"` the merge that stands for a decay of that shape over the updates between the
-    checkpoints (2507.17634): its factors are `f(i / count)` for the updates i = 1, ..., `count` - 1.
+    `"swa"` is the mean of all checkpoints (arXiv:1803.05407), `"lawa"` the mean of the latest five (arXiv:2306.03241)
+    and `"ema"` an exponential moving average. `"wsm-<shape>"` merges the checkpoints so that the updates between them
+    are weighted as by a decay of that shape (arXiv:2507.17634): update i = 1, ..., `count` - 1 has the factor
+    `f(i / count)`.
     """
     refuse_unknown("average", average, AVERAGES)
     if average == "swa":
@@ -57,10 +58,10 @@ def average_run(
         run (`str` or `PathLike`): the run folder.
         output (`str` or `PathLike`): a new folder.
         average (`str`): one of `Average`.
-        last (`int`, *optional*): only the latest so many checkpoints.
+        last (`int`, *optional*): average only this many of the latest checkpoints.
 
     Raises:
-        ValueError: if there are fewer than two such checkpoints.
+        ValueError: if the constant phase has fewer than two checkpoints.
 
     Example:
 
@@ -86,7 +87,7 @@ class AverageCheckpoints(TrainerCallback):
 
     Args:
         average (`str`): one of `Average`.
-        last (`int`, *optional*): only the latest so many checkpoints.
+        last (`int`, *optional*): average only this many of the latest checkpoints.
 
     Example:
 

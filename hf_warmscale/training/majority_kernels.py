@@ -14,7 +14,7 @@ from hf_warmscale.mup import is_mup
 from hf_warmscale.refusals import refuse_unknown
 
 Granularity = Literal["unit", "tensor", "element"]
-"""What shares one random combination: the weights of an output unit, a whole weight, or nothing."""
+"""What shares one random combination: the weights of an output unit, a whole tensor, or each element its own."""
 
 WEIGHT = "weight"
 
@@ -24,13 +24,14 @@ Model = TypeVar("Model", bound=nn.Module)
 class MajorityKernel(nn.Module):
     """Combine `expansion` copies of a weight: at random while training, evenly otherwise.
 
-    The shares of the copies are uniform on the simplex: `p_k = e_k / sum(e)`, `e ~ Exp(1)`, anew at every pass.
+    The shares of the copies are uniform on the simplex, and drawn at every forward pass: `p_k = e_k / sum(e)` with
+    `e ~ Exp(1)`.
 
     Args:
         expansion (`int`): number of copies.
         granularity (`str`): one of `Granularity`.
-        unit_dim (`int`): the dimension of the weight that counts output units.
-        noise (`float`): standard deviation of what is added to every copy at the start, relative to the weight's own.
+        unit_dim (`int`): the dimension of the weight that runs over output units.
+        noise (`float`): standard deviation of the noise on every copy at the start, relative to the weight's own.
     """
 
     def __init__(self, expansion: int, granularity: Granularity, unit_dim: int, noise: float) -> None:
@@ -47,7 +48,7 @@ class MajorityKernel(nn.Module):
         return (shares / shares.sum(dim=0) * copies).sum(dim=0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Return the copies of a weight; without noise they are equal, and the model computes what it did."""
+        """Return the copies of a weight; without noise they are equal and the function stays the same."""
         copies = weight.detach().expand(self.expansion, *weight.shape).clone()
         return copies + self.noise * weight.std() * torch.randn_like(copies) if self.noise else copies
 
@@ -67,20 +68,20 @@ def apply_majority_kernels(
     noise: float = 0.0,
     target_modules: Sequence[str] | None = None,
 ) -> Model:
-    """Expand the linear layers of a model in place, before its trainer is made; its class stays.
+    """Expand the linear layers of a model in place. Call it before the trainer is made; the model keeps its class.
 
-    Embeddings, the output head and tied weights are left alone: a tied weight is one parameter in two modules, and
-    the expanded head would change the embedding's shape. Under Adam the mean of the copies moves by
-    `sqrt((e + 1) / (2 e))` of the step of a plain weight; under SGD by `1 / e`, so multiply its rate by the expansion.
-    Parameters and optimizer state of the layers grow by the expansion. Not for muP models, whose groups go by the
-    names that this changes.
+    Embeddings, the output head and tied weights are not expanded: a tied weight is one parameter in two modules, and
+    an expanded head would change the shape of the embedding. With e copies, the mean of the copies moves by
+    `sqrt((e + 1) / (2 e))` of the step of a plain weight under Adam, and by `1 / e` under SGD; so multiply the rate of
+    SGD by e. The parameters and the optimizer state of these layers grow e-fold. muP models are refused, because their
+    parameter groups follow from the names, which this changes.
 
     Args:
         model (`nn.Module`): any model of transformers, or of `nn.Linear` layers.
         expansion (`int`): copies of each weight.
         granularity (`str`): one of `Granularity`.
-        noise (`float`): on the copies at the start, relative to the standard deviation of the weight; 0 keeps the
-            function, and the random combinations separate the copies by themselves.
+        noise (`float`): on the copies at the start, relative to the standard deviation of the weight. With 0 the
+            function stays the same, and the random combinations alone separate the copies.
         target_modules (`Sequence[str]`, *optional*): patterns of module names, such as `"*.mlp.*"`; all linear layers
             by default.
 
@@ -116,10 +117,10 @@ def apply_majority_kernels(
 
 
 def fold_majority_kernels(model: Model) -> Model:
-    """Replace the copies of each weight by their mean, in place; parameter names are those of the start.
+    """Replace the copies of each weight by their mean, in place, and restore the parameter names.
 
     Args:
-        model (`nn.Module`): with the kernels that `apply_majority_kernels` gave it.
+        model (`nn.Module`): a model that `apply_majority_kernels` expanded.
 
     Returns:
         `Model`: the same object, in evaluation mode.

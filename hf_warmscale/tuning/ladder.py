@@ -1,9 +1,10 @@
 """The same model at several widths or depths."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
-from hf_warmscale.mup import MupConfig
+from hf_warmscale.mup import FORWARD_MULTIPLIERS, MupConfig
 
 Axis = Literal["width", "depth"]
 
@@ -47,6 +48,15 @@ def ladder(config: MupConfig, axis: Axis, sizes: Sequence[int]) -> dict[int, Mup
 
 
 def describe_study(task: Mapping[str, Any], config: MupConfig, axis: Axis) -> dict[str, Any]:
-    """Return what the runs of a study depend on beside their size, rate and seed, as plain values."""
-    shape = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
+    """Return what the runs of a study depend on beside their size, rate and seed, as plain values.
+
+    Of what changes along the axis only the proportions count, so that the sizes of a study may be extended.
+    """
+    follows = {"transformers_version", *FORWARD_MULTIPLIERS}
+    shape = {name: value for name, value in config.to_dict().items() if name not in follows}
+    if axis == "depth":
+        del shape["num_hidden_layers"]
+    else:
+        shape |= {name: str(Fraction(getattr(config, name), config.hidden_size)) for name in WIDTHS}
+        del shape["hidden_size"]
     return {"task": dict(task), "axis": axis, "model": shape}

@@ -1,8 +1,12 @@
 """Assertions for the tests of one's own models: do activations keep their size, does the learning rate transfer?"""
 
+import inspect
+import json
 import os
 from collections.abc import Sequence
 
+from hf_warmscale.studies import content_hash
+from hf_warmscale.studies.provenance import SHORT
 from hf_warmscale.tuning.coordinate_result import TOLERANCE
 from hf_warmscale.tuning.coordinates import Build, check_models
 from hf_warmscale.tuning.ladder import Axis, refuse_one_size
@@ -63,7 +67,8 @@ def assert_lr_transfers(
     """Assert that the best learning rate of every size is within some octaves of the first size's.
 
     Args:
-        train (`Callable[[Point], float]`): trains one point (size, lr, seed) and returns its loss in nats.
+        train (`Callable[[Point], float]`): trains one point (size, lr, seed) and returns its loss in nats. Its source
+            code, but not that of what it calls, is part of the study: `output` is refused after a change of it.
         sizes (`Sequence[int]`): widths or depths, the reference first.
         lrs (`Sequence[float]`): base learning rates, ascending.
         output (`str` or `PathLike`): a folder for the runs; what is stored there is not repeated.
@@ -73,12 +78,31 @@ def assert_lr_transfers(
 
     Raises:
         AssertionError: with the drift of every size, if one is too large or lies at an end of the grid.
+        ValueError: if `output` holds the runs of another function or other sizes.
     """
     refuse_one_size(sizes)
-    curves = sweep(train, sizes=sizes, lrs=lrs, seeds=seeds, output=output, study={"sizes": list(sizes)}, jobs=jobs)
+    study = {"sizes": list(sizes), "train": _source(train)}
+    curves = sweep(train, sizes=sizes, lrs=lrs, seeds=seeds, output=output, study=study, jobs=jobs)
     optima = find_optima(curves)
     drifts = ", ".join(f"{optimum.size}: {optimum.drift:+.2f}" for optimum in optima)
     assert not any(optimum.at_edge for optimum in optima), (
         f"A best rate is at an end of the grid ({drifts}); widen it."
     )
     assert all(abs(optimum.drift) <= octaves for optimum in optima), f"The best rate drifts, in octaves: {drifts}."
+
+
+def _source(train: Train) -> str:
+    """Return a hash of the code of a function, and of the plain values that a `partial` binds.
+
+    An object is named by its type: its `repr` may hold an address, which is another one in every process. Where there
+    is no code to read, as at a prompt, the name of the function stands for it.
+    """
+    function = getattr(train, "func", train)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    try:
+        code = inspect.getsource(function)
+    except (OSError, TypeError):
+        code = name
+    bound = [getattr(train, "args", ()), getattr(train, "keywords", {})]
+    plain = json.dumps(bound, default=lambda each: type(each).__qualname__, sort_keys=True)
+    return f"{name} {content_hash([code, plain])[:SHORT]}"

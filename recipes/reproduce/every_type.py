@@ -53,6 +53,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).replace("|", "/").split())[:300]
 
 
+def be_quiet() -> None:
+    """Leave out what the types' own code warns of and logs."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def rows_of_every_type(
     description: str, folder: Path, measure: Measure, *, cpu_seconds: float
 ) -> list[dict[str, Any]]:
@@ -64,9 +71,7 @@ def rows_of_every_type(
         measure (`Callable`): runs in a forked process.
         cpu_seconds (`float`): the limit for one type.
     """
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    be_quiet()
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=EVERY_TYPE, metavar="TYPE", help="these types, again")

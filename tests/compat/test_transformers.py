@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     GenerationMixin,
     GPT2Config,
@@ -31,6 +32,7 @@ from hf_warmscale.compat.transformers import (
     loaded_name,
     loading_conversions,
     loss_shifts_labels,
+    model_from_tensors,
     models_with_causal_lm_loss,
     renamed,
     replaced_loss,
@@ -92,6 +94,27 @@ def test_a_conversion_there_and_back_is_the_identity() -> None:
     given = [(name, pattern, stored[name]) for name, _, pattern in found if pattern is not None]
     (result,) = convert(loading.by_pattern[given[0][1]], PACKED, given, model).values()
     assert torch.equal(result, packed)
+
+
+def test_a_model_of_given_tensors_is_whole_and_saves_as_its_family_does(tmp_path: Path) -> None:
+    """`from_pretrained(None, state_dict=...)` takes them by the live names and tells what it missed."""
+    source = mixtral()
+    tensors = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    model = model_from_tensors(MixtralForCausalLM, source.config, tensors, torch.float32)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert model.name_or_path == ""
+    for each, folder in ((source, "source"), (model, "model")):
+        each.save_pretrained(tmp_path / folder)
+    files = [load_file(tmp_path / folder / "model.safetensors") for folder in ("source", "model")]
+    assert GATE in files[0] and files[0].keys() == files[1].keys()
+    del tensors["model.norm.weight"]
+    with pytest.raises(AssertionError, match=r"missing_keys.*model\.norm\.weight"):
+        model_from_tensors(MixtralForCausalLM, source.config, tensors, torch.float32)
+
+
+@pytest.mark.parametrize("method", ["_push_from_checkpoint", "push_to_hub"])
+def test_the_trainer_uploads_through_the_function_that_is_replaced(method: str) -> None:
+    assert "hf_api().upload_folder(" in inspect.getsource(getattr(Trainer, method))
 
 
 def test_plain_families_need_no_conversion() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from hf_warmscale.checkpoints import save_model
 from hf_warmscale.decoding import EmulatedFineTuningForCausalLM, EmulatedSpace, MemberSource
 from hf_warmscale.evaluation import document_nll
-from hf_warmscale.merging import search_source
+from hf_warmscale.merging import search_merge
 from tests.decoding.tiny import emulated, log_probs, members, tiny, tokens
 from tests.hub.tiny import tiny_tokenizer
 
@@ -47,9 +47,9 @@ def test_a_search_finds_a_better_combination_and_writes_it(tmp_path: Path) -> No
         AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("large", "small", "tuned")
     )
     combined = EmulatedFineTuningForCausalLM(large, tuned, small)
-    result = search_source(
+    result = search_merge(
         MemberSource(combined),
-        EmulatedSpace(1),
+        space=EmulatedSpace(1),
         select=DOCUMENTS[:12],
         confirm=DOCUMENTS[12:],
         n_trials=10,

@@ -152,6 +152,15 @@ def test_a_damaged_receipt_makes_no_repository(
     assert "me/damaged" not in server.repositories
 
 
+def test_additional_chat_templates_come_along(tmp_path: Path, server: HubServer, client: HubClient) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    client.call("push", folder, "me/templates")
+    assert client.call("warmscale", "grow", "me/templates", tmp_path / "grown", "--num-hidden-layers", "4") == "0"
+    assert (tmp_path / "grown" / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
+
+
 def test_the_reader_opens_a_hub_id(tmp_path: Path, server: HubServer, client: HubClient) -> None:
     folder = tiny_folder(tmp_path / "model", max_shard_size="20KB")
     client.call("push", folder, "me/read")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_warmscale.mup import MupConfig
 from hf_warmscale.tuning import Point, assert_lr_transfers, sweep
+from hf_warmscale.tuning.ladder import Axis, at_size, describe_study
 
 LRS = [2.0**exponent for exponent in range(-9, -3)]
 
@@ -82,6 +84,29 @@ def test_assertion_for_own_models(tmp_path: Path) -> None:
     assert_lr_transfers(toy_loss, sizes=[16, 64], lrs=LRS, output=tmp_path / "steady")
     with pytest.raises(AssertionError, match=r"drifts, in octaves: 16: \+0\.00, 64: -1\.20"):
         assert_lr_transfers(partial(toy_loss, drift=-0.6), sizes=[16, 64], lrs=LRS, output=tmp_path / "drifting")
+
+
+def test_another_function_is_not_taken_for_the_stored_one(tmp_path: Path) -> None:
+    assert_lr_transfers(toy_loss, sizes=[16, 64], lrs=LRS, output=tmp_path)
+    for other in (partial(toy_loss, drift=-0.6), lambda point: toy_loss(point)):
+        with pytest.raises(ValueError, match=r"holds the runs of another study: config\.train"):
+            assert_lr_transfers(other, sizes=[16, 64], lrs=LRS, output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("axis", "sizes", "other"),
+    [("width", (32, 64), {"num_attention_heads": 4}), ("depth", (2, 4), {"hidden_size": 64})],
+)
+def test_sizes_may_be_added_to_a_study(axis: Axis, sizes: tuple[int, int], other: dict[str, int]) -> None:
+    config = MupConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        mup={"base_hidden_size": 32},
+    )
+    one, two = (describe_study({}, at_size(config, axis, size), axis) for size in sizes)
+    assert one == two != describe_study({}, config.resized(**other), axis)
 
 
 def test_one_size_proves_nothing(tmp_path: Path) -> None:

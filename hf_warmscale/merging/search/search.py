@@ -41,7 +41,7 @@ from hf_warmscale.options import SpaceName
 
 
 def search_merge(
-    checkpoints: Sequence[str | os.PathLike[str]],
+    checkpoints: Sequence[str | os.PathLike[str]] | MergeSource,
     *,
     select: Domains,
     confirm: Domains,
@@ -74,7 +74,8 @@ def search_merge(
     documents of each trial.
 
     Args:
-        checkpoints (`Sequence[str | PathLike]`): folders or Hub ids, the oldest first; adapters with `space="lora"`.
+        checkpoints (`Sequence[str | PathLike]` or `MergeSource`): folders or Hub ids, the oldest first; adapters with
+            `space="lora"`; or any object that combines several models behind one, see [`MergeSource`].
         select (`Domains`): what the search minimises: the NLL of held-out documents; or a function of the model that
             returns the loss of each of its examples (or one number); or a mapping of domain names to either. Several
             domains that are not in `limits` are several objectives, and the search finds their Pareto front.
@@ -118,65 +119,12 @@ def search_merge(
     ```
     """
     ranks = Ranks()
-    if output is not None:
-        ranks.from_main(lambda: refuse_existing(output))
-    source = open_source(checkpoints, space, ranks.device)
-    return search_source(
-        source,
-        make_space(space, source),
-        ranks=ranks,
-        select=select,
-        confirm=confirm,
-        n_trials=n_trials,
-        seed=seed,
-        storage=storage,
-        study_name=study_name,
-        output=output,
-        tokenizer=tokenizer,
-        limits=limits,
-        tolerance=tolerance,
-        confidence=confidence,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        allow_public_benchmarks=allow_public_benchmarks,
-        max_shard_size=max_shard_size,
-    )
-
-
-def search_source(
-    source: MergeSource,
-    space: Space,
-    *,
-    select: Domains,
-    confirm: Domains,
-    n_trials: int = 20,
-    seed: int = 0,
-    storage: str | os.PathLike[str] | BaseStorage | None = None,
-    study_name: str = "merge",
-    output: str | os.PathLike[str] | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    limits: Mapping[str, float] | None = None,
-    tolerance: float = 1e-4,
-    confidence: float = 0.95,
-    max_length: int | None = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    allow_public_benchmarks: bool = False,
-    max_shard_size: int | str = "5GB",
-    ranks: Ranks | None = None,
-) -> MergeResult:
-    """Search the weights with which several models behind one live model are combined; see [`search_merge`].
-
-    Args:
-        source (`MergeSource`): the models and the way to combine them: any object with these methods.
-        space (`Space`): maps points to the weights of the models of `source`.
-        ranks (`Ranks`, *optional*): the processes that share each trial.
-
-    The other arguments and the errors are those of `search_merge`.
-    """
-    ranks = ranks or Ranks()
     _check_settings(n_trials, tolerance, confidence)
     if output is not None:
         ranks.from_main(lambda: refuse_existing(output))
+    # Whatever lists files is a sequence; a source is an object that combines models which it has.
+    source = open_source(checkpoints, space, ranks.device) if isinstance(checkpoints, Sequence) else checkpoints
+    space = make_space(space, source)
     max_length = default_max_length(source.model) if max_length is None else max_length
     prepare = partial(
         prepare_domains,

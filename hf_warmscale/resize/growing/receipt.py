@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 
 from hf_warmscale.checkpoints import Receipt, check_format_version
 from hf_warmscale.checkpoints.portable import portable
+from hf_warmscale.checkpoints.receipts import fields_in
 
 CONFIG_ENTRY = "growth"
 """The entry of a grown model's config; it survives where the file is lost."""
@@ -43,6 +44,13 @@ class Verification:
     rounding: float
     kl_divergence: float
     activation_rms: dict[str, list[float]]
+
+    def in_words(self) -> str:
+        """Return the measurement as one sentence."""
+        return (
+            f"Measured on {self.tokens} tokens: largest logit difference {self.max_abs_logit_difference:.2g}, "
+            f"KL {self.kl_divergence:.2g} nats."
+        )
 
 
 @dataclass
@@ -141,10 +149,7 @@ def fields_of(kind: type[Any], content: Mapping[str, Any], what: str) -> dict[st
     Raises:
         ValueError: if a field is missing.
     """
-    values = {each.name: content[each.name] for each in fields(kind) if each.name in content}
-    for each in fields(kind):
-        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
-            raise ValueError(f"The {what} lacks the field {each.name!r}; resize the model again.")
+    values = fields_in(kind, content, what, "resize the model again")
     if isinstance(seen := values.get("verification"), Mapping):
         values["verification"] = Verification(**seen)
     values["source"] = portable(values["source"])  # version 0.1.0 wrote a path

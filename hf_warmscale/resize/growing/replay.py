@@ -12,14 +12,17 @@ from hf_warmscale.checkpoints import ModelWeights, content_hash, open_checkpoint
 from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.growing.receipt import GrowthReceipt, read_receipt
 from hf_warmscale.resize.planning.request import Growth, GrowthRequest, plan_growth
+from hf_warmscale.resize.planning.target import stored_embedding_factor
 
 
-def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
+def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt, dtype: torch.dtype | str | None = None) -> Growth:
     """Return the growth that a receipt records.
 
     Args:
         source (`PreTrainedConfig`): of the model that was grown.
         receipt (`GrowthReceipt`): of its growth.
+        dtype (`torch.dtype`, *optional*): of the grown model; by default the source's. The factor on a Gemma's
+            embedding is rounded to the dtype of its model, and a growth divides the one by the other.
 
     Raises:
         ValueError: if the source has other sizes than the receipt says.
@@ -46,8 +49,9 @@ def replay_growth(source: PreTrainedConfig, receipt: GrowthReceipt) -> Growth:
         insert_after=places or None,
         seed=receipt.seed,
     )
-    dtype = source.dtype if isinstance(source.dtype, torch.dtype) else torch.float32
-    return plan_growth(source, request, dtype)
+    own = source.dtype if isinstance(source.dtype, torch.dtype) else torch.float32
+    target = dtype if isinstance(dtype, torch.dtype) else own
+    return plan_growth(source, request, target, stored_embedding_factor(source, own))
 
 
 def replay_stored(source: str | os.PathLike[str], grown: str | os.PathLike[str]) -> Growth:
@@ -60,8 +64,9 @@ def replay_stored(source: str | os.PathLike[str], grown: str | os.PathLike[str])
     checkpoint = open_checkpoint(source)
     if not (Path(grown) / "config.json").is_file():
         raise FileNotFoundError(f"There is no grown model in {grown}; grow {checkpoint.source.name} into it first.")
-    receipt = read_receipt(AutoConfig.from_pretrained(grown, trust_remote_code=False), os.fspath(grown))
-    growth = replay_growth(checkpoint.config, receipt)
+    config = AutoConfig.from_pretrained(grown, trust_remote_code=False)
+    receipt = read_receipt(config, os.fspath(grown))
+    growth = replay_growth(checkpoint.config, receipt, config.dtype)
     # A live model is hashed by the names of its own tensors, which may differ from those in the files.
     own_names = content_hash(dict(ModelWeights(checkpoint).tensors()))
     if receipt.source_hash not in (checkpoint.content_hash(), own_names):

@@ -76,9 +76,9 @@ def pairs(index: Tensor) -> tuple[Tensor, Tensor]:
     return number, sign
 
 
-def is_uniform(index: Tensor) -> bool:
-    """Tell whether every source coordinate has the same number of copies and none is new."""
-    return bool((index >= 0).all()) and len(torch.unique(torch.bincount(index))) == 1
+def is_uniform(index: Tensor, source: int) -> bool:
+    """Tell whether every one of `source` coordinates has the same number of copies, and none of the target is new."""
+    return bool((index >= 0).all()) and len(torch.unique(torch.bincount(index, minlength=source))) == 1
 
 
 def is_identity(index: Tensor, source: int) -> bool:

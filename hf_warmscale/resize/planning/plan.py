@@ -171,8 +171,8 @@ class Plan:
                 continue
             for dimension in gain.dimensions:
                 index = flat_index(dimension, self.source.sizes, self.axes)
-                if not is_uniform(index):
-                    size = sum(block.size(self.source.sizes) for block in dimension)
+                size = sum(block.size(self.source.sizes) for block in dimension)
+                if not is_uniform(index, size):
                     return (
                         f"{norm} would get {len(index)} uneven copies of {size} coordinates; choose a multiple, or "
                         "zero_pad"

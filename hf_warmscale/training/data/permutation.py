@@ -25,7 +25,7 @@ def permuted(ordinals: Integers, size: int, key: int) -> Integers:
     Each pass holds every row once, in an order of its own; ordinals 0 to `size` - 1 are the first pass. A Feistel
     network is a bijection whatever its round function is, but only on a power of two. So it permutes the smallest
     power of two that holds `size`, and a result outside is sent through again until it falls inside (cycle walking):
-    that is a bijection on the rows, and takes at most two trips on average.
+    that is a bijection on the rows, and takes two trips on average at most (four for a single row).
 
     Args:
         ordinals (`[n]` of `int64`): places in the sequence, in any order.

@@ -1,4 +1,4 @@
-"""Load the data that a configuration names: packed rows, streams, and the rows of either that a stage saw."""
+"""Load the data that a configuration names: packed rows, streams, or the rows of either that an earlier stage saw."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase |
 
     Raises:
         ValueError: if a key is unknown, a source has no data or no weight, the data were packed with another
-            tokenizer, or a replay asks for rows that were never seen.
+            tokenizer, or a source is replayed that no earlier stage saw.
     """
     if arguments.mixture is None:
         raise ValueError("The configuration names no data; add mixture: {name: {path: PACKED, weight: 1.0}}.")
@@ -44,7 +44,7 @@ def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase |
 
 
 def load_evaluation(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Dataset] | None:
-    """Load the packed data to evaluate on, by domain."""
+    """Load the packed evaluation data of each domain."""
     if arguments.evaluation is None:
         return None
     paths = as_mapping("evaluation", arguments.evaluation)

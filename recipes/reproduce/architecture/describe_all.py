@@ -9,24 +9,24 @@ that builds no model, with the usual sizes set. No weights are needed; about fif
 
 import argparse
 import json
-import signal
+import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
 from tqdm import tqdm
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_warmscale.architecture import Axis, ModelMap, describe, find_field, resized_config
 from hf_warmscale.checkpoints import write_json, write_text
 from hf_warmscale.report import markdown_table
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from every_type import EVERY_TYPE, OutOfTimeError, be_quiet, cpu_limit, one_line  # noqa: E402
+
 CPU_SECONDS = 90
 
 USUAL = {
@@ -49,38 +49,21 @@ FAMILIES = (
 """Shown axis by axis."""
 
 
-class OutOfTimeError(BaseException):
-    """One type took longer than it may; nothing between takes it for a refusal."""
-
-
-@contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise OutOfTimeError(f"not described within {seconds:.0f} CPU seconds")
-
-    signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
 def describe_type(model_type: str) -> dict[str, Any]:
     start = time.process_time()
     row: dict[str, Any] = {"model type": model_type}
     try:
         config = CONFIG_MAPPING[model_type]()
     except Exception as error:  # whatever the family's own code raises
-        reason = f"its config has no default: {type(error).__name__}: {error}"
-        return row | {"result": "refused", "reason": reason[:300], "CPU seconds": 0.0}
+        reason = f"its config has no default: {type(error).__name__}: {one_line(error)}"
+        return row | {"result": "refused", "reason": reason, "CPU seconds": 0.0}
     try:
         with cpu_limit(CPU_SECONDS):
             model_map = describe_somehow(config)
     except (ValueError, OutOfTimeError) as error:
-        row |= {"result": "refused", "reason": str(error)[:300]}
+        row |= {"result": "refused", "reason": one_line(error)}
     except Exception as error:
-        row |= {"result": "crashed", "reason": f"{type(error).__name__}: {error}"[:300]}
+        row |= {"result": "crashed", "reason": f"{type(error).__name__}: {one_line(error)}"}
     else:
         row |= {
             "result": "proved",
@@ -116,19 +99,14 @@ def errors_of(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def refusal(row: dict[str, Any]) -> dict[str, str]:
-    return {"model type": row["model type"], "reason": " ".join(row["reason"].replace("|", "/").split())}
-
-
 def main() -> None:
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
+    be_quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--refused", action="store_true", help="only try again what was refused before")
     refused_only = parser.parse_args().refused
     before = json.loads((HERE / "describe_all.json").read_text()) if refused_only else []
     known = {row["model type"]: row for row in before if row["result"] == "proved"}
-    rows = [known.get(name) or describe_type(name) for name in tqdm(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)]
+    rows = [known.get(name) or describe_type(name) for name in tqdm(EVERY_TYPE)]
     write_json(HERE / "describe_all.json", json.loads(json.dumps(rows)))
     proved = [row for row in rows if row["result"] == "proved"]
     others = [row for row in rows if row["result"] != "proved"]
@@ -145,7 +123,7 @@ def main() -> None:
         + "\n## Proved\n\n"
         + markdown_table([{column: row[column] for column in columns} for row in proved])
         + "\n## Refused\n\n"
-        + markdown_table([refusal(row) for row in others]),
+        + markdown_table([{"model type": row["model type"], "reason": row["reason"]} for row in others]),
     )
 
 

@@ -47,7 +47,7 @@ from corpora import prepare_tokenizer  # noqa: E402
 Design = dict[str, Any]
 
 
-class Bench:
+class Trajectory:
     """The study, the documents and the checkpoints of one trajectory."""
 
     def __init__(self, study: Design, corpora: Path, work: Path, output: Path, seed: int) -> None:
@@ -102,8 +102,8 @@ def main() -> None:
     for part in arguments.only:
         for seed in arguments.seeds or study["seeds"]:
             if (arguments.output / "trajectories" / f"seed-{seed}.json").exists():
-                bench = Bench(study, arguments.corpora, arguments.work, arguments.output, seed)
-                PARTS[part](bench, partial(store, open_study(arguments.output / part, study, code=HERE)))
+                trajectory = Trajectory(study, arguments.corpora, arguments.work, arguments.output, seed)
+                PARTS[part](trajectory, partial(store, open_study(arguments.output / part, study, code=HERE)))
 
 
 def store(study: Study, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -113,54 +113,58 @@ def store(study: Study, name: str, run: Callable[[], dict[str, Any]]) -> dict[st
     return study.result(name)
 
 
-def matrix(bench: Bench, keep: Callable[..., Any]) -> None:
+def matrix(trajectory: Trajectory, keep: Callable[..., Any]) -> None:
     """Measure all pairs of checkpoints in the middle."""
-    numbers = bench.study["matrix"]["checkpoints"]
+    numbers = trajectory.study["matrix"]["checkpoints"]
 
     def run() -> dict[str, Any]:
-        documents = bench.documents(splits(bench.study, bench.corpora, bench.seed)[0])
-        score = bench.scorer([bench.checkpoint(number) for number in numbers], documents)
+        documents = trajectory.documents(splits(trajectory.study, trajectory.corpora, trajectory.seed)[0])
+        score = trajectory.scorer([trajectory.checkpoint(number) for number in numbers], documents)
         halves = np.eye(len(numbers))
         losses = [
             [score((a + b) / 2).mean if i <= j else None for j, b in enumerate(halves)] for i, a in enumerate(halves)
         ]
-        return {"seed": bench.seed, "checkpoints": numbers, "losses": losses}
+        return {"seed": trajectory.seed, "checkpoints": numbers, "losses": losses}
 
-    keep(f"seed-{bench.seed}", run)
+    keep(f"seed-{trajectory.seed}", run)
 
 
-def methods(bench: Bench, keep: Callable[..., Any]) -> None:
+def methods(trajectory: Trajectory, keep: Callable[..., Any]) -> None:
     """Compare every way to merge a trajectory with its last checkpoint and with its annealed branch."""
-    keep(f"seed-{bench.seed}", lambda: compare_methods(bench))
+    keep(f"seed-{trajectory.seed}", lambda: compare_methods(trajectory))
 
 
-def compare_methods(bench: Bench) -> dict[str, Any]:
+def compare_methods(trajectory: Trajectory) -> dict[str, Any]:
     """Search each space, then score all on documents that no search has seen."""
-    plan, seed = bench.study["searches"], bench.seed
-    window, few = bench.window(plan["window"]), bench.window(plan["simplex"])
+    plan, seed = trajectory.study["searches"], trajectory.seed
+    window, few = trajectory.window(plan["window"]), trajectory.window(plan["simplex"])
     merges: dict[str, tuple[list[Path], Sequence[float], int]] = {}
     for numbers in plan["pairs"]:
-        folders = [bench.checkpoint(number) for number in numbers]
-        result = bench.search(folders, "pair", plan["trials"]["pair"], seed)
+        folders = [trajectory.checkpoint(number) for number in numbers]
+        result = trajectory.search(folders, "pair", plan["trials"]["pair"], seed)
         merges[f"pair {numbers[0]}+{numbers[1]}"] = (folders, pair_of(result), result.num_trials)
         merges[f"checkpoint {numbers[1]}"] = (folders[1:], (1.0,), 0)
-    result = bench.search(window, "trajectory", plan["trials"]["trajectory"], seed)
+    result = trajectory.search(window, "trajectory", plan["trials"]["trajectory"], seed)
     merges["trajectory"] = (window, winner(result, len(window)), result.num_trials)
-    merges["greedy soup"] = (window, *greedy(bench, window))
-    result = bench.search(few, "simplex", plan["trials"]["simplex"], seed)
+    merges["greedy soup"] = (window, *greedy(trajectory, window))
+    result = trajectory.search(few, "simplex", plan["trials"]["simplex"], seed)
     merges["simplex"] = (few, winner(result, len(few)), result.num_trials)
     merges["uniform"] = (window, uniform_weights(len(window)), 0)
-    merges["LAWA"] = (bench.window(plan["lawa"]), lawa_weights(plan["lawa"]), 0)
-    merges["annealed"] = ([bench.checkpoint(bench.study["steps"] // bench.study["save_every"], "annealed")], (1.0,), 0)
+    merges["LAWA"] = (trajectory.window(plan["lawa"]), lawa_weights(plan["lawa"]), 0)
+    merges["annealed"] = (
+        [trajectory.checkpoint(trajectory.study["steps"] // trajectory.study["save_every"], "annealed")],
+        (1.0,),
+        0,
+    )
     tests = {
-        "in": bench.documents(splits(bench.study, bench.corpora, seed)[2]),
-        "out": bench.documents(held_out(bench.study, bench.corpora, "out")),
+        "in": trajectory.documents(splits(trajectory.study, trajectory.corpora, seed)[2]),
+        "out": trajectory.documents(held_out(trajectory.study, trajectory.corpora, "out")),
     }
     scores = {
-        name: {domain: bench.scorer(folders, documents)(weights) for domain, documents in tests.items()}
+        name: {domain: trajectory.scorer(folders, documents)(weights) for domain, documents in tests.items()}
         for name, (folders, weights, _) in merges.items()
     }
-    last = f"checkpoint {bench.study['steps'] // bench.study['save_every']}"
+    last = f"checkpoint {trajectory.study['steps'] // trajectory.study['save_every']}"
     return {
         "seed": seed,
         "rows": [
@@ -194,9 +198,11 @@ def winner(result: MergeResult, count: int) -> Sequence[float]:
     return space.weights(result.winner)
 
 
-def greedy(bench: Bench, folders: list[Path]) -> tuple[Sequence[float], int]:
+def greedy(trajectory: Trajectory, folders: list[Path]) -> tuple[Sequence[float], int]:
     """Return the greedy soup on the select split, and how many models it scored."""
-    score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, bench.seed)[0]))
+    score = trajectory.scorer(
+        folders, trajectory.documents(splits(trajectory.study, trajectory.corpora, trajectory.seed)[0])
+    )
     count = len(folders)
     singles = [score(one_hot_weights(count, index)).mean for index in range(count)]
     known = {frozenset([index]): loss for index, loss in enumerate(singles)}
@@ -207,22 +213,22 @@ def greedy(bench: Bench, folders: list[Path]) -> tuple[Sequence[float], int]:
         known[members] = score(subset_weights(count, members)).mean
 
 
-def choice(bench: Bench, keep: Callable[..., Any]) -> None:
+def choice(trajectory: Trajectory, keep: Callable[..., Any]) -> None:
     """Search pairs and judge the verdict by a grid on the test documents."""
-    plan = bench.study["choice"]
+    plan = trajectory.study["choice"]
     for branch in ("constant", "annealed"):
         for earlier, later in plan[branch]:
-            folders = [bench.checkpoint(earlier, branch), bench.checkpoint(later, branch)]
-            name = f"seed-{bench.seed}-{branch}-{earlier}-{later}"
-            keep(name, lambda name=name, folders=folders: judge(bench, name, folders))  # type: ignore[misc]
+            folders = [trajectory.checkpoint(earlier, branch), trajectory.checkpoint(later, branch)]
+            name = f"seed-{trajectory.seed}-{branch}-{earlier}-{later}"
+            keep(name, lambda name=name, folders=folders: judge(trajectory, name, folders))  # type: ignore[misc]
 
 
-def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
+def judge(trajectory: Trajectory, name: str, folders: list[Path]) -> dict[str, Any]:
     """Search one pair on splits of its own."""
-    plan = bench.study["choice"]
+    plan = trajectory.study["choice"]
     seed = int.from_bytes(name.encode(), "big") % 2**31
-    result = bench.search(folders, PairSpace(), plan["trials"], seed)
-    score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, seed)[2]))
+    result = trajectory.search(folders, PairSpace(), plan["trials"], seed)
+    score = trajectory.scorer(folders, trajectory.documents(splits(trajectory.study, trajectory.corpora, seed)[2]))
     grid = plan["grid"] if distance(name) > 2 or "constant" not in name else plan["coarse_grid"]
     truth = {weight: score((1 - weight, weight)).mean for weight in grid}
     single = min(truth[1.0], score((1.0, 0.0)).mean)
@@ -237,20 +243,20 @@ def judge(bench: Bench, name: str, folders: list[Path]) -> dict[str, Any]:
     }
 
 
-def exhausted(bench: Bench, keep: Callable[..., Any]) -> None:
+def exhausted(trajectory: Trajectory, keep: Callable[..., Any]) -> None:
     """Search pairs whose later model is the best merge of the line already, so that nothing is left to gain."""
-    for earlier, later in bench.study["choice"]["exhausted"]:
-        name = f"seed-{bench.seed}-exhausted-{earlier}-{later}"
-        keep(name, lambda name=name, pair=(earlier, later): judge(bench, name, best_of_line(bench, pair)))  # type: ignore[misc]
+    for earlier, later in trajectory.study["choice"]["exhausted"]:
+        name = f"seed-{trajectory.seed}-exhausted-{earlier}-{later}"
+        keep(name, lambda name=name, pair=(earlier, later): judge(trajectory, name, best_of_line(trajectory, pair)))  # type: ignore[misc]
 
 
-def best_of_line(bench: Bench, pair: tuple[int, int]) -> list[Path]:
+def best_of_line(trajectory: Trajectory, pair: tuple[int, int]) -> list[Path]:
     """Return the earlier checkpoint, and the merge of both that is best on the test documents."""
-    folders = [bench.checkpoint(number) for number in pair]
-    best = bench.work / f"seed-{bench.seed}" / "exhausted" / str(pair[0]) / folders[1].name
+    folders = [trajectory.checkpoint(number) for number in pair]
+    best = trajectory.work / f"seed-{trajectory.seed}" / "exhausted" / str(pair[0]) / folders[1].name
     best.parent.mkdir(parents=True, exist_ok=True)
     if not best.exists():
-        score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, 0)[2]))
+        score = trajectory.scorer(folders, trajectory.documents(splits(trajectory.study, trajectory.corpora, 0)[2]))
         found = minimize_scalar(
             lambda weight: score((1 - weight, weight)).mean,
             bounds=(0.3, 1.0),
@@ -261,20 +267,20 @@ def best_of_line(bench: Bench, pair: tuple[int, int]) -> list[Path]:
     return [folders[0], best]
 
 
-def truth(bench: Bench, keep: Callable[..., Any]) -> None:
+def truth(trajectory: Trajectory, keep: Callable[..., Any]) -> None:
     """Look between the last two points of the grid, where a distant checkpoint might still help."""
-    folder = bench.output / "choice"
-    for path in sorted(folder.glob(f"seed-{bench.seed}-constant-*.json")):
+    folder = trajectory.output / "choice"
+    for path in sorted(folder.glob(f"seed-{trajectory.seed}-constant-*.json")):
         earlier, later = (int(number) for number in path.stem.split("-")[-2:])
         if later - earlier > 2:
-            keep(path.stem, lambda pair=(earlier, later): refine(bench, pair))  # type: ignore[misc]
+            keep(path.stem, lambda pair=(earlier, later): refine(trajectory, pair))  # type: ignore[misc]
 
 
-def refine(bench: Bench, pair: tuple[int, int]) -> dict[str, Any]:
+def refine(trajectory: Trajectory, pair: tuple[int, int]) -> dict[str, Any]:
     """Return the losses of a distant pair on the test documents near the later checkpoint."""
-    folders = [bench.checkpoint(number) for number in pair]
-    score = bench.scorer(folders, bench.documents(splits(bench.study, bench.corpora, 0)[2]))
-    return {str(weight): score((1 - weight, weight)).mean for weight in bench.study["choice"]["fine_grid"]}
+    folders = [trajectory.checkpoint(number) for number in pair]
+    score = trajectory.scorer(folders, trajectory.documents(splits(trajectory.study, trajectory.corpora, 0)[2]))
+    return {str(weight): score((1 - weight, weight)).mean for weight in trajectory.study["choice"]["fine_grid"]}
 
 
 def distance(name: str) -> int:
@@ -283,39 +289,43 @@ def distance(name: str) -> int:
     return int(later) - int(earlier)
 
 
-def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
+def landscapes(trajectory: Trajectory, keep: Callable[..., Any]) -> None:
     """Search the triples whose optimum is farthest from every starting point, one a trajectory."""
-    plan = bench.study["landscapes"]
-    texts = splits(bench.study, bench.corpora, bench.seed)[0][: plan["documents"]]
-    documents = bench.documents(texts)
+    plan = trajectory.study["landscapes"]
+    texts = splits(trajectory.study, trajectory.corpora, trajectory.seed)[0][: plan["documents"]]
+    documents = trajectory.documents(texts)
 
     def objective(folders: list[Path]) -> Callable[[Sequence[float]], float]:
-        score = bench.scorer(folders, documents)
+        score = trajectory.scorer(folders, documents)
         return lambda weights: score(weights).mean
 
     def grid_of(numbers: Sequence[int]) -> dict[str, Any]:
-        loss = objective([bench.checkpoint(number) for number in numbers])
+        loss = objective([trajectory.checkpoint(number) for number in numbers])
         return {"numbers": list(numbers), "grid": [[*weights, loss(weights)] for weights in simplex_grid()]}
 
     margins = {
         (measured["seed"], *triple): margin
-        for measured in (yaml.safe_load(path.read_text()) for path in (bench.output / "matrix").glob("seed-*.json"))
+        for measured in (
+            yaml.safe_load(path.read_text()) for path in (trajectory.output / "matrix").glob("seed-*.json")
+        )
         for triple, margin in promised_margins(measured).items()
     }
     hardest: dict[int, list[int]] = {}
     for seed, *triple in sorted(margins, key=lambda key: -margins[key]):
         hardest.setdefault(seed, triple)
-    if bench.seed not in list(hardest)[: plan["trajectories"]]:
+    if trajectory.seed not in list(hardest)[: plan["trajectories"]]:
         return
-    numbers = hardest[bench.seed]
-    grid = keep(f"seed-{bench.seed}-grid", lambda: grid_of(numbers))["grid"]
-    folders = [bench.checkpoint(number) for number in numbers]
+    numbers = hardest[trajectory.seed]
+    grid = keep(f"seed-{trajectory.seed}-grid", lambda: grid_of(numbers))["grid"]
+    folders = [trajectory.checkpoint(number) for number in numbers]
     starts = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
     loss = objective(folders)
-    best_start = keep(f"seed-{bench.seed}-starts", lambda: {"best": min(loss(weights) for weights in starts)})["best"]
+    best_start = keep(f"seed-{trajectory.seed}-starts", lambda: {"best": min(loss(weights) for weights in starts)})[
+        "best"
+    ]
     if best_start - min(row[3] for row in grid) < plan["margin"]:
         return
-    confirm = splits(bench.study, bench.corpora, bench.seed)[1]
+    confirm = splits(trajectory.study, trajectory.corpora, trajectory.seed)[1]
     for seed in plan["seeds"]:
 
         def run(seed: int = seed) -> dict[str, Any]:
@@ -327,7 +337,7 @@ def landscapes(bench: Bench, keep: Callable[..., Any]) -> None:
             draws = np.random.default_rng(seed).dirichlet([1, 1, 1], plan["trials"] - 5)
             return {"seed": seed, "values": values, "random": [best_start, *(loss(weights) for weights in draws)]}
 
-        keep(f"seed-{bench.seed}-search-{seed}", run)
+        keep(f"seed-{trajectory.seed}-search-{seed}", run)
 
 
 def simplex_grid() -> list[tuple[float, float, float]]:

@@ -10,11 +10,8 @@ import argparse
 import json
 import multiprocessing
 import resource
-import signal
-import warnings
+import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ import torch
 import transformers
 from tqdm import tqdm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_warmscale.architecture import Axis, find_field
 from hf_warmscale.architecture.tiny import tiny_config
@@ -31,6 +27,10 @@ from hf_warmscale.report import markdown_table
 from hf_warmscale.training.data.separation import LAYOUTS, Separation, prove, tiny_sizes
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from every_type import EVERY_TYPE, OutOfTimeError, be_quiet, cpu_limit, one_line  # noqa: E402
+
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 CPU_SECONDS = 60
 MEMORY_BYTES = 5 * 2**30
@@ -40,23 +40,6 @@ MISSING: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
 }
 """What a default config leaves open and every published one sets."""
-
-
-class OutOfTimeError(BaseException):
-    """One type took longer than it may; nothing between takes it for a failure."""
-
-
-@contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise OutOfTimeError(f"not finished within {seconds:.0f} CPU seconds")
-
-    signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def shallow_config(model_type: str) -> PreTrainedConfig:
@@ -85,7 +68,7 @@ def prove_type(model_type: str) -> dict[str, Any]:
                     "unproved": proved.unproved,
                 }
     except (Exception, OutOfTimeError, MemoryError) as error:  # whatever the family's own code raises
-        row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        row["failed"] = f"{type(error).__name__}: {one_line(error)}"
     return row
 
 
@@ -119,7 +102,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     text = (
         "# Do packed documents stay apart?\n\n"
         "    python recipes/reproduce/packing/run.py\n\n"
-        f"{len(rows)} of the {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} causal LMs of transformers "
+        f"{len(rows)} of the {len(EVERY_TYPE)} causal LMs of transformers "
         f"{transformers.__version__} with torch {torch.__version__}, on CPU. A tiny "
         "random model must give each of four documents in a packed batch the logits that it gives to the document "
         "alone, to 1e-6 of the largest logit. *Stacked*: rows of several documents, batch 2. *End to end*: all rows "
@@ -137,9 +120,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    be_quiet()
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="these types, again")
@@ -147,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = HERE / "separation.json"
     done = {row["model type"]: row for row in json.loads(path.read_text())} if path.exists() else {}
-    for name in () if arguments.report else tqdm(arguments.only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for name in () if arguments.report else tqdm(arguments.only or EVERY_TYPE):
         if arguments.only or name not in done:
             # In a process of its own with little memory: some configs stay large in part.
             with multiprocessing.get_context("fork").Pool(1) as pool:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.evaluation import NonFiniteLossError
-from hf_warmscale.merging import CheckpointWeights, MergeInput, MergeResult, SimplexSpace, search_merge, search_source
+from hf_warmscale.merging import CheckpointWeights, MergeInput, MergeResult, SimplexSpace, search_merge
 from hf_warmscale.merging.search.journal import open_journal
 from hf_warmscale.merging.search.trials import Trials
 from tests.evaluation.tiny import tiny_llama, tiny_tokenizer
@@ -147,7 +147,7 @@ def test_the_sampler_keeps_away_from_failed_points() -> None:
 
 
 class Members:
-    """Three models behind one, as `search_source` asks for them: combining them sets three numbers and no more."""
+    """Three models behind one, as `search_merge` asks for them: combining them sets three numbers and no more."""
 
     kind = "member"
     span: tuple[int | None, int | None] = (None, None)
@@ -184,8 +184,14 @@ def test_members_that_fail_are_left_out_of_the_greedy_soup(tmp_path: Path) -> No
         return [math.nan if a > 0.2 else 3.0 + (b - c) ** 2 + 0.1 * a + 0.001 * index for index in range(20)]
 
     with pytest.warns(UserWarning, match="failed; the search goes on"):
-        result = search_source(
-            members, SimplexSpace(3), select=losses, confirm=losses, n_trials=8, tolerance=0, output=tmp_path / "out"
+        result = search_merge(
+            members,
+            space=SimplexSpace(3),
+            select=losses,
+            confirm=losses,
+            n_trials=8,
+            tolerance=0,
+            output=tmp_path / "out",
         )
     assert result.study is not None
     initial = [trial.user_attrs["start"] for trial in result.study.trials if "start" in trial.user_attrs]

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_warmscale.resize import grow_checkpoint, grow_from_pretrained
+from hf_warmscale.resize.growing.replay import replay_stored
 from tests.resize.families import FAMILIES, random_model
 
 GROWTHS: dict[str, dict[str, Any]] = {
@@ -82,13 +83,18 @@ def test_refused_and_nothing_written(case: str, tmp_path: Path) -> None:
 
 
 def test_the_factor_of_gemmas_embedding_is_the_sources(tmp_path: Path) -> None:
-    """In bfloat16 sqrt(32) is held as 5.65625, whatever the dtype of the target."""
-    random_model(FAMILIES["gemma2"](True), dtype=torch.bfloat16).save_pretrained(tmp_path / "source")
-    wide: dict[str, Any] = {"hidden_size": 64, "dtype": torch.float32}
+    """In bfloat16 sqrt(32) is held as 5.65625, whatever the dtype of the target, and so it is in a replay."""
+    source = random_model(FAMILIES["gemma2"](True), dtype=torch.bfloat16)
+    source.save_pretrained(tmp_path / "source")
+    wide: dict[str, Any] = {"hidden_size": 96, "dtype": torch.float32}
     grow_checkpoint(tmp_path / "source", tmp_path / "grown", **wide)
     live = grow_from_pretrained(tmp_path / "source", **wide, verify=False).state_dict()
     stored = bits(tmp_path / "grown")
     assert all(torch.equal(stored[key], live[key]) for key in stored)
+    name = "model.embed_tokens.weight"
+    scale = replay_stored(tmp_path / "source", tmp_path / "grown").transfers[name].scale
+    expected = source.get_parameter(name).float() * scale
+    torch.testing.assert_close(stored[name][:, :32], expected, rtol=1e-6, atol=0)
 
 
 def test_a_nan_is_refused(tmp_path: Path) -> None:
