@@ -17,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
         "--tokens",
         type=positive_int,
         metavar="N",
-        help="budget of all training together; by default about four minutes",
+        help="budget of all training together; by default about five minutes",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random; 0 by default")
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_warmscale.architecture import describe
 from hf_warmscale.checkpoints import write_json, write_text
 from hf_warmscale.quickstart.merge import Merge
-from hf_warmscale.quickstart.runs import BASE_HIDDEN_SIZE, GROWN_HIDDEN_SIZE, Run, Runs
+from hf_warmscale.quickstart.runs import BASE_HIDDEN_SIZE, GROWN_HIDDEN_SIZE, Run, Runs, model_config
 from hf_warmscale.quickstart.scores import Comparison, Scores, compare
 from hf_warmscale.quickstart.settings import Settings
-from hf_warmscale.quickstart.text import DOMAINS
 from hf_warmscale.report import figure, markdown_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ PICTURE = "curves.png"
 
 
 def write_report(
-    folder: Path, settings: Settings, runs: Runs, merge: Merge, chosen: str, scores: Scores
+    folder: Path, settings: Settings, runs: Runs, merge: Merge, chosen: str, scores: Scores, provenance: str
 ) -> dict[str, Any]:
     """Write `report.json`, `report.md` and `curves.png`, and return the content of the first."""
     comparisons = compare(scores)
@@ -48,7 +48,9 @@ def write_report(
             "grown": settings.steps("grown") * settings.tokens_per_step,
             "continued": settings.steps("continued") * settings.tokens_per_step,
         },
-        "curves": {name: _curves(run) for name, run in vars(runs).items()},
+        "charged": charged_rows(settings, scores),
+        "curves": {name: run.curves() for name, run in vars(runs).items()},
+        "provenance": provenance,
     }
     _draw(folder / PICTURE, runs, merge)
     write_text(folder / "report.md", _markdown(folder.name, report, scores, comparisons))
@@ -64,6 +66,37 @@ def loss_rows(scores: Scores) -> list[dict[str, Any]]:
         | {f"{domain}, bits/byte": score.bits_per_byte for domain, score in row.items()}
         for name, row in scores.items()
     ]
+
+
+def charged_rows(settings: Settings, scores: Scores) -> list[dict[str, Any]]:
+    """Return one row for each way to spend the tokens after the base: what it costs, without and with the base."""
+    base_tokens, tokens = (settings.steps(kind) * settings.tokens_per_step for kind in ("base", "grown"))
+    costs = {size: _cost(settings, size) for size in (BASE_HIDDEN_SIZE, GROWN_HIDDEN_SIZE)}
+    base = base_tokens * costs[BASE_HIDDEN_SIZE]
+    rows = []
+    for name, size, has_base in (
+        ("grown", GROWN_HIDDEN_SIZE, True),
+        ("trained-on", BASE_HIDDEN_SIZE, True),
+        ("scratch", GROWN_HIDDEN_SIZE, False),
+    ):
+        own = tokens * costs[size]
+        rows.append(
+            {
+                "model": name,
+                "hidden size": size,
+                "tokens": tokens,
+                "tokens with the base's": tokens + base_tokens * has_base,
+                "TFLOP": own / 1e12,
+                "TFLOP with the base's": (own + base * has_base) / 1e12,
+                "prose, nats/token": scores[name]["prose"].mean,
+            }
+        )
+    return rows
+
+
+def _cost(settings: Settings, hidden_size: int) -> float:
+    """Return the training FLOPs of a token."""
+    return describe(model_config(settings, hidden_size)).flops_per_token(settings.row_length)
 
 
 def comparison_rows(comparisons: list[Comparison]) -> list[dict[str, Any]]:
@@ -84,11 +117,12 @@ def _markdown(settings_folder: str, report: dict[str, Any], scores: Scores, comp
     kept = "the annealed end of the run" if report["model"] == "annealed" else "the merge"
     return f"""# A quickstart of hf_warmscale
 
-A muP model of hidden size {BASE_HIDDEN_SIZE} was trained on {tokens["base"]:,} tokens of documentation strings, grown
-to {GROWN_HIDDEN_SIZE} by `szp` and trained on {tokens["grown"]:,} tokens more (beside a control from scratch on those
-same tokens), then continued on {tokens["continued"]:,} tokens of source code with {settings["replay"]:.0%} replay and
-without. The last {len(report["merge"]["checkpoints"])} checkpoints of the constant phase were merged. One seed
-({settings["seed"]}); all text is from the installed Python packages.
+A muP model of hidden size {BASE_HIDDEN_SIZE}, the base, was trained on {tokens["base"]:,} tokens of documentation
+strings, grown to {GROWN_HIDDEN_SIZE} by `szp` and trained on {tokens["grown"]:,} tokens more. Two controls saw those
+same tokens in the same order, under the same schedule: the base trained on without growing, and a model of hidden size
+{GROWN_HIDDEN_SIZE} from scratch. The grown model was then continued on {tokens["continued"]:,} tokens of source code,
+with {settings["replay"]:.0%} replay and without. The last {len(report["merge"]["checkpoints"])} checkpoints of the
+constant phase were merged. One seed ({settings["seed"]}); all text is from the installed Python packages.
 
 ## Loss on held-out files
 
@@ -99,8 +133,13 @@ without. The last {len(report["merge"]["checkpoints"])} checkpoints of the const
 
 {markdown_table(comparison_rows(comparisons))}
 Negative is better. The intervals are paired bootstraps over the held-out documents: they measure the uncertainty of
-the difference between these two models, not how it would change with another seed, size or budget. The tokens of the
-base are not charged to the grown model.
+the difference between these two models, not how it would change with another seed, size or budget.
+
+## What is charged
+
+{markdown_table(report["charged"])}
+The comparisons above charge only the tokens after the base. The base's own tokens count for the grown model and for
+the base trained on, unless the base was there anyway. All runs have one learning rate, tuned for none of them.
 
 ## The merge
 
@@ -116,13 +155,9 @@ base are not charged to the grown model.
         --per_device_train_batch_size {settings["batch_rows"] // 2}
 
 ![curves]({PICTURE})
+
+{report["provenance"]}; one JSON per run in `results/`.
 """
-
-
-def _curves(run: Run) -> dict[str, Any]:
-    metrics: dict[str, str] = {"train": "loss", **{domain: f"eval_{domain}_loss" for domain in DOMAINS}}
-    curves = {name: run.curve(metric) for name, metric in metrics.items()}
-    return {name: {"tokens": tokens, "loss": losses} for name, (tokens, losses) in curves.items()}
 
 
 def _draw(path: Path, runs: Runs, merge: Merge) -> None:
@@ -131,8 +166,12 @@ def _draw(path: Path, runs: Runs, merge: Merge) -> None:
         _panel(first, f"Base, hidden {BASE_HIDDEN_SIZE}", {"prose": (runs.base, "prose"), "code": (runs.base, "code")})
         _panel(
             second,
-            f"Grown to {GROWN_HIDDEN_SIZE} against scratch: prose",
-            {"grown by szp": (runs.grown, "prose"), "from scratch": (runs.scratch, "prose")},
+            f"Grown to {GROWN_HIDDEN_SIZE}, and two controls: prose",
+            {
+                "grown by szp": (runs.grown, "prose"),
+                "base trained on": (runs.trained_on, "prose"),
+                "from scratch": (runs.scratch, "prose"),
+            },
         )
         _panel(
             third,

@@ -1,6 +1,5 @@
 """The training runs of the quickstart: each a stage in a folder of its own, resumed if it was interrupted."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from transformers import (
 from hf_warmscale.checkpoints import RunFolder, checkpoint_step, run_checkpoints, write_text
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.quickstart.data import QuickstartData
-from hf_warmscale.quickstart.settings import Settings
+from hf_warmscale.quickstart.settings import WARMUPS, Settings
 from hf_warmscale.quickstart.text import DOMAINS
 from hf_warmscale.resize import grow_from_pretrained
+from hf_warmscale.studies import PlannedRun
 from hf_warmscale.training import (
     ContinualTrainer,
     ContinualTrainingArguments,
@@ -37,9 +37,7 @@ BASE_HIDDEN_SIZE, GROWN_HIDDEN_SIZE = 64, 128
 EVALUATIONS, MIN_EVALUATION_STEPS, CONTINUED_SAVES = 8, 4, 12
 
 CONTINUATION = {"name": "infinite_cosine", "warmup": 0.05, "cooldown": 0.15, "constant": 0.55}
-
-KINDS = {"base": "base", "grown": "grown", "scratch": "grown", "continued": "continued", "no-replay": "continued"}
-"""The runs in their order, and whose share of the budget each has."""
+CONTINUATIONS = ("continued", "no-replay")
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,12 @@ class Run:
         points = self.folder.logged(metric)
         return [step * self.tokens_per_step for step, _ in points], [value for _, value in points]
 
+    def curves(self) -> dict[str, Any]:
+        """Return the training loss, and the loss of each domain, against the tokens of this run."""
+        metrics: dict[str, str] = {"train": "loss", **{domain: f"eval_{domain}_loss" for domain in DOMAINS}}
+        curves = {name: self.curve(metric) for name, metric in metrics.items()}
+        return {name: {"tokens": tokens, "loss": losses} for name, (tokens, losses) in curves.items()}
+
     def constant_phase(self) -> list[Path]:
         """Return the checkpoints that were saved at a constant learning rate, the earliest first."""
         return constant_checkpoints(self.folder.path)
@@ -71,13 +75,38 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """The five training runs: the base, its growth and the control, the continuation and its control."""
+    """The training runs: the base, its growth and two controls, the continuation and its control."""
 
     base: Run
     grown: Run
+    trained_on: Run
     scratch: Run
     continued: Run
     no_replay: Run
+
+
+def planned_runs(settings: Settings) -> list[PlannedRun]:
+    """Return the training runs in their order, each after those that it starts from."""
+
+    def planned(name: str, kind: str, hidden_size: int, *after: str) -> PlannedRun:
+        steps = settings.steps(kind)
+        tokens = steps * settings.tokens_per_step
+        return PlannedRun(name, {"hidden_size": hidden_size, "steps": steps, "tokens": tokens}, after)
+
+    return [
+        planned("base", "base", BASE_HIDDEN_SIZE),
+        planned("grown", "grown", GROWN_HIDDEN_SIZE, "base"),
+        planned("trained-on", "grown", BASE_HIDDEN_SIZE, "base"),
+        planned("scratch", "grown", GROWN_HIDDEN_SIZE),
+        planned("continued", "continued", GROWN_HIDDEN_SIZE, "grown"),
+        planned("no-replay", "continued", GROWN_HIDDEN_SIZE, "grown"),
+    ]
+
+
+def finished_runs(folder: Path, settings: Settings) -> Runs:
+    """Return the runs that lie in a folder."""
+    # The fields of `Runs` are in the order of the plan.
+    return Runs(*(Run(RunFolder(folder / run.name), settings.tokens_per_step) for run in planned_runs(settings)))
 
 
 def model_config(settings: Settings, hidden_size: int) -> MupConfig:
@@ -106,41 +135,60 @@ def fresh_model(settings: Settings, hidden_size: int) -> MupForCausalLM:
     return MupForCausalLM(model_config(settings, hidden_size))
 
 
-def train_all(folder: Path, data: QuickstartData, settings: Settings) -> Runs:
-    """Train the base, grow it, and continue it on code, each beside its control."""
-    training = _Training(folder, data, settings)
-    annealed = get_schedule("wsd", warmup=0.02, cooldown=0.2)
-    base = training.train(
-        "base",
-        Stage(
-            "base",
-            get_schedule("constant", warmup=0.05),
-            ReplayMixture({"prose": data.rows("prose")}, {"prose": 1.0}, settings.seed),
-            max_steps=settings.steps("base"),
-        ),
-        lambda: fresh_model(settings, BASE_HIDDEN_SIZE),
+def train_run(run: PlannedRun, folder: Path, data: QuickstartData, settings: Settings) -> dict[str, Any]:
+    """Train a run, or what is left of it, and return what it logged.
+
+    Args:
+        run (`PlannedRun`): one of [`planned_runs`].
+        folder (`Path`): where the runs lie.
+        data (`QuickstartData`): rows and documents.
+        settings (`Settings`): of the quickstart.
+    """
+    parent = Run(RunFolder(folder / run.after[0]), settings.tokens_per_step).checkpoint if run.after else None
+    stage = _stage(run, parent, data, settings)
+    steps, target = run.content["steps"], folder / run.name
+    last = run_checkpoints(target)[-1:] if target.is_dir() else []
+    # An interruption between the last checkpoint and its JSON: nothing is left to train.
+    if not last or checkpoint_step(last[0]) != steps:
+        is_continuation = run.name in CONTINUATIONS
+        save_steps = max(1, steps // CONTINUED_SAVES) if is_continuation else None
+        trainer = ContinualTrainer(
+            _model(run, parent, settings),
+            _arguments(target, steps, settings, save_steps),
+            stage=stage,
+            eval_dataset=dict(data.evaluation()),
+            processing_class=data.tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Progress(run.name))
+        trainer.train(resume_from_checkpoint=True if last else None)
+    return {"curves": Run(RunFolder(target), settings.tokens_per_step).curves()}
+
+
+def _stage(run: PlannedRun, parent: Path | None, data: QuickstartData, settings: Settings) -> Stage:
+    steps, seed = run.content["steps"], settings.seed
+    if run.name in CONTINUATIONS:
+        assert parent is not None
+        code, shares = {"code": data.rows("code")}, {"code": 1.0}
+        if run.name == "continued":
+            code |= seen_rows(parent, {"prose": data.rows("prose")})
+            shares = {"code": 1 - settings.replay, "prose": settings.replay}
+        return Stage(run.name, CONTINUATION, ReplayMixture(code, shares, seed), max_steps=steps, parent=parent)
+    # Grown, trained on and from scratch: the same rows in the same order, the same schedule and length.
+    name = "prose" if run.name == "base" else "more-prose"
+    schedule = (
+        get_schedule("constant", warmup=WARMUPS["base"])
+        if run.name == "base"
+        else get_schedule("wsd", warmup=WARMUPS["grown"], cooldown=0.2)
     )
-    more = ReplayMixture({"more-prose": data.rows("more-prose")}, {"more-prose": 1.0}, settings.seed)
-    grown = training.train(
-        "grown",
-        Stage("grown", annealed, more, max_steps=settings.steps("grown"), parent=base.checkpoint),
-        lambda: grow(base.checkpoint, settings),
-    )
-    # The same rows, schedule and length as the grown model; only the start differs.
-    scratch = training.train(
-        "scratch",
-        Stage("scratch", annealed, more, max_steps=settings.steps("grown")),
-        lambda: fresh_model(settings, GROWN_HIDDEN_SIZE),
-    )
-    write_recipe(folder.parent / "continue.yaml", grown, data, settings)
-    code = data.rows("code")
-    shares = {"code": 1 - settings.replay, "prose": settings.replay}
-    replay = ReplayMixture(
-        {"code": code, **seen_rows(grown.checkpoint, {"prose": data.rows("prose")})}, shares, settings.seed
-    )
-    continued = training.continue_on("continued", replay, grown)
-    no_replay = training.continue_on("no-replay", ReplayMixture({"code": code}, {"code": 1.0}, settings.seed), grown)
-    return Runs(base, grown, scratch, continued, no_replay)
+    mixture = ReplayMixture({name: data.rows(name)}, {name: 1.0}, seed)
+    return Stage(run.name, schedule, mixture, max_steps=steps, parent=parent)
+
+
+def _model(run: PlannedRun, parent: Path | None, settings: Settings) -> PreTrainedModel:
+    if parent is None:
+        return fresh_model(settings, run.content["hidden_size"])
+    return grow(parent, settings) if run.name == "grown" else MupForCausalLM.from_pretrained(parent)
 
 
 def write_recipe(path: Path, grown: Run, data: QuickstartData, settings: Settings) -> None:
@@ -176,47 +224,6 @@ def grow(checkpoint: Path, settings: Settings) -> PreTrainedModel:
         width="szp",
         seed=settings.seed,
     )
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Where the runs live and what they share."""
-
-    folder: Path
-    data: QuickstartData
-    settings: Settings
-
-    def continue_on(self, name: str, mixture: ReplayMixture, parent: Run) -> Run:
-        """Continue a run under an infinite schedule, keeping the checkpoints of its constant phase."""
-        steps = self.settings.steps("continued")
-        stage = Stage(name, CONTINUATION, mixture, max_steps=steps, parent=parent.checkpoint)
-        return self.train(
-            name,
-            stage,
-            lambda: MupForCausalLM.from_pretrained(parent.checkpoint),
-            save_steps=max(1, steps // CONTINUED_SAVES),
-        )
-
-    def train(
-        self, name: str, stage: Stage, make_model: Callable[[], PreTrainedModel], save_steps: int | None = None
-    ) -> Run:
-        """Train a stage, or what is left of it, or read what it left when it was done."""
-        folder, steps = self.folder / name, self.settings.steps(KINDS[name])
-        last = run_checkpoints(folder)[-1:] if folder.is_dir() else []
-        # A finished run is known by its last checkpoint, so a second call of the quickstart trains nothing twice.
-        if not last or checkpoint_step(last[0]) != steps:
-            arguments = _arguments(folder, steps, self.settings, save_steps)
-            trainer = ContinualTrainer(
-                make_model(),
-                arguments,
-                stage=stage,
-                eval_dataset=dict(self.data.evaluation()),
-                processing_class=self.data.tokenizer,
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(_Progress(f"{list(KINDS).index(name) + 1}/{len(KINDS)} {name}"))
-            trainer.train(resume_from_checkpoint=True if last else None)
-        return Run(RunFolder(folder), self.settings.tokens_per_step)
 
 
 def _arguments(folder: Path, steps: int, settings: Settings, save_steps: int | None) -> ContinualTrainingArguments:

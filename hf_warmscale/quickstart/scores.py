@@ -34,7 +34,7 @@ class Comparison:
 
 QUESTIONS: tuple[tuple[str, str, str, Domain], ...] = (
     ("Growing by szp against starting from scratch, same tokens", "grown", "scratch", "prose"),
-    ("Growing by szp and training on against the small base", "grown", "base", "prose"),
+    ("Growing by szp against training the base on, same tokens", "grown", "trained-on", "prose"),
     ("Replay against none, the old domain", "continued", "no-replay", "prose"),
     ("Replay against none, the new domain", "continued", "no-replay", "code"),
     ("Continuation with replay against before it, the old domain", "continued", "grown", "prose"),
@@ -66,6 +66,7 @@ def models_of(runs: Runs, merged: Path) -> dict[str, Path]:
     return {
         "base": runs.base.checkpoint,
         "grown": runs.grown.checkpoint,
+        "trained-on": runs.trained_on.checkpoint,
         "scratch": runs.scratch.checkpoint,
         "continued": runs.continued.checkpoint,
         "no-replay": runs.no_replay.checkpoint,

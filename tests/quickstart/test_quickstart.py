@@ -9,7 +9,8 @@ import pytest
 
 from hf_warmscale.quickstart import run_quickstart
 from hf_warmscale.quickstart.settings import MIN_TOKENS, Settings
-from hf_warmscale.quickstart.text import ROUND, texts_in
+from hf_warmscale.quickstart.text import END_OF_TEXT, ROUND, texts_in
+from hf_warmscale.studies import read_runs
 
 pytestmark = [
     pytest.mark.distributed,
@@ -28,7 +29,7 @@ assert "hf_warmscale" not in sys.modules
 
 def test_the_report_says_what_was_measured(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
-    assert set(report["losses"]) >= {"base", "grown", "scratch", "continued", "no-replay", "merged"}
+    assert set(report["losses"]) >= {"base", "grown", "trained-on", "scratch", "continued", "no-replay", "merged"}
     for row in report["comparisons"]:
         measured = report["losses"][row["model"]][row["domain"]]["nll"]
         control = report["losses"][row["control"]][row["domain"]]["nll"]
@@ -37,6 +38,17 @@ def test_the_report_says_what_was_measured(finished: Path) -> None:
         assert row["verdict"] == ("lower" if below else "higher" if above else "not told apart")
     assert f"{report['comparisons'][0]['estimate']:+.3f}" in (finished / "report.md").read_text()
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_run_is_stored_with_its_provenance(finished: Path) -> None:
+    runs = {run["hidden_size"]: run for run in read_runs(finished / "results")}
+    assert len(read_runs(finished / "results")) == 6 and set(runs) == {64, 128}
+    assert len({(run["provenance"]["tokens"], run["provenance"]["config"]) for run in runs.values()}) == 1
+    report = json.loads((finished / "report.json").read_text())
+    assert report["provenance"].startswith("6 runs with hf_warmscale")
+    grown, trained_on, scratch = report["charged"]
+    assert grown["tokens"] == trained_on["tokens"] == scratch["tokens with the base's"]
+    assert grown["TFLOP with the base's"] > grown["TFLOP"] == scratch["TFLOP with the base's"] > trained_on["TFLOP"]
 
 
 def test_the_model_is_stock(finished: Path) -> None:
@@ -58,7 +70,7 @@ def test_splits_share_no_document(finished: Path) -> None:
 
 
 def test_another_setting_is_refused(finished: Path) -> None:
-    with pytest.raises(ValueError, match="another seed"):
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here; name a new folder"):
         run_quickstart(finished, tokens=MIN_TOKENS, seed=1)
 
 
@@ -69,12 +81,13 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
-def test_damaged_settings_are_refused_untouched(tmp_path: Path, content: str) -> None:
-    (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(ValueError, match=r"settings\.json is damaged, .*; name another output folder"):
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_study_is_refused_untouched(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "study.json").write_text(content)
+    with pytest.raises(ValueError, match=r"study\.json is damaged .*; name a new folder"):
         run_quickstart(tmp_path, tokens=MIN_TOKENS)
-    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 def test_too_small_a_budget_is_refused() -> None:
@@ -102,6 +115,13 @@ def test_prose_and_code_are_taken_apart(tmp_path: Path) -> None:
     texts = dict(texts_in(tmp_path / "module.py"))
     assert texts["prose"] == doc
     assert "value_59 = 59" in texts["code"] and "What it does" not in texts["code"]
+
+
+def test_text_that_spells_the_end_of_text_is_left_out(tmp_path: Path) -> None:
+    """The installed packages do, and a document would end there."""
+    doc = " ".join(["What it does."] * 40)
+    (tmp_path / "module.py").write_text(f'def work():\n    """{doc} {END_OF_TEXT}"""\n')
+    assert texts_in(tmp_path / "module.py") == []
 
 
 def test_held_out_files_are_a_quarter() -> None:
