@@ -43,6 +43,8 @@ PROCESSES = (1, 2)
 STEPS, MIDDLE = 4, 2
 # No dropout: peft has none for experts that are one tensor.
 LORA = {"r": 2, "lora_dropout": 0.0, "task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+ATTENTION_ONLY = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+"""For phimoe, whose router is a linear layer that returns a tuple, which peft cannot wrap."""
 ARGUMENTS: dict[str, Any] = {
     "learning_rate": 0.01, "save_steps": MIDDLE, "logging_steps": 1, "use_cpu": True, "report_to": "none",
     "disable_tqdm": True,
@@ -118,6 +120,11 @@ def tiny_fields(family: str) -> dict[str, Any]:
     return tiny_config(config, {**sizes, Axis.LAYERS: 2}).to_diff_dict() | {"attention_dropout": 0.1}
 
 
+def adapters_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the `LoraConfig` of a family."""
+    return LORA | (ATTENTION_ONLY if fields["model_type"] == "phimoe" else {})
+
+
 def in_python(output: Path, fields: dict[str, Any], trained: str, work: Path) -> None:
     """Train a stage of `ContinualTrainer`; continue it if the folder holds a checkpoint."""
     from peft import LoraConfig, get_peft_model
@@ -128,7 +135,7 @@ def in_python(output: Path, fields: dict[str, Any], trained: str, work: Path) ->
     torch.manual_seed(1 if resumed and trained == "all weights" else 0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     if trained == "adapters":
-        model = get_peft_model(model, LoraConfig(**LORA))
+        model = get_peft_model(model, LoraConfig(**adapters_of(fields)))
     mixture = ReplayMixture({name: load_packed(work / name) for name in ("new", "old")}, {"new": 0.7, "old": 0.3})
     size = 4 // launched_processes()
     args = ContinualTrainingArguments(output_dir=str(output), per_device_train_batch_size=size, **ARGUMENTS)
@@ -143,7 +150,7 @@ def on_the_command_line(output: Path, fields: dict[str, Any], trained: str, work
         "model_config": fields, "tokenizer_name_or_path": str(work / "tokenizer"), "stage": "resumed",
         "max_steps": STEPS, "output_dir": str(output), "per_device_train_batch_size": 4 // launched_processes(),
         "mixture": {name: {"path": str(work / name), "weight": share} for name, share in (("new", 0.7), ("old", 0.3))},
-        **ARGUMENTS, **({"lora": LORA} if trained == "adapters" else {}),
+        **ARGUMENTS, **({"lora": adapters_of(fields)} if trained == "adapters" else {}),
     }  # fmt: skip
     file = work / f"{output.parent.parent.parent.name}-{os.environ.get('RANK', '0')}.yaml"
     file.write_text(json.dumps(content))
