@@ -108,7 +108,8 @@ def grow(model: PreTrainedModel, growth: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # whatever the family's own code raises
         return {"refused": f"its own code fails at this size: {type(error).__name__}: {one_line(error)}"}
     if not row.pop("claimed exact") and not is_exact(row):
-        return {"refused": f"inexact, and its receipt says so: logits move by {row['fp64 patched']:.1g}"}
+        moved = max(value for name, value in row.items() if name.startswith("fp64"))
+        return {"refused": f"inexact, and its receipt says so: logits move by {moved:.1g}"}
     return {**row, "exact": is_exact(row)}
 
 
