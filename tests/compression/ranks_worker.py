@@ -1,12 +1,8 @@
-"""One rank of two: prune under DDP or ZeRO, resume from the middle, and write down what was seen.
-
-torchrun --nproc_per_node 2 -m tests.compression.ranks_worker MODE[,MODE] FOLDER
-"""
+"""One rank of two: prune under DDP or ZeRO, resume from the middle, and write down what was seen."""
 
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from safetensors.torch import load_file
 from hf_warmscale.compression import MagnitudePruningCallback
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, Stage
 from hf_warmscale.training.launch import engine_name, prepare_processes
+from tests.processes import use_gloo
 from tests.training.tiny import replay, tiny_model
 
 STEPS, SPARSITY = 4, 0.37
@@ -68,6 +65,8 @@ def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
 
 def main(modes: str, folder: Path) -> None:
     """Train in `FOLDER/<mode>/whole`, resume a copy of its middle, write `FOLDER/<mode>-<rank>.json`."""
+    if "zero" in modes:
+        use_gloo()
     for mode in modes.split(","):
         whole = run(mode, folder / mode / "whole", resume=False)
         rank = torch.distributed.get_rank()
@@ -76,7 +75,3 @@ def main(modes: str, folder: Path) -> None:
         torch.distributed.barrier()
         half = run(mode, folder / mode / "half", resume=True)
         (folder / f"{mode}-{rank}.json").write_text(json.dumps({"whole": whole, "half": half}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
