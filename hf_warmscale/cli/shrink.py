@@ -10,6 +10,8 @@ from hf_warmscale.cli.show import show
 from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
 from hf_warmscale.cli.verb import Verb
 
+CALIBRATION_DOCUMENTS = 1024
+"""As many as Minitron measures importance on (arXiv:2407.14679); a training corpus would take an epoch."""
 PURPOSE = {"--calibration": "measure importance", "--eval-data": "select sizes and judge them"}
 
 
@@ -23,7 +25,8 @@ def add_arguments(parser: Parser) -> None:
         "--calibration",
         nargs="+",
         metavar="FILE",
-        help="plain text files on which to measure importance; a short built-in text by default",
+        help="texts to measure importance on: plain text files, or the first 1,024 documents of JSON lines or parquet; "
+        "a short built-in text by default",
     )
     how.add_argument("--keep-growth", action="store_true", help="do not undo a growth by its receipt")
     add_budget(parser)
@@ -149,21 +152,35 @@ def shrink_to_sizes(arguments: Namespace) -> None:
 
 
 def read_texts(paths: list[str]) -> list[str]:
-    """Read plain text files.
+    """Read plain text files whole, and the first documents of JSON lines or parquet.
 
     Raises:
-        ValueError: if one is not UTF-8 text.
+        ValueError: if one cannot be read.
         FileNotFoundError: if one is not there.
     """
-    texts = []
-    for path in paths:
-        try:
-            texts.append(Path(path).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text; calibrate on plain text files.") from error
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"There is no calibration file {path}.") from error
-    return texts
+    return [text for path in paths for text in (_documents(path) if _holds_documents(path) else [_plain(path)])]
+
+
+def _holds_documents(path: str) -> bool:
+    return Path(path.removesuffix(".gz")).suffix in (".json", ".jsonl", ".parquet")
+
+
+def _documents(path: str) -> list[str]:
+    from hf_warmscale.cli.quiet import no_bars_of_datasets
+    from hf_warmscale.training.data.documents import load_documents
+
+    with no_bars_of_datasets():
+        documents = load_documents(path)
+    return [str(text) for text in documents[:CALIBRATION_DOCUMENTS]["text"]]
+
+
+def _plain(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; calibrate on plain text, JSON lines or parquet.") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no calibration file {path}.") from error
 
 
 SHRINK = Verb(

@@ -63,6 +63,10 @@ def test_by_calibration(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     receipt = json.loads((here / "small/shrink_receipt.json").read_text())
     assert receipt["calibration_tokens"] > 100
     assert receipt["layers"] == [int(torch.tensor(receipt["block_influence"]).argmax())]
+    (here / "text.jsonl").write_text(json.dumps({"text": (here / "text.txt").read_text()}) + "\n", encoding="utf-8")
+    assert main(command.replace("small", "alike").replace(".txt", ".jsonl").split()) == 0
+    alike = json.loads((here / "alike/shrink_receipt.json").read_text())
+    assert alike["block_influence"] == receipt["block_influence"]
 
 
 def test_experts_at_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

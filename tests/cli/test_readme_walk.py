@@ -23,6 +23,7 @@ SMALLER = {
     "save_steps: 500": "save_steps: 1",
     "checkpoint-8000": "checkpoint-7",
     "checkpoint-8500": "checkpoint-8",
+    "checkpoint-10000": "checkpoint-10",
     "--parameters 300M": "--parameters 10M --trials 5",
     '--prompt "The growth of"': '--prompt "The growth of" --max-new-tokens 4',
 }
