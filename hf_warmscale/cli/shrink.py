@@ -25,8 +25,8 @@ def add_arguments(parser: Parser) -> None:
         "--calibration",
         nargs="+",
         metavar="FILE",
-        help="texts to measure importance on: plain text files, or the first 1,024 documents of JSON lines or parquet; "
-        "a short built-in text by default",
+        help="texts to measure importance on: plain text files, or the first 1,024 documents of JSON lines or "
+        "parquet; a short built-in text by default",
     )
     how.add_argument("--keep-growth", action="store_true", help="do not undo a growth by its receipt")
     add_budget(parser)
@@ -53,8 +53,11 @@ def run(arguments: Namespace) -> None:
     budgets = (arguments.parameters, arguments.active_parameters, arguments.memory)
     if any(amount is not None for amount in budgets):
         shrink_within(arguments)
-    else:
-        shrink_to_sizes(arguments)
+        return
+    if arguments.eval_data is not None or arguments.storage is not None:
+        option = "--eval-data" if arguments.eval_data is not None else "--storage"
+        raise ValueError(f"{option} is for a search under a budget; add --parameters or --memory, or leave it out.")
+    shrink_to_sizes(arguments)
 
 
 def shrink_within(arguments: Namespace) -> None:

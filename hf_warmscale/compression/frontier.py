@@ -149,9 +149,10 @@ def compression_frontier(
             how = Compression(each, share, group_size, tuple(prune_roles), tuple(quantize_roles))
             with compressed(model, described, how) as size:
                 scores = _score(held_out, model)
-            if reference is None:
-                reference = scores
-            assert reference is not None, "a model as stored gives finite losses"
+            if reference is None and scores is None:
+                raise ValueError(f"{name} gives no finite loss as it is stored; load it in bfloat16 or float32.")
+            reference = reference or scores
+            assert reference is not None
             difference = _difference(scores, reference, confidence, seed)
             rows.append(FrontierRow(name, each, share, size, inf if scores is None else scores.mean, difference))
     settings = {"group_size": group_size, "prune_roles": list(prune_roles), "quantize_roles": list(quantize_roles)}

@@ -113,6 +113,9 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
     def _refuse_another_schedule(self, state: TrainerState) -> None:
         saved: Any = state.stateful_callbacks or {}  # a list of callbacks before, a dict of their states after a load
         recorded = saved.get(type(self).__name__)
+        if isinstance(recorded, list):  # several callbacks of this class
+            own = self.state()["args"]
+            recorded = next((each for each in recorded if each["args"] == own), recorded[0])
         if not isinstance(recorded, dict):
             raise ValueError(
                 f"The run was not pruned until step {state.global_step}, where it is resumed; prune from its weights "

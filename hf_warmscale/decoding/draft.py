@@ -91,7 +91,8 @@ class Draft(CandidateGenerator):
             # Left padding takes no position.
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, seen:]
             inputs |= {"attention_mask": mask, "position_ids": positions}
-        return self.assistant.logits({**inputs, "logits_to_keep": 1})[:, -1].float()
+        # To where the ids are: processors such as a repetition penalty read both.
+        return self.assistant.logits({**inputs, "logits_to_keep": 1})[:, -1].float().to(ids.device)
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, float]:
         probabilities = scores.softmax(dim=-1)

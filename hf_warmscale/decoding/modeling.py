@@ -351,9 +351,17 @@ def _members(base: Model, tuned: Sequence[Model], reference: Model | None) -> li
         raise ValueError(
             "There is no reference; pass the small base that was tuned, or a tuned model with its adapter on it."
         )
-    # With its adapter on, the tuned model as its own reference would give t - s = 0 everywhere.
-    off = reference is None or (reference is tuned[0] and isinstance(reference, PeftModel))
-    return [Member("base", base), *small, Member("reference", reference or tuned[0], adapter=not off)]
+    # With its adapter on, the tuned model as its own reference would give t - s = 0 everywhere; so would the model it
+    # was made of, into which peft has put the adapter's layers.
+    adapted = tuned[0] if isinstance(tuned[0], PeftModel) else None
+    off = adapted is not None and (reference is None or reference in (adapted, adapted.get_base_model()))
+    for role, model in {"base": base, "reference": None if off else reference}.items():
+        if any(isinstance(each, PeftModel) and each.get_base_model() is model for each in tuned):
+            raise ValueError(
+                f"The {role} model holds the adapter of a tuned model, since peft adds it in place; load the {role} "
+                "model once more."
+            )
+    return [Member("base", base), *small, Member("reference", tuned[0] if off else reference, adapter=not off)]  # type: ignore[arg-type]
 
 
 def _token_ids_of(tuned: PreTrainedModel, base: PreTrainedModel) -> GenerationConfig:

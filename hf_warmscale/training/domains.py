@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_warmscale.training.data.collators import num_tokens
 from hf_warmscale.training.data.mixture import Rows
 
 Gather = Callable[[Tensor], Tensor]
@@ -72,7 +73,7 @@ class SharedEvaluation:
             return inputs, left
         sizes = {len(value) for value in inputs.values() if isinstance(value, Tensor)}
         if sizes == {1}:  # the rows are laid end to end
-            tokens = sum(len(self.rows[index]["input_ids"]) for index in range(start, start + left))
+            tokens = sum(num_tokens(self.rows[index]) for index in range(start, start + left))
             return {key: value[:, :tokens] for key, value in inputs.items()}, left
         return {key: value[:left] if isinstance(value, Tensor) else value for key, value in inputs.items()}, left
 

@@ -124,6 +124,8 @@ def test_a_model_that_breaks_is_a_row_without_a_loss(
     assert all(np.isinf(row.nll) and not row.pareto for row in lost)
     frontier.save(tmp_path)
     assert json.loads((tmp_path / "frontier.json").read_text())["rows"][-1]["nll"] is None
+    with pytest.raises(ValueError, match=r"^broken gives no finite loss as it is stored"):
+        compression_frontier({"broken": broken}, bits=[8], sparsities=[0], documents=TEXTS, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

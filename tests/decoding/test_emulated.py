@@ -366,6 +366,11 @@ class TestWeights:
         model = EmulatedFineTuningForCausalLM(base=base, tuned=adapted)
         close(model(input_ids=tokens()).logits.detach(), (log_probs(base, tokens()) + on - off).log_softmax(-1))
         close(log_probs(adapted, tokens()), on)  # switched on again
+        # peft has put the adapter into `small` itself: as the reference it is run without it.
+        with_small = EmulatedFineTuningForCausalLM(base=base, tuned=adapted, reference=small)
+        close(with_small(input_ids=tokens()).logits.detach(), model(input_ids=tokens()).logits.detach())
+        with pytest.raises(ValueError, match=r"^The base model holds the adapter of a tuned model"):
+            EmulatedFineTuningForCausalLM(base=small, tuned=adapted, reference=base)
         plain = model.generate(tokens(rows=1), use_cache=False, **GREEDY)
         for assistant in (None, adapted):
             assert model.generate(tokens(rows=1), assistant_model=assistant, **GREEDY).tolist() == plain.tolist()

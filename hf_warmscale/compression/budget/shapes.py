@@ -1,5 +1,6 @@
 """The shapes that fit a budget: depth, width and heads are chosen, the MLP takes what is left."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +75,9 @@ class Shapes:
         sizes = self._with_followers({**self.described.sizes, **chosen})
         if not self.accepts(sizes):
             return None
-        for shares in self._mlps:
+        # Sorted by size, so all before the first that fits do not.
+        first = bisect_left(self._mlps, True, key=lambda shares: self.fits({**sizes, **shares}))
+        for shares in self._mlps[first:]:
             complete = {**sizes, **shares}
             # Some families tie the MLP to other sizes: a muP model is never narrower than its base.
             if self.fits(complete) and self.accepts(complete):

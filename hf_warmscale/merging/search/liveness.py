@@ -93,6 +93,8 @@ class Watch:
 
 def _runs(process: int, created: str) -> bool:
     try:
-        return f"{psutil.Process(process).create_time():.2f}" == created
+        found = psutil.Process(process)
+        # A killed process whose parent has not waited for it is still listed.
+        return found.status() != psutil.STATUS_ZOMBIE and f"{found.create_time():.2f}" == created
     except psutil.NoSuchProcess:
         return False

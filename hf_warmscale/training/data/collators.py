@@ -152,7 +152,7 @@ class SourceCollator:
         input_ids = batch.get("input_ids")
         # A batch of one row may be in either layout, and both agree on it.
         if input_ids is not None and len(input_ids) != len(rows):
-            lengths = torch.tensor([_num_tokens(row) for row in rows])
+            lengths = torch.tensor([num_tokens(row) for row in rows])
             sources = torch.repeat_interleave(sources, lengths).reshape(input_ids.shape)
         return {**batch, SOURCE_NUMBER: sources}
 
@@ -169,7 +169,7 @@ def _as_document(row: Row) -> Row:
     return {"input_ids": tokens, "labels": labels, "position_ids": torch.arange(len(labels))}
 
 
-def _num_tokens(row: Row) -> int:
+def num_tokens(row: Row) -> int:
     """Return the tokens of a row that are not padding."""
     return int(
         torch.as_tensor(row["attention_mask"] if "attention_mask" in row else [1] * len(row["input_ids"])).sum()

@@ -54,8 +54,9 @@ def write_shard(
         columns["log_probs"].append(log_probs.to(dtype))
         columns["log_tail"].append(log_tail)
     tensors = {name: torch.cat(parts) for name, parts in columns.items()}
+    tensors["ends"] = tensors.pop("lengths").cumsum(0)
     with staged_file(path) as staging:
-        save_file({**tensors, "ends": tensors.pop("lengths").cumsum(0)}, staging)
+        save_file(tensors, staging)
 
 
 def positions_of(inputs: Mapping[str, Tensor]) -> Tensor:

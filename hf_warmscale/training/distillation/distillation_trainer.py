@@ -172,6 +172,14 @@ class DistillationTrainer(ContinualTrainer):
         plain = cast(PreTrainedModel, copy.deepcopy(student))
         return LiveTeacher(plain, num_rows(plain), self.args.device)
 
+    def _load_weights_of_parent(self, stage: Stage, checkpoint: str) -> None:
+        if isinstance(self.start, LiveTeacher):
+            raise ValueError(
+                f"self_kd has copied the student already, so the weights of {checkpoint} would not be its start; "
+                "build the trainer with the model of that checkpoint."
+            )
+        super()._load_weights_of_parent(stage, checkpoint)
+
     def _recorded_arguments(self) -> dict[str, Any]:
         start = {} if self.start is None else {"start": self.start.fingerprint()}
         described = {"teacher": self.teacher.fingerprint(), **self.distillation.describe(), **start}

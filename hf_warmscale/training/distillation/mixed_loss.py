@@ -98,7 +98,7 @@ class _HandMadeGradient(torch.autograd.Function):
             # The gradient of the sum is at most 1 and is divided by the number of tokens later. In float16 that
             # division must come first, or rather not underflow, hence float32.
             dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-            gradient = torch.empty_like(logits, dtype=dtype)
+            gradient = torch.empty_like(logits, dtype=dtype, memory_format=torch.contiguous_format)
         total, nll, divergence = _run(logits, work, gradient)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
@@ -152,12 +152,15 @@ def _chunk(
         value, part = pull.predictions.divergence(
             start, _student(logits, log_q, pull), pull.temperature, pull.direction
         )
-        acts = counts if pull.mask is None else counts & pull.mask.reshape(-1)[start : start + len(targets)]
+        acts = counts
+        if pull.mask is not None:
+            acts = counts & pull.mask.reshape(-1)[start : start + len(targets)].to(counts.device)
         factor = pull.weight * pull.temperature * acts.to(logits.dtype)
         divergence += torch.where(acts, value, 0.0)
         weighted += torch.where(acts, value, 0.0) * factor * pull.temperature
         # `part` is with respect to logits over temperature, so that one of the two temperatures cancels.
-        slope = _added(slope, part.mul_(factor[:, None]), logits.shape[1])
+        # Filled first: at a padded position a teacher may give NaN, and NaN times 0 is NaN.
+        slope = _added(slope, part.masked_fill_(~acts[:, None], 0.0).mul_(factor[:, None]), logits.shape[1])
     return torch.stack([nll, divergence, weighted]), slope
 
 

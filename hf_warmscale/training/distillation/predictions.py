@@ -81,5 +81,5 @@ class TopLogProbs:
     def divergence(self, start: int, log_q: Tensor, temperature: float, direction: Direction) -> tuple[Tensor, Tensor]:
         """See `Predictions.divergence`."""
         part = slice(start, start + len(log_q))
-        log_p, log_tail = self.log_probs[part].to(log_q.dtype), self.log_tail[part].to(log_q.dtype)
-        return OF_TOP[direction](self.ids[part], log_p, log_tail, log_q)
+        log_p, log_tail = (each[part].to(log_q.device, log_q.dtype) for each in (self.log_probs, self.log_tail))
+        return OF_TOP[direction](self.ids[part].to(log_q.device), log_p, log_tail, log_q)

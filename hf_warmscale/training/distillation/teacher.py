@@ -112,8 +112,12 @@ class AdapterOff:
     @torch.no_grad()
     def predict(self, inputs: Mapping[str, Tensor], keys: Tensor | None = None) -> Predictions:
         """See `Teacher.predict`."""
+        trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         with evaluation_mode(self.model), self.model.disable_adapter():
             logits: Tensor = self.model(**inputs, use_cache=False).logits
+        # peft switches the gradients of every active adapter on when it comes back, also of one that was frozen.
+        for parameter, was in trained:
+            parameter.requires_grad_(was)
         return Logits(logits.flatten(0, 1), logits.shape[-1])
 
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import psutil
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -204,6 +205,14 @@ def test_a_worker_of_this_machine_is_alive_while_its_process_runs() -> None:
     assert not Watch().is_gone(this_worker(), 0, 0)
     host, process, created = this_worker().rsplit("/", 2)
     assert Watch().is_gone(f"{host}/{process}/{float(created) - 100:.2f}", 0, 0)  # the id was used again
+    ended = psutil.Popen(["sleep", "30"])
+    worker = f"{host}/{ended.pid}/{ended.create_time():.2f}"
+    assert not Watch().is_gone(worker, 0, 0)
+    ended.kill()
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:  # nobody has waited for it
+        time.sleep(0.01)
+    assert Watch().is_gone(worker, 0, 0)
+    ended.wait()
 
 
 def test_a_worker_of_another_container_is_no_process_of_this_one() -> None:

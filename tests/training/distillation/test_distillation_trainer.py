@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from hf_warmscale import DistillationTrainer, EmulatedFineTuningForCausalLM, MupConfig, MupForCausalLM, Stage
-from hf_warmscale.training.distillation.teacher import LiveTeacher
+from hf_warmscale import (
+    ContinualTrainer,
+    DistillationTrainer,
+    EmulatedFineTuningForCausalLM,
+    MupConfig,
+    MupForCausalLM,
+    Stage,
+)
+from hf_warmscale.training.distillation.teacher import AdapterOff, LiveTeacher
 from tests.conftest import perturb
 from tests.training.families import configuration, family
 from tests.training.tiny import VOCAB, arguments, losses, replay, tiny_model, train_tokenizer, weights
@@ -115,6 +122,24 @@ def test_only_adapters_learn_and_without_them_the_model_is_the_same(tmp_path: Pa
         assert torch.equal(model.eval()(input_ids=tokens).logits[:, :-1], before)
     trained = {name for name, weight in model.named_parameters() if weight.grad is not None or weight.requires_grad}
     assert trained and all("lora_" in name for name in trained)
+
+
+def test_an_adapter_that_was_frozen_stays_frozen() -> None:
+    model = lora(student())
+    frozen = [weight.requires_grad_(False) for name, weight in model.named_parameters() if "lora_A" in name]
+    assert isinstance(model, PeftModel)
+    AdapterOff(model).predict({"input_ids": torch.arange(8)[None]})
+    assert frozen and not any(weight.requires_grad for weight in frozen)
+    assert any(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_start_that_was_copied_is_not_replaced_by_other_weights(tmp_path: Path) -> None:
+    before = Stage("before", "constant", replay(0.5), max_steps=1)
+    ContinualTrainer(student(), arguments(tmp_path / "first", save_steps=1), stage=before).train()
+    (parent,) = (tmp_path / "first").glob("checkpoint-*")
+    trainer = make(student(), tmp_path / "second", sources=["new"], self_kd=1.0)
+    with pytest.raises(ValueError, match=r"^self_kd has copied the student already"):
+        trainer.train(resume_from_checkpoint=str(parent))
 
 
 def test_only_the_last_blocks_learn(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_loss_and_gradient(direction: Direction, temperature: float, ids: int) -
     agree(found, (0.3 * nll + 0.7 * temperature**2 * divergence).sum(), student)
 
 
+def test_what_a_teacher_says_at_positions_that_do_not_count_is_never_read() -> None:
+    student, teacher = made(0).requires_grad_(), made(1)
+    teacher[targets() == -100] = torch.nan
+    found = mixed_loss(student, targets(), [Pull(Logits(teacher.flatten(0, 1), VOCABULARY), 1.0)], nll_weight=0.3)
+    assert found.total.isfinite()
+    assert torch.autograd.grad(found.total, student)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("laid_out", ["rows", "tokens"])
 def test_two_teachers_share_a_batch(laid_out: str) -> None:
     """Each is heard on its rows, or on its tokens where rows are laid end to end."""
