@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from hf_warmscale.cli.documents import read_documents
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
@@ -26,19 +27,15 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Measure, write the table and the picture, then show the table."""
     from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, staged_directory
-    from hf_warmscale.cli.quiet import no_bars_of_datasets
     from hf_warmscale.compression import compression_frontier
-    from hf_warmscale.compression.frontier import FRONTIER_FILE
-    from hf_warmscale.training.data.documents import load_documents
+    from hf_warmscale.compression.frontier import FRONTIER_FILE, PICTURE_FILE
 
     refuse_existing(arguments.output)
-    with no_bars_of_datasets():
-        texts = [str(text) for text in load_documents(arguments.eval_data)["text"] if str(text).strip()]
     frontier = compression_frontier(
         arguments.sources,
         bits=arguments.bits,
         sparsities=arguments.sparsities,
-        documents=texts,
+        documents=read_documents(arguments.eval_data),
         tokenizer=load_tokenizer(arguments.sources[0]),
         group_size=arguments.group_size,
         seed=arguments.seed,
@@ -46,7 +43,7 @@ def run(arguments: Namespace) -> None:
     with staged_directory(arguments.output) as folder:
         frontier.save(folder)
     show(frontier.table(), title=f"Nats per token on held-out text; changes from {frontier.reference}")
-    show([], written=[f"{arguments.output}/{FRONTIER_FILE}", f"{arguments.output}/frontier.png"])
+    show([], written=[f"{arguments.output}/{name}" for name in (FRONTIER_FILE, PICTURE_FILE)])
 
 
 COMPRESS = Verb(

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_warmscale.cli.documents import read_documents
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.verb import Verb
@@ -115,15 +116,9 @@ def evaluate(
     model: "EmulatedFineTuningForCausalLM", tokenizer: "PreTrainedTokenizerBase", path: str
 ) -> list[dict[str, Any]]:
     """Return the likelihood of documents under every member and under the combination."""
-    from hf_warmscale.cli.quiet import no_bars_of_datasets
     from hf_warmscale.evaluation.evaluation_set import EvaluationSet, default_max_length
-    from hf_warmscale.training.data.documents import load_documents
 
-    with no_bars_of_datasets():
-        texts = [str(text) for text in load_documents(path)["text"] if str(text).strip()]
-    if not texts:
-        raise ValueError(f"{path} holds no documents that are not empty.")
-    prepared = EvaluationSet.from_documents(texts, tokenizer, max_length=default_max_length(model))
+    prepared = EvaluationSet.from_documents(read_documents(path), tokenizer, max_length=default_max_length(model))
     rows = []
     for member in model.members:
         with member.as_member():

@@ -1,9 +1,10 @@
 """`warmscale shrink`: a smaller model from a larger one."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
+from hf_warmscale.cli.documents import read_documents
 from hf_warmscale.cli.parser import Parser, positive_int
 from hf_warmscale.cli.scaling.quantity import whole
 from hf_warmscale.cli.show import show
@@ -64,10 +65,8 @@ def shrink_within(arguments: Namespace) -> None:
     """Search the sizes within a budget, write the model, then show what was tried."""
     from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, save_model
     from hf_warmscale.checkpoints.source import find_source
-    from hf_warmscale.cli.quiet import no_bars_of_datasets
     from hf_warmscale.compression import shrink_to_budget
     from hf_warmscale.compression.budget.picture import draw_budget_search
-    from hf_warmscale.training.data.documents import load_documents
 
     named = [name for name, size in chosen_sizes(arguments).items() if size is not None]
     if named:
@@ -76,15 +75,13 @@ def shrink_within(arguments: Namespace) -> None:
         if value is None:
             raise ValueError(f"A budget needs text for {option}, to {PURPOSE[option]}; add it.")
     refuse_existing(arguments.output)
-    with no_bars_of_datasets():
-        texts = [str(text) for text in load_documents(arguments.eval_data)["text"] if str(text).strip()]
     small = shrink_to_budget(
         arguments.source,
         parameters=arguments.parameters,
         active_parameters=arguments.active_parameters,
         memory_bytes=arguments.memory,
         calibration=read_texts(arguments.calibration),
-        documents=texts,
+        documents=read_documents(arguments.eval_data),
         tokenizer=load_tokenizer(arguments.source),
         n_trials=arguments.trials,
         seed=arguments.seed,
@@ -120,7 +117,10 @@ def judged_rows(found: dict[str, Any]) -> list[dict[str, object]]:
 
 def num_bytes(text: str) -> int:
     """Read a number of bytes such as `200MB` or `1GB`."""
-    return whole(text.removesuffix("B").replace("G", "B"))
+    try:
+        return whole(text.removesuffix("B").replace("G", "B"))
+    except ArgumentTypeError as error:  # it would name what is left of the text
+        raise ArgumentTypeError(f"{text!r} is not a number of bytes; write it as 200MB or 1.5GB") from error
 
 
 def shrink_to_sizes(arguments: Namespace) -> None:
@@ -161,20 +161,12 @@ def read_texts(paths: list[str]) -> list[str]:
         ValueError: if one cannot be read.
         FileNotFoundError: if one is not there.
     """
-    return [text for path in paths for text in (_documents(path) if _holds_documents(path) else [_plain(path)])]
-
-
-def _holds_documents(path: str) -> bool:
-    return Path(path.removesuffix(".gz")).suffix in (".json", ".jsonl", ".parquet")
-
-
-def _documents(path: str) -> list[str]:
-    from hf_warmscale.cli.quiet import no_bars_of_datasets
-    from hf_warmscale.training.data.documents import load_documents
-
-    with no_bars_of_datasets():
-        documents = load_documents(path)
-    return [str(text) for text in documents[:CALIBRATION_DOCUMENTS]["text"]]
+    structured = (".json", ".jsonl", ".parquet")
+    texts: list[str] = []
+    for path in paths:
+        holds_documents = Path(path.removesuffix(".gz")).suffix in structured
+        texts += read_documents(path, at_most=CALIBRATION_DOCUMENTS) if holds_documents else [_plain(path)]
+    return texts
 
 
 def _plain(path: str) -> str:

@@ -7,6 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
+from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.architecture import Role, describe
@@ -51,19 +52,20 @@ class Frontier:
         return sorted((row for row in self.rows if row.pareto), key=lambda row: row.bytes)
 
     def table(self) -> list[dict[str, object]]:
-        """Return a row of cells for each model."""
+        """Return a row of cells for each compressed model; the model is named if there are several."""
+        several = len({row.model for row in self.rows}) > 1
         return [
             {
-                "model": row.model,
+                **({"model": row.model} if several else {}),
                 "bits": "stored" if row.bits is None else row.bits,
                 "sparsity": f"{row.sparsity:g}",
                 "MB": f"{row.bytes / 1e6:.4g}",
                 "NLL": f"{row.nll:.4f}",
                 "change": f"{row.difference.estimate:+.4f}",
-                "interval": f"{row.difference.low:+.4f} to {row.difference.high:+.4f}",
+                "interval": f"{row.difference.low:+.4f} to {row.difference.high:+.4f}" if number else None,
                 "Pareto": row.pareto,
             }
-            for row in self.rows
+            for number, row in enumerate(self.rows)  # the first is the reference itself
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,19 +144,21 @@ def compression_frontier(
     grid = [(None, 0.0), *((each, share) for share in dict.fromkeys(sparsities) for each in dict.fromkeys(bits))]
     rows: list[FrontierRow] = []
     reference: DocumentNLL | None = None
-    for name, source in sources.items():
-        model = _load(source, name, tokenizer)
-        described = describe(model.config)
-        for each, share in grid:
-            how = Compression(each, share, group_size, tuple(prune_roles), tuple(quantize_roles))
-            with compressed(model, described, how) as size:
-                scores = _score(held_out, model)
-            if reference is None and scores is None:
-                raise ValueError(f"{name} gives no finite loss as it is stored; load it in bfloat16 or float32.")
-            reference = reference or scores
-            assert reference is not None
-            difference = _difference(scores, reference, confidence, seed)
-            rows.append(FrontierRow(name, each, share, size, inf if scores is None else scores.mean, difference))
+    with tqdm(total=len(sources) * len(grid), desc="measuring", unit="model", leave=False) as bar:
+        for name, source in sources.items():
+            model = _load(source, name, tokenizer)
+            described = describe(model.config)
+            for each, share in grid:
+                how = Compression(each, share, group_size, tuple(prune_roles), tuple(quantize_roles))
+                with compressed(model, described, how) as size:
+                    scores = _score(held_out, model)
+                if reference is None and scores is None:
+                    raise ValueError(f"{name} gives no finite loss as it is stored; load it in bfloat16 or float32.")
+                reference = reference or scores
+                assert reference is not None
+                difference = _difference(scores, reference, confidence, seed)
+                rows.append(FrontierRow(name, each, share, size, inf if scores is None else scores.mean, difference))
+                bar.update()
     settings = {"group_size": group_size, "prune_roles": list(prune_roles), "quantize_roles": list(quantize_roles)}
     counted = {"documents": len(held_out), "tokens": held_out.num_tokens, "sha256": held_out.sha256}
     return Frontier(with_pareto_flags(rows), next(iter(sources)), MODEL, settings, counted)

@@ -35,7 +35,9 @@ def draw_frontier(path: str | os.PathLike[str], rows: Sequence[FrontierRow], ref
             label = "stored" if row.bits is None else f"{row.bits}"
             axes.annotate(label, (size, row.nll), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
         best = sorted((row for row in rows if row.pareto), key=lambda row: row.bytes)
-        axes.plot([row.bytes / 1e6 for row in best], [row.nll for row in best], color="black", lw=1, zorder=0)
+        # A step: between two sizes the best that is had is the smaller one's loss.
+        front = [row.bytes / 1e6 for row in best], [row.nll for row in best]
+        axes.step(*front, where="post", color="black", lw=1, zorder=0)
         for number, model in enumerate(models):
             axes.plot([], [], color=f"C{number}", label=model)
         for number, sparsity in enumerate(sparsities):

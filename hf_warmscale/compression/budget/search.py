@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from optuna.study import StudyDirection
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.architecture import Axis, ModelMap, describe, on_cpu
@@ -180,11 +181,14 @@ class BudgetSearch:
     def run(self, n_trials: int, journal: Journal) -> list[Candidate]:
         """Return the candidates: the plain cuts first, then what the Gaussian process proposes."""
         done = journal.read()[:n_trials]
-        for how, sizes in self.shapes.plain_cuts().items():
-            if len(done) < n_trials and not _is_among(sizes, done):
-                self._add(sizes, how, done, journal)
-        while len(done) < n_trials and (proposal := self._next(done)) is not None:
-            self._add(proposal, "search", done, journal)
+        with tqdm(total=n_trials, initial=len(done), desc="searching", unit="candidate", leave=False) as bar:
+            for how, sizes in self.shapes.plain_cuts().items():
+                if len(done) < n_trials and not _is_among(sizes, done):
+                    self._add(sizes, how, done, journal)
+                    bar.update()
+            while len(done) < n_trials and (proposal := self._next(done)) is not None:
+                self._add(proposal, "search", done, journal)
+                bar.update()
         return done
 
     def judge(self, candidates: Sequence[Candidate], winner: Candidate, confirm: EvaluationSet) -> dict[str, Any]:
@@ -193,10 +197,10 @@ class BudgetSearch:
         best = confirm.nll(self._cut(winner.sizes))
         on_front = front(candidates)
         rows = []
-        for each in candidates:
-            if each.how != "search" or each in on_front:
-                scores = best if each is winner else self._score(each.sizes, confirm)
-                rows.append({**record(each), "report": _against(scores, best, self.seed)})
+        judged = [each for each in candidates if each.how != "search" or each in on_front]
+        for each in tqdm(judged, desc="judging", unit="candidate", leave=False):
+            scores = best if each is winner else self._score(each.sizes, confirm)
+            rows.append({**record(each), "report": _against(scores, best, self.seed)})
         return {
             "candidates": [record(each) for each in candidates],
             "front": [record(each) for each in on_front],
