@@ -1,8 +1,10 @@
 """What this package needs of peft beyond its public API; a test of each function says what broke."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 from torch import Tensor, nn
 
@@ -33,6 +35,21 @@ def scaled_product(layer: LowRankLayer, adapter: str) -> Tensor | None:
 def switch_off(layer: LowRankLayer) -> None:
     """Let a layer compute with its base weight alone, whatever adapters it has."""
     layer.enable_adapters(False)
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """Run a model with its adapters off inside the block, and leave every weight as trainable as it was.
+
+    `disable_adapter` alone makes every active adapter trainable as it ends, also one that was frozen.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
 
 
 def read_lora_config(folder: Path) -> LoraConfig:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from hf_warmscale.compat.peft import without_adapter
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT
 
 Model = PreTrainedModel | PeftModel
@@ -90,7 +91,7 @@ class Member:
     def as_member(self) -> AbstractContextManager[None]:
         """Return a context in which the model's adapter is on or off, as this member wants it."""
         if isinstance(self.model, PeftModel) and not self.adapter:
-            return cast(AbstractContextManager[None], self.model.disable_adapter())
+            return without_adapter(self.model)
         return nullcontext()
 
     def new_cache(self) -> DynamicCache:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_warmscale.compat.peft import without_adapter
 from hf_warmscale.decoding.uncertainty import best_threshold, mean_entropy, mean_kl
 from hf_warmscale.evaluation.cross_entropy import token_nll
 from hf_warmscale.refusals import refuse_unknown
@@ -39,7 +40,8 @@ class UncertaintyRouter(nn.Module):
         threshold (`float`, *optional*): see `calibrate`.
 
     Raises:
-        ValueError: if the model has no adapter, the criterion is unknown, or a reference meets the entropy.
+        ValueError: if the model has no adapter, the criterion is unknown, a reference meets the entropy, or it is the
+            model itself.
 
     Example:
 
@@ -64,6 +66,8 @@ class UncertaintyRouter(nn.Module):
             raise ValueError(
                 f"The model is a {type(model).__name__}, which has no adapter to switch off; pass a PeftModel."
             )
+        if reference is not None and reference in (model, model.get_base_model()):
+            raise ValueError("The reference is the model itself, adapter and all; pass a small robust model.")
         if criterion == "entropy" and reference is not None:
             raise ValueError('The criterion "entropy" looks at the model alone; leave reference out, or take "kl".')
         self.model, self.reference, self.criterion = model.eval(), reference, criterion
@@ -174,7 +178,7 @@ class UncertaintyRouter(nn.Module):
         return 0
 
     def _head(self, robust: bool) -> AbstractContextManager[None]:
-        return nullcontext() if robust else cast(AbstractContextManager[None], self.model.disable_adapter())
+        return nullcontext() if robust else without_adapter(self.model)
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None, *, robust: bool, **kwargs: Any) -> Any:
         if "position_ids" not in kwargs:

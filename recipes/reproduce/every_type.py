@@ -20,6 +20,7 @@ import transformers
 from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hf_warmscale.architecture import Axis
 from hf_warmscale.studies.study import read_runs, write_result
 
 Measure = Callable[[str], Mapping[str, Any]]
@@ -27,6 +28,23 @@ Measure = Callable[[str], Mapping[str, Any]]
 
 EVERY_TYPE = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MEMORY_BYTES = 6 * 2**30
+
+USUAL = {
+    Axis.HIDDEN: 64,
+    Axis.INTERMEDIATE: 96,
+    Axis.HEADS: 4,
+    Axis.KV_HEADS: 2,
+    Axis.HEAD_DIM: 16,
+    Axis.VOCAB: 128,
+    Axis.EXPERTS: 4,
+    Axis.EXPERT_INTERMEDIATE: 48,
+    Axis.LAYERS: 2,
+}
+SHOWN = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "stablelm",
+    "cohere", "opt", "gpt_neox", "gpt2", "mixtral",
+)  # fmt: skip
+"""Types that the tables show axis by axis."""
 
 
 class OutOfTimeError(BaseException):

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from hf_warmscale.compat.peft import low_rank_layers, read_lora_config, scaled_product, switch_off
+from hf_warmscale.compat.peft import low_rank_layers, read_lora_config, scaled_product, switch_off, without_adapter
 
 X = torch.arange(8.0).reshape(2, 4)
 
@@ -31,6 +31,16 @@ def test_the_product_is_what_the_adapter_adds() -> None:
     product = scaled_product(layer, "default")
     assert product is not None
     torch.testing.assert_close(model(X) + model.base_model.model[0](X) @ product.T, with_adapter)  # type: ignore[index, operator]
+
+
+def test_without_the_adapter_and_after_it_every_weight_is_as_trainable_as_before() -> None:
+    model = adapted()
+    frozen = [weight.requires_grad_(False) for name, weight in model.named_parameters() if "lora_A" in name]
+    before = [weight.requires_grad for weight in model.parameters()]
+    with without_adapter(model):
+        alone = model(X)
+    assert frozen and [weight.requires_grad for weight in model.parameters()] == before
+    assert not torch.equal(model(X), alone)
 
 
 def test_another_adapter_does_not_touch_the_layer() -> None:

@@ -171,6 +171,9 @@ def test_refusals(adapted: PeftModel) -> None:
         UncertaintyRouter(adapted, criterion="entrop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="looks at the model alone"):
         UncertaintyRouter(adapted, criterion="entropy", reference=tiny(seed=1))
+    for itself in (adapted, adapted.get_base_model()):  # peft has put the adapter into the base
+        with pytest.raises(ValueError, match=r"^The reference is the model itself, adapter and all"):
+            UncertaintyRouter(adapted, reference=itself)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^The router has no threshold"):
         UncertaintyRouter(adapted).route(tokens())
     with pytest.raises(ValueError, match=r"^There are no sequences to calibrate on"):

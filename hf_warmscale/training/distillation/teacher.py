@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_warmscale.checkpoints import find_tokenizer, refuse_non_finite, require_one_language, shared_ids
 from hf_warmscale.checkpoints.tensors import TensorSpec, combine_digests, tensor_digest
 from hf_warmscale.checkpoints.tokenizers import num_ids
+from hf_warmscale.compat.peft import without_adapter
 from hf_warmscale.training.data.collators import refuse_contamination
 from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.distillation.predictions import Logits, Predictions
@@ -112,12 +113,8 @@ class AdapterOff:
     @torch.no_grad()
     def predict(self, inputs: Mapping[str, Tensor], keys: Tensor | None = None) -> Predictions:
         """See `Teacher.predict`."""
-        trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        with evaluation_mode(self.model), self.model.disable_adapter():
+        with evaluation_mode(self.model), without_adapter(self.model):
             logits: Tensor = self.model(**inputs, use_cache=False).logits
-        # peft switches the gradients of every active adapter on when it comes back, also of one that was frozen.
-        for parameter, was in trained:
-            parameter.requires_grad_(was)
         return Logits(logits.flatten(0, 1), logits.shape[-1])
 
     def fingerprint(self) -> str:

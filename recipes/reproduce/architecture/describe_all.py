@@ -25,28 +25,9 @@ from hf_warmscale.report import markdown_table
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from every_type import EVERY_TYPE, OutOfTimeError, be_quiet, cpu_limit, one_line  # noqa: E402
+from every_type import EVERY_TYPE, SHOWN, USUAL, OutOfTimeError, be_quiet, cpu_limit, one_line  # noqa: E402
 
 CPU_SECONDS = 90
-
-USUAL = {
-    Axis.HIDDEN: 64,
-    Axis.INTERMEDIATE: 96,
-    Axis.HEADS: 4,
-    Axis.KV_HEADS: 2,
-    Axis.HEAD_DIM: 16,
-    Axis.VOCAB: 128,
-    Axis.EXPERTS: 4,
-    Axis.EXPERT_INTERMEDIATE: 48,
-    Axis.LAYERS: 2,
-}
-
-
-FAMILIES = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "stablelm",
-    "cohere", "opt", "gpt_neox", "gpt2", "mixtral",
-)  # fmt: skip
-"""Shown axis by axis."""
 
 
 def describe_type(model_type: str) -> dict[str, Any]:
@@ -119,7 +100,7 @@ def main() -> None:
         "Every parameter is classified; the error is the largest change of a logit, relative to the largest logit, "
         "when one axis is permuted wherever the map names it, in float64 on a tiny copy of the architecture.\n\n"
         "    python recipes/reproduce/architecture/describe_all.py\n\n## Axis by axis\n\n"
-        + markdown_table([errors_of(row) for row in proved if row["model type"] in FAMILIES])
+        + markdown_table([errors_of(row) for row in proved if row["model type"] in SHOWN])
         + "\n## Proved\n\n"
         + markdown_table([{column: row[column] for column in columns} for row in proved])
         + "\n## Refused\n\n"

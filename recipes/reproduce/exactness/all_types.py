@@ -26,7 +26,7 @@ from hf_warmscale.studies.provenance import provenance_line
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from every_type import one_line, rows_of_every_type  # noqa: E402  # shared by the studies of all types
+from every_type import SHOWN, USUAL, one_line, rows_of_every_type  # noqa: E402  # shared by the studies of all types
 
 CPU_SECONDS = 240
 WIDTHS = (
@@ -37,22 +37,6 @@ WIDTHS = (
     Axis.EXPERT_INTERMEDIATE,
     Axis.SHARED_INTERMEDIATE,
 )
-USUAL = {
-    Axis.HIDDEN: 64,
-    Axis.INTERMEDIATE: 96,
-    Axis.HEADS: 4,
-    Axis.KV_HEADS: 2,
-    Axis.HEAD_DIM: 16,
-    Axis.VOCAB: 128,
-    Axis.EXPERTS: 4,
-    Axis.EXPERT_INTERMEDIATE: 48,
-    Axis.LAYERS: 2,
-}
-SHOWN = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "stablelm",
-    "cohere", "opt", "gpt_neox", "gpt2", "mixtral",
-)  # fmt: skip
-"""Shown axis by axis."""
 OPERATORS = ("clone", "identity")
 
 
