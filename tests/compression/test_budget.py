@@ -99,6 +99,8 @@ def test_the_record_holds_every_candidate_and_the_best_one_won(
     found = vars(searched[1])["budget_search"]
     rows = found["candidates"]
     assert len(rows) == 6 and all(row["spent"] <= 34_000 for row in rows)
+    proposed = [row["spent"] for row in rows if row["how"] == "search"]
+    assert proposed and min(proposed) >= 0.95 * 34_000  # nothing is gained by leaving the budget
     assert [row["how"] for row in rows[:3]] == ["depth only", "MLP only", "hidden + MLP"]
     assert found["winner"]["nll"] == min(row["nll"] for row in rows)
     assert {row["how"] for row in found["judged"]} >= {"depth only", "MLP only", "hidden + MLP"}

@@ -37,7 +37,7 @@ def draw_budget_search(path: str | os.PathLike[str], record: Mapping[str, Any]) 
         ]
         right.set_yticks(range(len(judged)), names)
         right.axvline(0.0, color="black", lw=0.8)
-        right.set_xlabel("nats per token above the winner (judging documents, 95 %)")
+        right.set_xlabel("nats per token above the winner (95 %)")
         right.set_title(
             f"Winner {record['winner']['report']['nll']:.3f}, source {record['source_nll']:.3f}", fontsize=10
         )

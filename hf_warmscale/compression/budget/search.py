@@ -37,6 +37,8 @@ SEARCH_FILE = "budget_search.json"
 ATTRIBUTE = "budget_search"
 """The attribute of the live result that holds the record of the search as a dict."""
 RANDOM_TRIES = 1000
+LEAST_SPENT = 0.95
+"""Of the budget: with less, a candidate is tried only if there is no other."""
 
 Heal = Callable[[PreTrainedModel, PreTrainedModel], None]
 """Train a student, in place, towards a teacher."""
@@ -235,7 +237,11 @@ class BudgetSearch:
         return model
 
     def _next(self, done: Sequence[Candidate]) -> Sizes | None:
-        """Return the next shape; a proposal that does not fit or is known already is replaced by a random one."""
+        """Return the next shape; a proposal that does not fit or is known already is replaced by a random one.
+
+        So is one that leaves much of the budget: its MLP has its full width already, and a model that is larger
+        elsewhere is hardly ever worse. Where there is no other, it is taken.
+        """
         shapes = self.shapes
         if not shapes.ranges:
             return None
@@ -243,12 +249,15 @@ class BudgetSearch:
         point = propose(trials, [], shapes.ranges, [StudyDirection.MINIMIZE], seed=self.seed)
         sizes = shapes.sizes(point)
         random = np.random.default_rng([self.seed, len(done)])
+        smaller: Sizes | None = None
         for _ in range(RANDOM_TRIES):
             if sizes is not None and not _is_among(sizes, done):
-                return sizes
+                if shapes.spent(sizes) >= LEAST_SPENT * shapes.budget.amount:
+                    return sizes
+                smaller = smaller or sizes
             shares = {name: side.value(float(random.random())) for name, side in shapes.ranges.items()}
             sizes = shapes.sizes(shares)
-        return None
+        return smaller
 
 
 def _refuse_outside(budget: Budget, ledger: Ledger) -> None:
