@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import default_data_collator
 
 from hf_warmscale.evaluation.cross_entropy import CHUNK_ELEMENTS
+from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.staging import staged_file
 from hf_warmscale.training.data.collators import RowCollator
 from hf_warmscale.training.data.mixture import Row, Rows, fetch
@@ -35,19 +36,28 @@ def batches_of(rows: Rows, shard: int, size: int) -> Iterator[list[Row]]:
 
 
 def write_shard(
-    path: Path, teacher: LiveTeacher, batches: Iterator[list[Row]], *, k: int, temperature: float, dtype: torch.dtype
+    path: Path,
+    teacher: LiveTeacher,
+    batches: Iterator[list[Row]],
+    *,
+    k: int,
+    draws: int,
+    temperature: float,
+    dtype: torch.dtype,
 ) -> None:
     """Write the predictions for some rows.
 
     Args:
-        path (`Path`): the file.
+        path (`Path`): the file. The draws depend on its name, so a file that is written again is the same.
         teacher (`LiveTeacher`): whom to ask.
         batches (`Iterator[list[Row]]`): the rows.
-        k, temperature, dtype: see `TeacherCache.write`.
+        k, draws, temperature, dtype: see `TeacherCache.write`.
     """
+    device = next(teacher.model.parameters()).device
+    generator = torch.Generator(device).manual_seed(keyed_generator(path.name).initial_seed())
     columns: dict[str, list[Tensor]] = {name: [] for name in ("keys", "lengths", "ids", "log_probs", "log_tail")}
     for rows in batches:
-        ids, log_probs, log_tail = _predicted(teacher, rows, k, temperature)
+        ids, log_probs, log_tail = _predicted(teacher, rows, k - draws, draws, temperature, generator)
         columns["keys"].append(torch.tensor([row_key(row) for row in rows]))
         columns["lengths"].append(torch.tensor([row_length(row) for row in rows]))
         columns["ids"].append(ids.int())
@@ -67,7 +77,9 @@ def positions_of(inputs: Mapping[str, Tensor]) -> Tensor:
     return mask.flatten().nonzero()[:, 0]
 
 
-def _predicted(teacher: LiveTeacher, rows: list[Row], k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _predicted(
+    teacher: LiveTeacher, rows: list[Row], likeliest: int, draws: int, temperature: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids, log-probabilities and tails of all positions of some rows, end to end, on the CPU."""
     collate = RowCollator(default_data_collator, separation_of(next(iter(causal_models(teacher.model).values()))))
     batch = collate([{**row, "labels": row.get("labels", row["input_ids"])} for row in rows])
@@ -75,15 +87,26 @@ def _predicted(teacher: LiveTeacher, rows: list[Row], k: int, temperature: float
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     logits = cast(Logits, teacher.predict(inputs)).logits[positions_of(inputs), : teacher.num_ids]
     size = max(1, CHUNK_ELEMENTS // teacher.num_ids)
-    parts = [_top(part, k, temperature) for part in logits.split(size)]
+    parts = [_chosen(part.float() / temperature, likeliest, draws, generator) for part in logits.split(size)]
     ids, log_probs, log_tail = (torch.cat(each) for each in zip(*parts, strict=True))
-    if not bool(log_probs.isfinite().all()):
-        raise ValueError("The teacher gives logits that are not finite; use a checkpoint from before it diverged.")
     return ids.cpu(), log_probs.cpu(), log_tail.cpu()
 
 
-def _top(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
-    top, ids = log_probs.topk(k, dim=-1)
-    # Not 1 minus the sum of the k, which would lose all digits of a small tail.
-    return ids, top, log_probs.scatter_(1, ids, -torch.inf).logsumexp(dim=-1)
+def _chosen(logits: Tensor, likeliest: int, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the likeliest tokens and those drawn, their log-probabilities, and that of all but the likeliest."""
+    log_probs = logits.log_softmax(dim=-1)
+    top, ids = log_probs.topk(likeliest, dim=-1)
+    if not bool(top.isfinite().all()):
+        raise ValueError("The teacher gives logits that are not finite; use a checkpoint from before it diverged.")
+    tail = log_probs.scatter(1, ids, -torch.inf)
+    # Not 1 minus the sum of the likeliest, which would lose all digits of a small tail.
+    log_tail = tail.logsumexp(dim=-1)
+    if draws:
+        ids = torch.cat([ids, _drawn(tail.exp_(), ids[:, :1], draws, generator)], dim=1)
+    return ids, log_probs.gather(1, ids), log_tail
+
+
+def _drawn(tail: Tensor, stand_in: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Draw tokens in proportion to the tail; where nothing is left to draw from, a stand-in whose weight is 0."""
+    tail.scatter_add_(1, stand_in, (tail.sum(dim=-1, keepdim=True) == 0).to(tail.dtype))
+    return torch.multinomial(tail, draws, replacement=True, generator=generator)

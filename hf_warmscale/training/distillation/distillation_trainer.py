@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_warmscale.checkpoints import find_tokenizer, require_one_language
 from hf_warmscale.training.data.mixture import HASHED_ROWS, is_streamed
 from hf_warmscale.training.distillation.distillation_loss import DistillationLoss
 from hf_warmscale.training.distillation.divergence import Direction
@@ -136,9 +137,8 @@ class DistillationTrainer(ContinualTrainer):
         own = {id(parameter) for parameter in student.parameters()}
         if any(id(parameter) in own for parameter in teacher.parameters()):
             raise ValueError("The teacher shares weights with the student, which will change; pass a copy of it.")
-        tokenizer = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
         plain = student.get_base_model() if isinstance(student, PeftModel) else student
-        shared = shared_with_student(cast(PreTrainedModel, plain), tokenizer, models)
+        shared = shared_with_student(cast(PreTrainedModel, plain), self._tokenizer(plain), models)
         return LiveTeacher(teacher, shared, self.args.device)
 
     def _checked(self, student: nn.Module, cache: TeacherCache) -> TeacherCache:
@@ -155,7 +155,15 @@ class DistillationTrainer(ContinualTrainer):
                 f"The student has {rows} tokens and the teacher of the cache {cache.folder} {ids}; use models that "
                 "share a vocabulary."
             )
+        names = {"the student": self._tokenizer(plain), f"the teacher of the cache {cache.folder}": cache.tokenizer()}
+        for remark in require_one_language({name: each for name, each in names.items() if each is not None}):
+            logger.warning(remark)
         return cache
+
+    def _tokenizer(self, student: nn.Module) -> PreTrainedTokenizerBase | None:
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            return self.processing_class
+        return find_tokenizer(cast(PreTrainedModel, student).config.name_or_path)
 
     def _start_of(self, student: nn.Module) -> Teacher:
         if isinstance(student, PeftModel):

@@ -77,6 +77,25 @@ def reverse_kl_of_top(ids: Tensor, log_p: Tensor, log_tail: Tensor, log_q: Tenso
     return value, slope.scatter_(1, ids, q * (difference - value[:, None]))
 
 
+def forward_kl_of_sample(ids: Tensor, log_p: Tensor, log_weight: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an unbiased estimate of KL(p, q) from some tokens, with its gradient with respect to the logits of q.
+
+    A token that is listed for certain has its probability as its weight; one that was drawn from the others has the
+    mass of the others over the number of draws. The weights of a row then add up to 1, and the expected weight of
+    every token is its probability, so the mean of value and gradient over the draws is that of `forward_kl`. A
+    reverse divergence has no such estimate: it is a mean over the student's tokens, which the teacher did not draw.
+
+    Args:
+        ids (`Tensor`): token ids `[rows, k]`, int64; a token may be listed more than once.
+        log_p (`Tensor`): their log-probabilities `[rows, k]` under the teacher.
+        log_weight (`Tensor`): the logarithm of what each of them stands for, `[rows, k]`.
+        log_q (`Tensor`): log-probabilities `[rows, vocabulary]` of the student.
+    """
+    weight = log_weight.exp()
+    value = torch.linalg.vecdot(weight, log_p - log_q.gather(1, ids))
+    return value, log_q.exp().scatter_add_(1, ids, -weight)
+
+
 DENSE: dict[Direction, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "forward": forward_kl,
     "reverse": reverse_kl,

@@ -1,11 +1,13 @@
 """What a teacher predicts for the rows of a batch: all logits, or the likeliest tokens and the mass of the rest."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from hf_warmscale.training.distillation.divergence import DENSE, OF_TOP, Direction
+from hf_warmscale.training.distillation.divergence import DENSE, OF_TOP, Direction, forward_kl_of_sample
 
 
 class Predictions(Protocol):
@@ -59,19 +61,24 @@ class Logits:
 
 @dataclass(frozen=True)
 class TopLogProbs:
-    """The k likeliest tokens, read from a cache. Their log-probabilities are those of the cache's temperature.
+    """The likeliest tokens and some drawn from the rest, read from a cache, at the cache's temperature.
+
+    A forward divergence is estimated from all of them, without bias. A reverse one looks at the likeliest alone and
+    at the rest as one event, which makes it a lower bound.
 
     Args:
-        ids (`Tensor`): `[positions, k]`, int64.
+        ids (`Tensor`): `[positions, k]`, int64: the likeliest, then those drawn.
         log_probs (`Tensor`): `[positions, k]`.
-        log_tail (`Tensor`): log-probability of all other tokens together, `[positions]`.
+        log_tail (`Tensor`): log-probability of all tokens but the likeliest together, `[positions]`.
         num_ids (`int`): see `Predictions`.
+        draws (`int`): how many of the k were drawn.
     """
 
     ids: Tensor
     log_probs: Tensor
     log_tail: Tensor
     num_ids: int
+    draws: int = 0
 
     @property
     def num_positions(self) -> int:
@@ -81,5 +88,10 @@ class TopLogProbs:
     def divergence(self, start: int, log_q: Tensor, temperature: float, direction: Direction) -> tuple[Tensor, Tensor]:
         """See `Predictions.divergence`."""
         part = slice(start, start + len(log_q))
+        ids = self.ids[part].to(log_q.device)
         log_p, log_tail = (each[part].to(log_q.device, log_q.dtype) for each in (self.log_probs, self.log_tail))
-        return OF_TOP[direction](self.ids[part].to(log_q.device), log_p, log_tail, log_q)
+        likeliest = ids.shape[1] - self.draws
+        if self.draws and direction == "forward":
+            drawn = (log_tail - math.log(self.draws))[:, None].expand(-1, self.draws)
+            return forward_kl_of_sample(ids, log_p, torch.cat([log_p[:, :likeliest], drawn], dim=1), log_q)
+        return OF_TOP[direction](ids[:, :likeliest], log_p[:, :likeliest], log_tail, log_q)

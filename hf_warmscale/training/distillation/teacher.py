@@ -153,7 +153,7 @@ def shared_with_student(
 
     Args:
         student (`PreTrainedModel`): the student.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the student; by default that of its folder.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the student.
         models (`Mapping[str, PreTrainedModel]`): see `causal_models`.
 
     Raises:
@@ -162,7 +162,7 @@ def shared_with_student(
     """
     rows = {name: num_rows(model) for name, model in {"the student": student, **models}.items()}
     tokenizers = {name: find_tokenizer(model.config.name_or_path) for name, model in models.items()}
-    tokenizers = {"the student": tokenizer or find_tokenizer(student.config.name_or_path), **tokenizers}
+    tokenizers = {"the student": tokenizer, **tokenizers}
     known = [num_ids(each) for each in tokenizers.values() if each is not None]
     # The members of a combination were compared when it was made.
     for name in ("the student", next(iter(models))):

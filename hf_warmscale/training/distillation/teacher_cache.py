@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints import check_format_version, write_json
+from hf_warmscale.checkpoints import check_format_version, find_tokenizer, write_json
+from hf_warmscale.staging import staged_directory
 from hf_warmscale.studies.study import differences
 from hf_warmscale.training.data.mixture import Row, Rows, identity
 from hf_warmscale.training.distillation.cache_shards import (
@@ -28,14 +29,17 @@ from hf_warmscale.training.distillation.teacher import LiveTeacher, causal_model
 
 FORMAT_VERSION = 1
 MANIFEST = "teacher_cache.json"
+TOKENIZER = "tokenizer"
 
 
 class TeacherCache:
-    """The k likeliest next tokens of a teacher at every position of a data set, and the mass of all others.
+    """The likeliest next tokens of a teacher at every position of a data set, and some drawn from the others.
 
     A run that reads a cache does without the teacher: its memory, and its forward pass. With k below the vocabulary
-    the tokens outside are compared as one event, which makes the divergence a little smaller. Rows are found by their
-    tokens, so any mixture, order or selection of them can be trained on.
+    a forward divergence and its gradient are right in the mean over the draws, as in random sampling knowledge
+    distillation (arXiv:2503.16870), with the likeliest tokens kept for certain. A reverse divergence sees the others
+    as one event, and is smaller than the live teacher's: for it, prefer a live teacher, or `draws=0` and a large k.
+    Rows are found by their tokens, so any mixture, order or selection of them can be trained on.
 
     Args:
         folder (`str` or `PathLike`): what `write` wrote.
@@ -79,6 +83,7 @@ class TeacherCache:
         rows: Rows,
         *,
         k: int = 64,
+        draws: int | None = None,
         temperature: float = 1.0,
         batch_size: int = 8,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -92,7 +97,9 @@ class TeacherCache:
             folder (`str` or `PathLike`): for this cache alone.
             teacher (`nn.Module`): a causal language model, see [`DistillationTrainer`]; on the device where it runs.
             rows (`Rows`): the data set, packed or not: `input_ids`, and `position_ids` where rows hold documents.
-            k (`int`): tokens for each position; at most the vocabulary.
+            k (`int`): tokens for each position; with the vocabulary or more, all.
+            draws (`int`, *optional*): how many of the k are drawn from all but the likeliest, by their probabilities;
+                by default a quarter.
             temperature (`float`): of the softmax; a run must use the same.
             batch_size (`int`): rows in a forward pass.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): rows of the vocabulary beyond it are left out; by
@@ -109,24 +116,37 @@ class TeacherCache:
         num_ids = known_ids(models, tokenizer)
         if k < 1 or not 0 < temperature < float("inf"):
             raise ValueError(f"k is {k} and temperature {temperature}; both must be positive.")
+        k = min(k, num_ids)
+        draws = 0 if k == num_ids else k // 4 if draws is None else draws
+        if not 0 <= draws < k:
+            raise ValueError(f"draws is {draws}; it must be between 0 and k - 1, {k - 1}.")
         wanted: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "teacher": weights_hash(teacher),
             "data": identity(rows),
-            "k": min(k, num_ids),
+            "k": k,
+            "draws": draws,
             "temperature": float(temperature),
             "num_ids": num_ids,
             "dtype": str(dtype).removeprefix("torch."),
             "num_rows": len(rows),
         }
         _claim(Path(folder), wanted)
+        spoken = tokenizer or find_tokenizer(next(iter(models.values())).config.name_or_path)
+        if spoken is not None and not (Path(folder) / TOKENIZER).is_dir():
+            with staged_directory(Path(folder) / TOKENIZER) as staging:
+                spoken.save_pretrained(staging)
         live = LiveTeacher(teacher, num_ids, next(teacher.parameters()).device)
         live.prepare()
         for number, path in enumerate(shard_paths(Path(folder), len(rows))):
             if not path.is_file():
                 batches = batches_of(rows, number, batch_size)
-                write_shard(path, live, batches, k=wanted["k"], temperature=temperature, dtype=dtype)
+                write_shard(path, live, batches, k=k, draws=draws, temperature=temperature, dtype=dtype)
         return cls(folder)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer of the teacher, or `None` if it had none."""
+        return find_tokenizer(self.folder / TOKENIZER) if (self.folder / TOKENIZER).is_dir() else None
 
     def predict(self, inputs: Mapping[str, Tensor], keys: Tensor | None = None) -> TopLogProbs:
         """See `Teacher.predict`; without keys they are made from the inputs."""
@@ -145,12 +165,12 @@ class TeacherCache:
                 f"The rows of the teacher cache {self.folder} have other lengths than those of the batch."
             )
         columns = [_spread(each, positions, tokens.numel()) for each in (ids.long(), log_probs, log_tail)]
-        return TopLogProbs(columns[0], columns[1], columns[2], self.manifest["num_ids"])
+        return TopLogProbs(columns[0], columns[1], columns[2], self.manifest["num_ids"], self.manifest["draws"])
 
     def fingerprint(self) -> str:
         """See `Teacher.fingerprint`; fewer tokens than all predict otherwise than the live teacher does."""
-        k, weights = self.manifest["k"], str(self.manifest["teacher"])
-        return weights if k == self.manifest["num_ids"] else f"{weights} top {k}"
+        k, draws, weights = self.manifest["k"], self.manifest["draws"], str(self.manifest["teacher"])
+        return weights if k == self.manifest["num_ids"] else f"{weights} top {k - draws} and {draws} drawn"
 
     def prepare(self) -> None:
         """Do nothing: a cache is ready."""

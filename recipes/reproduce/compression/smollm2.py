@@ -151,6 +151,7 @@ def healed(
         steps = arguments.heal_tokens // (HEAL_BATCH * ROW)
         tokens = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS + steps * HEAL_BATCH)[CALIBRATION_ROWS:]
         rows = [{"input_ids": row, "labels": row} for row in tokens.tolist()]
+        teacher.to(torch.bfloat16)
         settings = ContinualTrainingArguments(
             output_dir=str(arguments.work / "runs" / folder.name),
             per_device_train_batch_size=HEAL_BATCH,
@@ -161,6 +162,7 @@ def healed(
             use_cpu=True,
             disable_tqdm=True,
             report_to="none",
+            bf16=True,
             seed=SEED,
         )
         stage = Stage("heal", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)

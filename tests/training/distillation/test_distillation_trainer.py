@@ -19,6 +19,7 @@ from hf_warmscale import (
     MupConfig,
     MupForCausalLM,
     Stage,
+    TeacherCache,
 )
 from hf_warmscale.training.distillation.teacher import AdapterOff, LiveTeacher
 from tests.conftest import perturb
@@ -269,7 +270,7 @@ def test_another_tokenizer_is_refused_and_padding_rows_are_ignored(tmp_path: Pat
     tokenizer = train_tokenizer(size=280)
     rows = len(tokenizer)
     other = train_tokenizer(["one two three four five six seven eight nine ten eleven"], size=280)
-    named = {}
+    named: dict[str, Any] = {}
     for name, each, padding in (("same", tokenizer, 6), ("other", other, 6)):
         model = teacher(vocab_size=rows + padding)
         model.save_pretrained(tmp_path / name)
@@ -283,5 +284,10 @@ def test_another_tokenizer_is_refused_and_padding_rows_are_ignored(tmp_path: Pat
 
     heard = trainer("same").teacher
     assert isinstance(heard, LiveTeacher) and heard.num_ids == rows
-    with pytest.raises(ValueError, match="do not share a vocabulary: the token"):
-        trainer("other")
+    for name in ("same", "other"):
+        row = {"input_ids": list(range(8))}
+        named[f"cache of {name}"] = TeacherCache.write(tmp_path / f"cache of {name}", named[name], [row], k=4)
+    assert trainer("cache of same").teacher is named["cache of same"]
+    for name in ("other", "cache of other"):
+        with pytest.raises(ValueError, match="do not share a vocabulary: the token"):
+            trainer(name)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_warmscale.training.distillation.divergence import DENSE, DIRECTIONS, OF_TOP, Direction
+from hf_warmscale.training.distillation.divergence import (
+    DENSE,
+    DIRECTIONS,
+    OF_TOP,
+    Direction,
+    forward_kl,
+    forward_kl_of_sample,
+)
 
 ROWS, VOCABULARY = 6, 17
 
@@ -60,3 +67,20 @@ def test_the_top_of_all_tokens_is_all_tokens(direction: Direction) -> None:
     found, expected = OF_TOP[direction](ids, log_p, empty, log_q), DENSE[direction](teacher.float(), log_q)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert all(each.isfinite().all() for each in found)
+
+
+@pytest.mark.parametrize("likeliest", [1, 5])
+def test_the_mean_over_the_draws_is_that_of_all_tokens(likeliest: int) -> None:
+    """Value and gradient, over every token that can be drawn, in proportion to its probability."""
+    log_p, log_q = random_logits(0).log_softmax(-1), random_logits(1).log_softmax(-1)
+    ordered = log_p.argsort(dim=-1, descending=True)
+    kept, others = ordered[:, :likeliest], ordered[:, likeliest:]
+    log_tail = log_p.gather(1, others).logsumexp(dim=-1, keepdim=True)
+    value, slope = torch.zeros(ROWS, dtype=torch.float64), torch.zeros_like(log_q)
+    for drawn in others.split(1, dim=1):
+        ids = torch.cat([kept, drawn], dim=1)
+        chance = (log_p.gather(1, drawn) - log_tail).exp()
+        weights = torch.cat([log_p.gather(1, kept), log_tail], dim=1)
+        found = forward_kl_of_sample(ids, log_p.gather(1, ids), weights, log_q)
+        value, slope = value + chance[:, 0] * found[0], slope + chance * found[1]
+    torch.testing.assert_close((value, slope), forward_kl(log_p, log_q), rtol=0, atol=1e-13)

@@ -10,6 +10,7 @@ import torch
 from hf_warmscale import DistillationTrainer, ReplayMixture, Stage, TeacherCache
 from hf_warmscale.training.distillation import cache_shards
 from hf_warmscale.training.distillation.row_keys import row_key
+from hf_warmscale.training.distillation.teacher import LiveTeacher
 from tests.training.distillation.test_distillation_trainer import student, teacher
 from tests.training.tiny import LENGTH, NEW, OLD, VOCAB, arguments, losses, rows
 
@@ -58,9 +59,24 @@ def test_fewer_tokens_and_half_precision_lose_little(tmp_path: Path) -> None:
     live = first_loss(teacher(), NEW, tmp_path / "live", alpha=1.0)
     for dtype in (torch.float32, torch.float16):
         name = str(dtype)
-        cache = TeacherCache.write(tmp_path / name, teacher(), NEW, k=VOCAB // 2, dtype=dtype)
+        cache = TeacherCache.write(tmp_path / name, teacher(), NEW, k=VOCAB // 2, draws=0, dtype=dtype)
         found = first_loss(cache, NEW, tmp_path / f"run {name}", alpha=1.0)
         assert found < live + 1e-3 and found == pytest.approx(live, rel=0.3)
+
+
+def test_drawn_tokens_make_up_for_the_others(tmp_path: Path) -> None:
+    """A mean over all positions: with four likeliest tokens alone it is far off, with four drawn within its error."""
+    tokens = torch.tensor([row["input_ids"] for row in NEW])
+    log_q = student().eval()(input_ids=tokens).logits.flatten(0, 1).log_softmax(-1).detach()
+    live = LiveTeacher(teacher(), VOCAB, torch.device("cpu")).predict({"input_ids": tokens})
+    expected, _ = live.divergence(0, log_q, 1.0, "forward")
+    found, error = {}, 0.0
+    for draws in (0, 4):
+        cache = TeacherCache.write(tmp_path / str(draws), teacher(), NEW, k=4 + draws, draws=draws, batch_size=7)
+        values, _ = cache.predict({"input_ids": tokens}).divergence(0, log_q, 1.0, "forward")
+        difference = values - expected
+        found[draws], error = float(difference.mean()), float(difference.std()) / len(difference) ** 0.5
+    assert abs(found[4]) < 5 * error < -found[0]
 
 
 def test_padding_and_the_order_of_rows_do_not_matter(tmp_path: Path) -> None:
@@ -91,7 +107,7 @@ def test_a_killed_write_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     for path in written:
         assert (half / path.name).read_bytes() == path.read_bytes()
     assert not [path for path in half.iterdir() if path.suffix not in (".safetensors", ".json")]
-    assert whole.fingerprint().endswith(" top 4")
+    assert whole.fingerprint().endswith(" top 3 and 1 drawn")
 
 
 def test_a_cache_of_something_else_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -100,7 +116,8 @@ def test_a_cache_of_something_else_is_refused_in_one_sentence(tmp_path: Path) ->
     other: Any
     for wrong, other, said in (
         (teacher(hidden_size=32), {}, "teacher is .* there"),
-        (teacher(), {"k": 8}, "k is 4 there and 8 here"),
+        (teacher(), {"k": 8, "draws": 1}, "k is 4 there and 8 here"),
+        (teacher(), {"draws": 2}, "draws is 1 there and 2 here"),
         (teacher(), {"temperature": 2.0}, "temperature is 1.0 there and 2.0 here"),
     ):
         with pytest.raises(ValueError, match=f"holds another teacher cache: {said}"):
@@ -117,6 +134,8 @@ def test_a_cache_of_something_else_is_refused_in_one_sentence(tmp_path: Path) ->
         TeacherCache(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="k is 0"):
         TeacherCache.write(tmp_path / "none", teacher(), NEW, k=0)
+    with pytest.raises(ValueError, match="draws is 4; it must be between 0 and k - 1, 3"):
+        TeacherCache.write(tmp_path / "none", teacher(), NEW, k=4, draws=4)
     broken = teacher()
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     with pytest.raises(ValueError, match="The teacher cannot be used"):
