@@ -184,7 +184,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run made all of its steps."""
-        wanted = self.state.get("max_steps") if self.stage is None else self.stage["max_steps"]
+        wanted = self.state.get("max_steps") if self.stage is None else _stage_length(self.stage)
         return wanted is not None and self.global_step >= wanted > 0
 
     @cached_property
@@ -214,7 +214,7 @@ class RunFolder:
             return None
         content: list[Any] = []
         for part in [*self.stage.get("lineage", []), self.stage]:
-            data = {key: part["mixture"][key] for key in ("sources", "weights")}
+            data = {key: part["mixture"][key] for key in ("sources", "weights", "changes") if key in part["mixture"]}
             content += [data] if data not in content else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -240,8 +240,13 @@ class RunFolder:
         schedule = self.stage["schedule"]
         floor, peak = schedule.get("min_lr"), schedule.get("learning_rate")
         falls = schedule["name"] != "constant" and (floor is None or peak is None or floor < peak)
-        return step == self.stage["max_steps"] and bool(falls)
+        return step == _stage_length(self.stage) and bool(falls)
 
 
 def _stage_step(stage: Mapping[str, Any]) -> int:
     return int(stage["progress"]["step"])
+
+
+def _stage_length(stage: Mapping[str, Any]) -> int:
+    """Return the steps that a stage takes; `num_steps` counts in the changes of its total batch."""
+    return int(stage.get("num_steps") or stage["max_steps"])

@@ -72,10 +72,16 @@ class LadderRun:
             "muP rule": mup.get("rule"),
             "learning rate": (stage.get("schedule") or {}).get("learning_rate"),
             "data": self.folder.data_hash,
-            "rows in a step": stage.get("samples_per_step"),
+            "rows in a step": _rows_in_a_step(stage),
             "vocabulary": getattr(self.config, "vocab_size", None),
             **{name: value for name, value in arguments.items() if not mup or name not in FOLLOW_THE_WIDTH},
         }
+
+
+def _rows_in_a_step(stage: Mapping[str, Any]) -> Any:
+    """Return the total batch; where it was changed on the way, with the samples at which the others begin."""
+    first, changes = stage.get("samples_per_step"), stage.get("batch_changes", [])
+    return first if not changes else {0: first, **{each["sample"]: each["samples_per_step"] for each in changes}}
 
 
 def read_run(path: str | os.PathLike[str], *, metric: str = METRIC) -> LadderRun:

@@ -49,7 +49,8 @@ class ContinualArguments:
         default="error",
         metadata={
             "help": "What to do when a resumed checkpoint and the arguments differ: 'error' shows the differences, "
-            "'override' takes the arguments, 'use_checkpoint' takes the checkpoint.",
+            "'override' takes the arguments from here on, another total batch and mixture among them, "
+            "'use_checkpoint' takes the checkpoint.",
             "choices": list(MISMATCH),
         },
     )

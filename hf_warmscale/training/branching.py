@@ -57,12 +57,14 @@ def anneal_stage(
             f"The rate of {checkpoint} is not constant (step {record.progress.step} of {trunk.name}); anneal from a "
             "checkpoint of a constant phase."
         )
-    if mixture is not None and same_sequence(mixture.describe(), record.mixture):
-        mixture = mixture.after(record.progress.samples)
+    if mixture is not None and (trunks := _of_trunk(mixture, record)) is not None:
+        mixture = trunks.after(record.progress.samples)
     return Stage(
         name or f"{record.name}-anneal",
         # The rate of the last step that the trunk made, so that the branch begins without a jump.
-        _anneal(trunk, trunk(record.progress.step - 1), shape, trunk.floor if min_lr is None else min_lr),
+        _anneal(
+            trunk, trunk(record.position(record.progress.step - 1)), shape, trunk.floor if min_lr is None else min_lr
+        ),
         mixture,
         max_steps=max_steps,
         max_tokens=max_tokens if until_tokens is None else _missing_tokens(record, until_tokens, checkpoint),
@@ -76,7 +78,7 @@ def in_constant_phase(record: StageRecord) -> bool:
     schedule = Schedule(**record.schedule)
     phase = schedule.constant_phase()
     # The last step made, in the t of the formulas, in which `constant_phase` counts.
-    last = record.progress.step - 1 + schedule.step_offset
+    last = record.position(record.progress.step - 1) + schedule.step_offset
     return phase is not None and record.progress.step > 0 and phase[0] <= last <= phase[1]
 
 
@@ -88,6 +90,13 @@ def constant_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
         ValueError: if a checkpoint was not written by a stage.
     """
     return [path for path in run_checkpoints(run) if in_constant_phase(StageRecord.load(path))]
+
+
+def _of_trunk(mixture: ReplayMixture, record: StageRecord) -> ReplayMixture | None:
+    """Return the mixture with the change points of the trunk, or `None` if it is another one."""
+    if set(record.mixture["sources"]) <= set(mixture.names):
+        mixture = mixture.continuing(record.mixture, record.progress.samples)
+    return mixture if same_sequence(mixture.describe(), record.mixture) else None
 
 
 def _anneal(trunk: Schedule, rate: float, shape: Shape | None, floor: float) -> Schedule:

@@ -12,6 +12,7 @@ from hf_warmscale.checkpoints.receipts import FORMAT_VERSION, Receipt, check_for
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE, read_stage, total_tokens
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.staging import as_json
+from hf_warmscale.training.data.batch_sizes import BatchSizes
 from hf_warmscale.training.data.mixture import ReplayMixture, Rows, SeenRows, refuse_other_rows
 from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
 
@@ -28,7 +29,8 @@ class Stage:
             other stage is where this one starts.
         schedule (`Schedule`, `str` or `Mapping`): from `get_schedule`, a name, or a name with its parameters.
         mixture (`ReplayMixture`, *optional*): the training data; by default the `train_dataset` of the trainer.
-        max_steps (`int`, *optional*): the length in optimizer steps.
+        max_steps (`int`, *optional*): the length in optimizer steps. If the total batch is changed on the way, the
+            stage keeps its data, and the steps count as those of the first total batch.
         max_tokens (`int`, *optional*): instead, the length in tokens, for rows of equal length; the stage ends with
             the first step that reaches it.
         optimizer (`str`): whether to `"reset"` or `"keep"` the moments of the parent.
@@ -129,13 +131,16 @@ class StageRecord(Receipt):
     Args:
         name (`str`): of the stage.
         schedule (`dict`): the resolved schedule.
-        max_steps (`int`): the length of the stage.
-        samples_per_step (`int`): rows in one optimizer step, over all ranks.
+        max_steps (`int`): the length of the stage, in steps of `samples_per_step` rows.
+        samples_per_step (`int`): rows in the first optimizer step, over all ranks.
         optimizer (`str`): `"reset"` or `"keep"`.
         mixture (`dict`): see `ReplayMixture.describe`.
         arguments (`dict`): the training arguments that shape the trajectory.
         progress (`Progress`): how far it has come.
         start_losses (`dict`): evaluation loss by domain before the first step, `None` where it was not finite.
+        batch_changes (`list[dict]`): where the total batch was changed: `step`, `sample` and the new
+            `samples_per_step`.
+        num_steps (`int`): the length of the stage in the steps that it really takes, with these changes.
         lineage (`list[dict]`): the earlier stages, the first one first: name, mixture and progress at the branch.
         written_as (`int`): the format version of the file it was read from.
     """
@@ -155,8 +160,22 @@ class StageRecord(Receipt):
     arguments: dict[str, Any]
     progress: Progress = field(default_factory=Progress)
     start_losses: dict[str, float | None] = field(default_factory=dict)
+    batch_changes: list[dict[str, int]] = field(default_factory=list)
+    num_steps: int = 0
     lineage: list[dict[str, Any]] = field(default_factory=list)
     written_as: int = 2
+
+    def __post_init__(self) -> None:
+        self.num_steps = self.batch_sizes.num_steps(self.max_steps * self.samples_per_step)
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The total batch of every step."""
+        return BatchSizes.read(self.samples_per_step, self.batch_changes)
+
+    def position(self, step: int) -> float:
+        """Return where a zero-based step stands in the schedule, which counts steps of the first total batch."""
+        return self.batch_sizes.position(step, ahead=self.schedule["step_offset"]) if self.batch_changes else step
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str]) -> Self:

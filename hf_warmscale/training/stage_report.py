@@ -46,6 +46,7 @@ def stage_report(record: StageRecord, history: History) -> dict[str, Any]:
         "stage": record.name,
         "schedule": record.schedule,
         "steps": progress.step,
+        "changes": _changes(record),
         "tokens": progress.num_tokens(),
         "tokens_of_all_stages": record.total_tokens(),
         "tokens_per_second": progress.num_tokens() / progress.seconds if progress.seconds else None,
@@ -75,6 +76,21 @@ def stage_report(record: StageRecord, history: History) -> dict[str, Any]:
     }
 
 
+def _changes(record: StageRecord) -> list[str]:
+    """Return the change points: of the total batch, and of the mixture while it was in use."""
+    batches = [
+        f"From step {change['step']} on (sample {change['sample']}) a step has {change['samples_per_step']} rows."
+        for change in record.batch_changes
+    ]
+    mixtures = [
+        f"From sample {point} on the weights are "
+        + ", ".join(f"{name} {share:g}" for name, share in weights[point].items())
+        + "."
+        for point, weights in record.mixture.get("changes", {}).items()
+    ]
+    return batches + mixtures
+
+
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Return the report for people."""
     facts = ("steps", "tokens", "tokens_of_all_stages", "tokens_per_second")
@@ -85,6 +101,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         + ".",
         markdown_table([{name.replace("_", " "): report[name] for name in facts}]),
     ]
+    parts += [" ".join(report["changes"])] if report["changes"] else []
     if report["diverged"]:
         parts += [
             f"Not finite at the end: {', '.join(report['diverged'])}. The run diverged, or a data set has no labels."

@@ -12,15 +12,18 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from hf_warmscale.training.arguments import HYPERPARAMETERS, restore_arguments, trajectory_arguments
+from hf_warmscale.training.data.batch_sizes import BatchSizes
 from hf_warmscale.training.data.batches import StageSamples, row_length
-from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.data.mixture import ReplayMixture, same_sequence
 from hf_warmscale.training.metering import SourceMeter
 from hf_warmscale.training.stage import Stage, StageRecord
 
 logger = logging.getLogger(__name__)
 
-FIXED = "samples_per_step"
-"""The number that no policy may change inside a stage: the position in the data is counted in it."""
+Differences = Mapping[str, tuple[Any, Any]]
+
+TOTAL_BATCH = "samples_per_step"
+"""The name of the total batch in a record and among differences."""
 
 
 class StageRun:
@@ -30,11 +33,11 @@ class StageRun:
         stage (`Stage`): what to train.
         mixture (`ReplayMixture`): the training data.
         args (`TrainingArguments`): give the peak rate where the schedule names none.
-        samples_per_step (`int`): rows in one optimizer step, over all ranks.
+        batch_sizes (`BatchSizes` or `int`): rows in an optimizer step, over all ranks.
         recorded (`Mapping`, *optional*): what shapes the trajectory besides, see `trajectory_arguments`.
 
     Raises:
-        ValueError: if the schedule is longer than the stage, or a source runs dry.
+        ValueError: if the schedule is longer than the stage.
     """
 
     def __init__(
@@ -42,10 +45,11 @@ class StageRun:
         stage: Stage,
         mixture: ReplayMixture,
         args: TrainingArguments,
-        samples_per_step: int,
+        batch_sizes: BatchSizes | int,
         recorded: Mapping[str, Any] | None = None,
     ) -> None:
-        length = row_length(mixture)
+        sizes = BatchSizes(batch_sizes) if isinstance(batch_sizes, int) else batch_sizes
+        samples_per_step, length = sizes.first, row_length(mixture)
         max_steps = stage.num_steps(samples_per_step=samples_per_step, row_length=length)
         self.stage, self.mixture = stage, mixture
         self.schedule = stage.schedule.resolve(
@@ -62,13 +66,26 @@ class StageRun:
             optimizer=stage.optimizer,
             mixture=mixture.describe(),
             arguments=dict(trajectory_arguments(args) if recorded is None else recorded),
+            batch_changes=[asdict(change) for change in sizes.changes],
         )
-        self.samples = StageSamples(mixture, max_steps * samples_per_step)
-        mixture.check_passes(len(self.samples))
+        self.batch_sizes, num_steps = sizes, self.record.num_steps
+        self.num_samples = sizes.samples(num_steps)
+        # The places of the loader are counted in steps of the present size.
+        places = num_steps * sizes.last
+        self.samples = StageSamples(mixture, places, shift=self.num_samples - places)
         self.meter = SourceMeter(mixture.names, args.device)
         self.moments_of: str | None = None
         self.resumed = False
         self._since, self._tokens_then = time.perf_counter(), 0
+
+    def refuse_dry_sources(self) -> Self:
+        """Return the run after seeing that every source lasts.
+
+        Raises:
+            ValueError: naming a source that runs dry.
+        """
+        self.mixture.check_passes(self.num_samples)
+        return self
 
     def inherit(self, parent: str | os.PathLike[str]) -> None:
         """Continue the lineage of a parent's checkpoint, and take over its moments if the stage keeps them."""
@@ -76,35 +93,55 @@ class StageRun:
         if self.stage.optimizer == "keep":
             self.moments_of = str(parent)
 
-    def continue_from(self, checkpoint: str | os.PathLike[str], args: TrainingArguments, on_mismatch: str) -> Self:
+    def continue_from(
+        self,
+        checkpoint: str | os.PathLike[str],
+        args: TrainingArguments,
+        on_mismatch: str,
+        samples_per_step: int | None = None,
+    ) -> Self:
         """Return the run that continues a checkpoint of this stage: this one, or the checkpoint's own.
+
+        With `"override"`, another total batch and other weights of the mixture begin at the checkpoint: a change
+        point. No row is read twice or left out, and the record keeps both.
+
+        Args:
+            checkpoint (`str` or `PathLike`): the folder.
+            args (`TrainingArguments`): of the trainer.
+            on_mismatch (`str`): one of `MISMATCH`.
+            samples_per_step (`int`, *optional*): rows in an optimizer step from now on; by default as before.
 
         Raises:
             ValueError: naming every difference between the two, if `on_mismatch` is `"error"`.
         """
         saved = StageRecord.load(checkpoint)
-        differences = saved.differences(self.record)
-        run = self
+        samples, before = saved.progress.samples, saved.batch_sizes.last
+        now = before if samples_per_step is None else samples_per_step
+        # What has been made is as the checkpoint has it; the arguments are asked only for what follows.
+        mixture = self.mixture.continuing(saved.mixture, samples)
+        goes_on = same_sequence(mixture.describe(), saved.mixture)
+        run = self._with(mixture if goes_on else self.mixture, saved.batch_sizes, args)
+        differences = saved.differences(run.record) | ({} if now == before else {TOTAL_BATCH: (before, now)})
         if differences:
             listed = "; ".join(f"{name} is {old} there and {new} now" for name, (old, new) in differences.items())
-            # No policy helps here: a step number would stand for another place in the data.
-            if FIXED in differences:
-                raise ValueError(f"{checkpoint} and the arguments differ: {listed}; keep the total batch size.")
             if on_mismatch == "error":
                 raise ValueError(
                     f"{checkpoint} and the arguments differ: {listed}; correct the arguments, or set on_mismatch to "
-                    "'override' or 'use_checkpoint'."
+                    f"'override' or 'use_checkpoint'{_meaning(differences, samples)}."
                 )
             logger.warning("%s and the arguments differ, on_mismatch=%s: %s.", checkpoint, on_mismatch, listed)
             if on_mismatch == "use_checkpoint":
                 run = self._as_saved(saved, args, differences)
+            else:
+                sizes = saved.batch_sizes.changed(step=saved.progress.step, samples_per_step=now)
+                run = self._with(mixture, sizes, args)
         run.record.progress, run.record.start_losses = saved.progress, saved.start_losses
         run.record.lineage = saved.lineage
         # Speed is measured from here: an earlier process trained on the tokens before.
         run._tokens_then, run.resumed = saved.progress.num_tokens(), True
         return run
 
-    def _as_saved(self, saved: StageRecord, args: TrainingArguments, differences: Iterable[str]) -> Self:
+    def _as_saved(self, saved: StageRecord, args: TrainingArguments, differences: Differences) -> Self:
         # 10 is the length of "arguments.".
         fixed = [name for name in differences if name.startswith("arguments.") and name[10:] not in HYPERPARAMETERS]
         if fixed:
@@ -112,10 +149,23 @@ class StageRun:
                 f"on_mismatch='use_checkpoint' cannot change {', '.join(fixed)}: the trainer is already made with the "
                 "other value; make it with that of the checkpoint."
             )
+        if TOTAL_BATCH in differences:
+            old, new = differences[TOTAL_BATCH]
+            raise ValueError(
+                f"on_mismatch='use_checkpoint' cannot change the total batch: the trainer is already made with {new} "
+                f"rows in a step; make it with {old} (per_device_train_batch_size, gradient_accumulation_steps, "
+                f"processes), or set on_mismatch='override' to go on with {new}."
+            )
         restore_arguments(args, saved.arguments)
         mixture = self.mixture.like(saved.mixture)
         stage = Stage(saved.name, saved.schedule, mixture, max_steps=saved.max_steps, optimizer=saved.optimizer)
-        return type(self)(stage, mixture, args, saved.samples_per_step, self.record.arguments | saved.arguments)
+        return type(self)(stage, mixture, args, saved.batch_sizes, self.record.arguments | saved.arguments)
+
+    def _with(self, mixture: ReplayMixture, sizes: BatchSizes, args: TrainingArguments) -> Self:
+        """Return the same run with another mixture and other total batches."""
+        if mixture is self.mixture and sizes == self.batch_sizes:
+            return self
+        return type(self)(self.stage, mixture, args, sizes, self.record.arguments)
 
     def with_samples_per_step(self, samples_per_step: int, args: TrainingArguments) -> Self:
         """Return the run that starts with another batch size, one that was found to fit into memory.
@@ -126,21 +176,22 @@ class StageRun:
         record = self.record
         if self.resumed:
             raise ValueError(
-                f"A batch of {record.samples_per_step} rows does not fit into memory, and inside the stage "
-                f"{record.name!r} it cannot become {samples_per_step}; raise gradient_accumulation_steps instead."
+                f"A batch of {self.batch_sizes.last} rows does not fit into memory, and inside the stage "
+                f"{record.name!r} it cannot become {samples_per_step} unasked; lower per_device_train_batch_size and "
+                "raise gradient_accumulation_steps by the same factor."
             )
         run = type(self)(self.stage, self.mixture, args, samples_per_step, record.arguments)
         run.record.lineage, run.moments_of = record.lineage, self.moments_of
-        return run
+        return run.refuse_dry_sources()
 
     def apply_to(self, args: TrainingArguments) -> None:
         """Set what the stage decides in the arguments of the trainer."""
-        args.max_steps, args.learning_rate = self.record.max_steps, self.schedule.peak
+        args.max_steps, args.learning_rate = self.record.num_steps, self.schedule.peak
 
     def advance(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
         """Bring the record up to a step, with the counts of all ranks."""
         progress = self.record.progress
-        progress.step, progress.samples = step, step * self.record.samples_per_step
+        progress.step, progress.samples = step, self.batch_sizes.samples(step)
         # Rows are a function of the step and need no counter; tokens depend on what the rows hold, and are counted.
         progress.rows = self.mixture.counts(progress.samples)
         self.meter.flush_counts(gather, progress)
@@ -156,7 +207,7 @@ class StageRun:
         progress = self.record.progress
         # After n steps, the last one made is the zero-based step n - 1. The scheduler is already at the next one, so
         # the rates in the groups would be one step ahead.
-        factor = self.schedule.factor(step - 1)
+        factor = self.schedule.factor(self.record.position(step - 1))
         metrics: dict[str, float] = self.meter.flush_losses(gather)
         for number, group in enumerate(groups):
             metrics[f"lr/{group.get('name', number)}"] = float(group["initial_lr"]) * factor
@@ -182,3 +233,14 @@ class StageRun:
             self.record.start_losses = {name: loss if isfinite(loss) else None for name, loss in losses.items()}
         starts = self.record.start_losses
         return {name: loss - start for name, loss in losses.items() if (start := starts.get(name)) is not None}
+
+
+def _meaning(differences: Iterable[str], samples: int) -> str:
+    """Return what 'override' makes of differences that begin at the place of the checkpoint."""
+    names = {"the total batch": TOTAL_BATCH in differences, "the mixture": any(map(_is_weight, differences))}
+    changed = " and ".join(name for name, is_changed in names.items() if is_changed)
+    return f" ('override' changes {changed} from sample {samples} on)" if changed else ""
+
+
+def _is_weight(name: str) -> bool:
+    return name.startswith("mixture.weights.")

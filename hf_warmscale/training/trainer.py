@@ -21,6 +21,7 @@ from hf_warmscale.compat.transformers import loss_shifts_labels
 from hf_warmscale.mup import is_mup
 from hf_warmscale.refusals import refuse_deepspeed_blocks
 from hf_warmscale.training.arguments import stage_arguments, trajectory_arguments
+from hf_warmscale.training.data.batch_sizes import BatchSizes
 from hf_warmscale.training.data.batches import SOURCE_NUMBER
 from hf_warmscale.training.data.collators import (
     RowCollator,
@@ -150,13 +151,16 @@ class ContinualMixin(EvaluationMixin):
         # `Trainer` reuses an existing optimizer, with its moments. Only one that the caller passed in may stay.
         if self._created_optimizer:  # of an earlier call of train
             self.optimizer = None
-        continued = checkpoint is not None and resumed_record(checkpoint).name == stage.name
-        if checkpoint is not None and continued:
+        saved = None if checkpoint is None else resumed_record(checkpoint)
+        continued = saved is not None and saved.name == stage.name
+        if checkpoint is not None and saved is not None and continued:
             self._adopt_batch_size(checkpoint)
-            run = self._new_run(stage).continue_from(checkpoint, self.args, self._continual_arguments().on_mismatch)
+            on_mismatch = self._continual_arguments().on_mismatch
+            run = self._new_run(stage, saved.batch_sizes)
+            run = run.continue_from(checkpoint, self.args, on_mismatch, self._samples_per_step()).refuse_dry_sources()
             self._refuse_lost_files(checkpoint)
         else:
-            run = self._new_run(stage)
+            run = self._new_run(stage, BatchSizes(self._samples_per_step())).refuse_dry_sources()
             self._start(run, checkpoint)
         run.apply_to(self.args)
         self.stage_run, self._is_first_batch = run, True
@@ -165,14 +169,14 @@ class ContinualMixin(EvaluationMixin):
         self.args.eval_on_start = self._asked_eval_on_start or (evaluates and not continued)
         return continued
 
-    def _new_run(self, stage: Stage) -> StageRun:
+    def _new_run(self, stage: Stage, batch_sizes: BatchSizes) -> StageRun:
         recorded = self._recorded_arguments()
         chosen = self.optimizer or (self.optimizer_cls_and_kwargs or (None,))[0]
         # An optimizer that was passed in overrides `optim`, so its class is what the record must hold.
         if chosen is not None:
             recorded["optim"] = getattr(chosen, "__name__", type(chosen).__name__)
         mixture = stage.mixture or self._train_dataset_alone(stage)
-        return StageRun(stage, mixture, self.args, self._samples_per_step(), recorded)
+        return StageRun(stage, mixture, self.args, batch_sizes, recorded)
 
     def _recorded_arguments(self) -> dict[str, Any]:
         """Return what shapes the trajectory besides the stage, as plain values."""
@@ -256,7 +260,7 @@ class ContinualMixin(EvaluationMixin):
         prepared = prepared or self.optimizer
         assert prepared is not None
         self._group_settings = group_settings(prepared)
-        scheduler = StageLR(prepared, self.stage_run.schedule)
+        scheduler = StageLR(prepared, self.stage_run.schedule, self.stage_run.record.position)
         self.lr_scheduler = scheduler  # type: ignore[assignment]  # annotated as a LambdaLR, used as any scheduler
         return scheduler
 
@@ -293,7 +297,7 @@ class ContinualMixin(EvaluationMixin):
         """Return the samples of the stage in their order, each batch with the sources of its rows."""
         if self.stage_run is None:
             return super().get_train_dataloader()
-        if self._samples_per_step() != self.stage_run.record.samples_per_step:  # found by auto_find_batch_size
+        if self._samples_per_step() != self.stage_run.batch_sizes.last:  # found by auto_find_batch_size
             self.stage_run = self.stage_run.with_samples_per_step(self._samples_per_step(), self.args)
             self.stage_run.apply_to(self.args)
         # `Trainer` builds the loader from `self.train_dataset`, and wraps its collator in the hook below. So both are

@@ -285,12 +285,6 @@ def test_use_checkpoint_takes_the_checkpoint(finished: tuple[Path, ContinualTrai
     assert losses(trainer) == losses(finished[1])
 
 
-def test_another_batch_size_is_never_taken(finished: tuple[Path, ContinualTrainer], tmp_path: Path) -> None:
-    args = arguments(crashed(finished, tmp_path), on_mismatch="override", per_device_train_batch_size=8)
-    with pytest.raises(ValueError, match="samples_per_step is 4 there and 8 now; keep the total batch size"):
-        ContinualTrainer(tiny_model(), args, stage=stage()).train(resume_from_checkpoint=True)
-
-
 def test_a_used_folder_a_stageless_checkpoint_and_a_foreign_one_are_refused(
     finished: tuple[Path, ContinualTrainer], tmp_path: Path
 ) -> None:

@@ -13,10 +13,18 @@ SOURCE_NUMBER = "warmscale_source"
 
 
 class StageSamples(Dataset[Row]):
-    """The first `num_samples` samples of a mixture, to be read in order."""
+    """The first `num_samples` samples of a mixture, to be read in order.
 
-    def __init__(self, mixture: ReplayMixture, num_samples: int) -> None:
-        self.mixture, self.num_samples = mixture, num_samples
+    Args:
+        mixture (`ReplayMixture`): where they come from.
+        num_samples (`int`): how many places there are.
+        shift (`int`): place i is sample i + shift. A resumed loader skips as many places as if all steps had had the
+            total batch of now; where that was another one before, the shift brings the first place behind them to
+            the next sample.
+    """
+
+    def __init__(self, mixture: ReplayMixture, num_samples: int, *, shift: int = 0) -> None:
+        self.mixture, self.num_samples, self.shift = mixture, num_samples, shift
 
     def __len__(self) -> int:
         return self.num_samples
@@ -25,7 +33,9 @@ class StageSamples(Dataset[Row]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
-        return [{**row, SOURCE_NUMBER: number} for number, row in self.mixture.read(indices)]
+        # Places before the shift are never read: they are among those that are skipped.
+        samples = [max(index + self.shift, 0) for index in indices]
+        return [{**row, SOURCE_NUMBER: number} for number, row in self.mixture.read(samples)]
 
 
 def is_packed(rows: Rows | ReplayMixture) -> bool:

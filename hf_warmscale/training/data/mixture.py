@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.data.apportionment import Apportionment
+from hf_warmscale.training.data.change_points import ChangedApportionment, apportioned, same_weights, upcoming
 from hf_warmscale.training.data.permutation import Integers, key_of, permuted
 from hf_warmscale.training.data.streaming import StreamedRows
 
@@ -59,6 +60,8 @@ class ReplayMixture(Dataset[Row]):
         max_passes (`float` or `Mapping[str, float]`, *optional*): the passes that a stage may make over every source,
             or over each by name; unlimited by default.
         first_sample (`int`): the sample of the endless sequence at which this mixture begins; see `after`.
+        changes (`Mapping[int, Mapping[int, Weights]]`, *optional*): other weights, by the sample at which a run was
+            changed to them; see `continuing`.
 
     Raises:
         ValueError: if a source is empty, a name is unknown, or the weights are negative or do not sum to 1.
@@ -84,6 +87,7 @@ class ReplayMixture(Dataset[Row]):
         *,
         max_passes: float | Mapping[str, float] | None = None,
         first_sample: int = 0,
+        changes: Mapping[int, Mapping[int, Weights]] | None = None,
     ) -> None:
         if not sources:
             raise ValueError("The mixture has no source; give at least one dataset.")
@@ -95,10 +99,14 @@ class ReplayMixture(Dataset[Row]):
         for name, size in zip(self.names, self.sizes, strict=True):
             if size == 0:
                 raise ValueError(f"The source {name!r} of the mixture has no rows; leave it out or fill it.")
+        # Given shares are made exact once. Done again, it could move a recorded share by its last bit.
+        self._is_exact = changes is not None
         self.weights = self._by_start(weights)
+        self.changes = {point: self._by_start(later, point) for point, later in (changes or {}).items()}
         self.max_passes = self._limits(max_passes)
-        table = np.asarray([[shares[name] for name in self.names] for shares in self.weights.values()])
-        self._apportionment = Apportionment(list(self.weights), table)
+        self._apportionment: Apportionment | ChangedApportionment = apportioned(self.weights)
+        if self.changes:
+            self._apportionment = ChangedApportionment({0: self.weights, **self.changes}, len(self.names))
         self._keys = [key_of(seed, name) for name in self.names]
         self.first_sample = first_sample
         self._block: tuple[int, tuple[Integers, Integers]] | None = None
@@ -170,7 +178,57 @@ class ReplayMixture(Dataset[Row]):
             self.seed,
             max_passes=self.max_passes,
             first_sample=self.first_sample + num_samples,
+            changes=self.changes,
         )
+
+    def continuing(self, description: Mapping[str, Any], num_samples: int) -> "ReplayMixture":
+        """Return the sequence of a saved description up to `num_samples`, and from there on the shares of this one.
+
+        Each source goes on with the row after its last one, so none is drawn again or left out. A source may be new;
+        one that is to be drawn no more keeps its place with the weight 0.
+
+        Args:
+            description (`Mapping`): see `describe`; of the same `first_sample`, else this mixture is returned.
+            num_samples (`int`): how many samples of the saved sequence were drawn.
+
+        Raises:
+            ValueError: if a saved source is missing.
+        """
+        if description.get("first_sample", 0) != self.first_sample:
+            return self
+        for name in description["sources"]:
+            if name not in self.sources:
+                raise ValueError(
+                    f"The run has drawn from the source {name!r}; keep it in the mixture, with the weight 0 if it "
+                    "should give no more."
+                )
+        point, names = self.first_sample + num_samples, list(description["sources"])
+        past, changes = _saved_weights(description["weights"]), _saved_changes(description)
+        in_force = (list(changes.values()) or [past])[-1]
+        coming = upcoming(self.weights, point)
+        if same_weights(upcoming(in_force, point), coming):
+            return self._over(names, past, changes)
+        names += [name for name in self.names if name not in names]
+        coming = {start: {name: shares[name] for name in names} for start, shares in coming.items()}
+        if not num_samples:  # nothing was drawn, so nothing is changed
+            return self._over(names, coming, {})
+        earlier = {start: weights for start, weights in changes.items() if start < point}
+        return self._over(names, past, {**earlier, point: coming})
+
+    def _over(
+        self, names: list[str], weights: Mapping[int, Weights], changes: Mapping[int, Mapping[int, Weights]]
+    ) -> "ReplayMixture":
+        """Return a mixture over some of the same sources."""
+        mixture = ReplayMixture(
+            {name: self.sources[name] for name in names},
+            weights,
+            self.seed,
+            max_passes={name: limit for name, limit in self.max_passes.items() if name in names},
+            first_sample=self.first_sample,
+            changes=changes,
+        )
+        mixture._described = {name: self._identities()[name] for name in names}
+        return mixture
 
     def check_passes(self, num_samples: int) -> None:
         """Refuse a stage of `num_samples` samples that goes through a source more often than allowed.
@@ -193,8 +251,9 @@ class ReplayMixture(Dataset[Row]):
         return {
             "seed": self.seed,
             "sources": {name: dict(entry) for name, entry in self._identities().items()},
-            "weights": {str(start): shares for start, shares in self.weights.items()},
+            "weights": _by_text(self.weights),
             **({"first_sample": self.first_sample, "skipped_rows": skipped} if self.first_sample else {}),
+            **({"changes": {str(at): _by_text(later) for at, later in self.changes.items()}} if self.changes else {}),
         }
 
     def _identities(self) -> dict[str, dict[str, Any]]:
@@ -213,10 +272,11 @@ class ReplayMixture(Dataset[Row]):
             refuse_other_rows(name, self.sources[name], saved)
         return ReplayMixture(
             {name: self.sources[name] for name in description["sources"]},
-            {int(start): shares for start, shares in description["weights"].items()},
+            _saved_weights(description["weights"]),
             seed=description["seed"],
             max_passes=self.max_passes,
             first_sample=description.get("first_sample", 0),
+            changes=_saved_changes(description),
         )
 
     def _locate(self, samples: Integers) -> tuple[Integers, Integers]:
@@ -228,14 +288,16 @@ class ReplayMixture(Dataset[Row]):
             ordinals[mine] = ordinals[mine] % size if ordered else permuted(ordinals[mine], size, key)
         return sources, ordinals
 
-    def _by_start(self, weights: Weights | Mapping[int, Weights]) -> dict[int, dict[str, float]]:
+    def _by_start(self, weights: Weights | Mapping[int, Weights], first: int = 0) -> dict[int, dict[str, float]]:
         if not isinstance(weights, Mapping) or not all(isinstance(key, int) for key in weights):
             return {0: self._shares(cast(Weights, weights))}
         by_start = {
             start: self._shares(shares) for start, shares in sorted(cast(Mapping[int, Weights], weights).items())
         }
-        if next(iter(by_start), None) != 0:
-            raise ValueError(f"The weights of the mixture begin at the samples {list(by_start)}; the first must be 0.")
+        if next(iter(by_start), None) != first:
+            raise ValueError(
+                f"The weights of the mixture begin at the samples {list(by_start)}; the first must be {first}."
+            )
         return by_start
 
     def _shares(self, weights: Weights) -> dict[str, float]:
@@ -247,12 +309,16 @@ class ReplayMixture(Dataset[Row]):
             weights = dict(zip(self.names, weights, strict=True))
         for name in weights:
             refuse_unknown("source", name, self.names)
-        shares = {name: float(weights.get(name, 0.0)) for name in self.names}
+        # Recorded weights do not name the sources that came later.
+        names = [name for name in self.names if name in weights] if self._is_exact else self.names
+        shares = {name: float(weights.get(name, 0.0)) for name in names}
         if any(not 0 <= share <= 1 for share in shares.values()):
             raise ValueError(f"The weights of the mixture are {shares}; each must lie between 0 and 1.")
         total = sum(shares.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"The weights of the mixture sum to {total:g}; make them sum to 1.")
+        if self._is_exact:
+            return shares
         # Within the tolerance above the shares are made exact: `Apportionment` needs rows that sum to 1.
         return {name: share / total for name, share in shares.items()}
 
@@ -367,6 +433,18 @@ def refuse_other_rows(name: str, rows: Rows, saved: Mapping[str, Any]) -> None:
     found = identity(rows)
     if any(found[key] != saved[key] for key in found if key in saved):
         raise ValueError(f"The source {name!r} holds other rows than the checkpoint saw; give it the same data.")
+
+
+def _by_text(by_start: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(start): value for start, value in by_start.items()}
+
+
+def _saved_weights(weights: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    return {int(start): shares for start, shares in weights.items()}
+
+
+def _saved_changes(description: Mapping[str, Any]) -> dict[int, dict[int, dict[str, float]]]:
+    return {int(point): _saved_weights(later) for point, later in description.get("changes", {}).items()}
 
 
 def _as_bytes(value: Any) -> bytes:

@@ -195,8 +195,10 @@ class DistillationTrainer(ContinualTrainer):
 
     def _begin(self, stage: Stage, checkpoint: str | None) -> bool:
         continued = super()._begin(stage, checkpoint)
+        assert self.stage_run is not None
+        if self._numbers is not None:  # a resumed stage has the order of its record
+            self._numbers = self.distillation.numbers(self.stage_run.mixture.names)
         if isinstance(self.teacher, TeacherCache):
-            assert self.stage_run is not None
             require_rows(self.teacher, self.stage_run, self._numbers)
         return continued
 
@@ -306,7 +308,7 @@ def require_rows(cache: TeacherCache, run: StageRun, numbers: tuple[int, ...] | 
     Raises:
         ValueError: naming the first source with such a row.
     """
-    count, mixture = len(run.samples), run.mixture
+    count, mixture = run.num_samples, run.mixture
     # Looking far ahead into a stream would read it up to there.
     looked_at = 1 if any(map(is_streamed, mixture.sources.values())) else min(count, HASHED_ROWS)
     indices = [index * count // looked_at for index in range(looked_at)]

@@ -57,7 +57,8 @@ class StageArguments:
         metadata={
             "help": "Sources by name, as JSON: {path, weight} for packed rows; {stream, num_rows, sequence_length, "
             "weight} for a dataset that is tokenized while it is read (optional: subset, split, text_column, "
-            "split_special_tokens). Optional for both: seen_by (a checkpoint: draw only rows that its run saw), name "
+            "split_special_tokens). A weight is a number, or numbers by sample: {0: 0.9, 800: 0.5}. Optional for "
+            "both: seen_by (a checkpoint: draw only rows that its run saw), name "
             "(of the source in that run) and max_passes."
         },
     )

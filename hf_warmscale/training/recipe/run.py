@@ -130,7 +130,7 @@ def show_schedule(
     mixture = load_mixture(configuration.stage, tokenizer_of(configuration.model))
     stage = plan_stage(configuration.stage, training, mixture=mixture)
     samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    schedule = StageRun(stage, mixture, training, samples_per_step).schedule
+    schedule = StageRun(stage, mixture, training, samples_per_step).refuse_dry_sources().schedule
     plot_schedule(schedule, picture)
     return schedule
 

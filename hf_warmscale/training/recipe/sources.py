@@ -31,7 +31,7 @@ def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase |
     if arguments.mixture is None:
         raise ValueError("The configuration names no data; add mixture: {name: {path: PACKED, weight: 1.0}}.")
     sources: dict[str, Rows] = {}
-    weights: dict[str, float] = {}
+    weights: dict[str, Any] = {}
     limits: dict[str, float] = {}
     for name, entry in as_mapping("mixture", arguments.mixture).items():
         settings = as_mapping(f"mixture.{name}", entry)
@@ -40,7 +40,47 @@ def load_mixture(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase |
         weights[name] = settings["weight"]
         if "max_passes" in settings:
             limits[name] = settings["max_passes"]
-    return ReplayMixture(sources, weights, arguments.mixture_seed, max_passes=limits)
+    return ReplayMixture(sources, weights_by_start(weights), arguments.mixture_seed, max_passes=limits)
+
+
+def weights_by_start(weights: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Return the weights of all sources by the sample at which they begin.
+
+    Args:
+        weights (`Mapping`): by source: one number, or numbers by the sample at which each begins.
+
+    Raises:
+        ValueError: if a weight is no number, or none begins at sample 0.
+
+    Example:
+
+    ```python
+    >>> weights_by_start({"new": {0: 0.9, 800: 0.5}, "old": {0: 0.1, 800: 0.5}})
+    {0: {'new': 0.9, 'old': 0.1}, 800: {'new': 0.5, 'old': 0.5}}
+
+    ```
+    """
+    by_source = {name: _numbers(name, weight) for name, weight in weights.items()}
+    starts = sorted({start for numbers in by_source.values() for start in numbers})
+    return {
+        start: {name: numbers[max(at for at in numbers if at <= start)] for name, numbers in by_source.items()}
+        for start in starts
+    }
+
+
+def _numbers(name: str, weight: Any) -> dict[int, float]:
+    try:
+        # On the command line the samples are text: keys of JSON.
+        numbers = {int(start): float(share) for start, share in weight.items()} if isinstance(weight, Mapping) else {}
+        numbers = numbers or {0: float(weight)}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The weight of the source {name!r} is {weight!r}; give a number, or numbers by sample, as in "
+            "{0: 0.9, 800: 0.5}."
+        ) from error
+    if 0 not in numbers:
+        raise ValueError(f"The weights of the source {name!r} begin at sample {min(numbers)}; give one for sample 0.")
+    return numbers
 
 
 def load_evaluation(arguments: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Dataset] | None:

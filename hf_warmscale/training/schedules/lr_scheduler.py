@@ -1,6 +1,7 @@
 """A `Schedule` as a torch scheduler, and its picture."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -22,17 +23,18 @@ class StageLR(LRScheduler):
     Args:
         optimizer (`Optimizer`): its groups hold their peak rate in `lr`.
         schedule (`Schedule`): resolved, see `Schedule.resolve`.
+        position (`Callable`): where a zero-based step stands in the schedule, see `BatchSizes.position`.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, position: Callable[[int], float] = float) -> None:
+        self.schedule, self.position = schedule, position
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rate of every group for the next step."""
         # From the peaks in closed form. Chained from the current rates, rounding would add up, and a jump to a step
         # would need all steps before it.
-        factor = self.schedule.factor(self.last_epoch)
+        factor = self.schedule.factor(self.position(self.last_epoch))
         return [base * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:

@@ -122,8 +122,8 @@ class Schedule:
             tokens_per_step=self.tokens_per_step or tokens_per_step,
         )
 
-    def __call__(self, step: int) -> float:
-        """Return the learning rate of the zero-based `step`."""
+    def __call__(self, step: float) -> float:
+        """Return the learning rate of the zero-based `step`, which need not be a whole number."""
         t = step + self.step_offset
         phases = {phase: self.steps(phase) for phase in PHASES[self.name]}
         if self.name == "constant":
@@ -137,7 +137,7 @@ class Schedule:
             return rates.infinite_cosine(t, **bounds, **phases, plateau=self.plateau)
         return rates.infinite_inv_sqrt(t, **bounds, **phases, plateau=self.plateau, timescale=self.timescale)
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: float) -> float:
         """Return the learning rate of the zero-based `step` divided by the peak; 0 for a peak of 0."""
         return self(step) / self.peak if self.peak else 0.0
 

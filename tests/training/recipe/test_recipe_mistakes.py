@@ -14,6 +14,8 @@ from tests.cli.workspace import make_workspace
 OTHER = "--output_dir other --max_steps 4 --stage second "
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "weights that do not sum": (OTHER + "--mixture {sayings:{path:packed,weight:0.7}}", ["sum to 0.7"]),
+    "a weight in words": (OTHER + "--mixture {sayings:{path:packed,weight:{0:half}}}", ["by sample, as in {0: 0.9"]),
+    "no weight at the start": (OTHER + "--mixture {sayings:{path:packed,weight:{8:1}}}", ["begin at sample 8"]),
     "a source that runs dry": (
         "--output_dir other --max_steps 400 --mixture {sayings:{path:packed,weight:1,max_passes:1}}",
         ["'sayings' runs dry", "1600 rows"],
@@ -57,8 +59,12 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "a missing reporting package": (OTHER + "--report_to clearml", ["ClearML", "installed"]),
     "another learning rate": ("--learning_rate 0.5", ["learning_rate is 0.01 there and 0.5 now", "on_mismatch"]),
     "another batch size": (
-        "--per_device_train_batch_size 2 --on_mismatch override",
-        ["samples_per_step is 4 there and 2 now", "keep the total batch size"],
+        "--per_device_train_batch_size 2",
+        ["samples_per_step is 4 there and 2 now", "'override' changes the total batch from sample 16 on"],
+    ),
+    "a source that is gone": (
+        "--mixture {proverbs:{path:packed,weight:1}} --on_mismatch override",
+        ["has drawn from the source 'sayings'", "with the weight 0"],
     ),
     "an anneal where the rate falls": (
         "--output_dir other --anneal_from falling/checkpoint-4",

@@ -1,0 +1,95 @@
+"""A change of the total batch or of the mixture in the middle of a run: every sample is read once, in its place."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from hf_warmscale.training.data.batch_sizes import BatchSizes
+from hf_warmscale.training.data.batches import StageSamples
+from hf_warmscale.training.data.mixture import ReplayMixture, same_sequence
+
+ROWS = {name: [{"input_ids": [1_000 * number + row]} for row in range(90)] for number, name in enumerate("abcd")}
+
+
+def mixture(weights: Any, names: str = "abc") -> ReplayMixture:
+    return ReplayMixture({name: ROWS[name] for name in names}, weights, seed=3)
+
+
+def located(drawn: ReplayMixture, count: int) -> list[tuple[str, int]]:
+    return [(drawn.names[source], row) for source, row in (drawn.locate(sample) for sample in range(count))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_steps_cover_the_samples_once(seed: int) -> None:
+    """Counted step by step, with the places that a resumed loader skips."""
+    draw = random.Random(seed)
+    sizes, sample = BatchSizes(draw.randint(1, 9)), 0
+    for step in range(40):
+        if draw.random() < 0.2:
+            sizes = sizes.changed(step=step, samples_per_step=draw.randint(1, 9))
+        places = StageSamples(mixture([0.5, 0.3, 0.2]), 40 * sizes.last, shift=sizes.samples(40) - 40 * sizes.last)
+        assert sizes.samples(step) == step * sizes.last + places.shift == sample
+        sample += sizes.at(step)
+    assert sizes.samples(40) == sample
+    assert all(sizes.num_steps(sizes.samples(step)) == step for step in range(41))
+    assert all(
+        sizes.samples(sizes.num_steps(rows) - 1) < rows <= sizes.samples(sizes.num_steps(rows)) for rows in (7, 50)
+    )
+
+
+def test_the_schedule_is_measured_in_samples() -> None:
+    sizes = BatchSizes(4).changed(step=10, samples_per_step=12).changed(step=12, samples_per_step=2)
+    # With `ahead`, a step stands at its end: the 10 steps of 4 rows, then 2 of three times the rows, then halves.
+    assert [sizes.position(step, ahead=1) for step in range(9, 15)] == [9.0, 12.0, 15.0, 15.5, 16.0, 16.5]
+    assert [sizes.position(step, ahead=0) for step in range(9, 15)] == [9.0, 10.0, 13.0, 16.0, 16.5, 17.0]
+    assert sizes.position(sizes.num_steps(80) - 1, ahead=1) == 19
+    assert BatchSizes(7).changed(step=0, samples_per_step=3) == BatchSizes(3)
+    assert sizes.changed(step=12, samples_per_step=12).changes == sizes.changes[:1]
+
+
+@pytest.mark.parametrize("point", [0, 1, 37, 64])
+@pytest.mark.parametrize(
+    "weights", [{"a": 0.2, "b": 0.1, "c": 0.7}, {"a": 0.31, "b": 0.0, "c": 0.0, "d": 0.69}, {"d": 1.0}]
+)
+def test_no_row_is_lost_or_drawn_again(weights: dict[str, float], point: int) -> None:
+    before = mixture({0: [0.5, 0.3, 0.2], 30: [0.1, 0.6, 0.3]})
+    after = mixture(weights, "dcab").continuing(before.describe(), point)
+    assert located(after, point) == located(before, point)
+    assert after.counts(point) == before.counts(point) | ({"d": 0} if "d" in after.names else {})
+    again = mixture([0.1, 0.2, 0.3, 0.4], "abcd").continuing(after.describe(), point + 40)
+    for changed, length in ((after, 120), (again, 160)):
+        drawn = located(changed, length)
+        counts = Counter(name for name, _ in drawn)
+        # The first rows of every source, in the order of its pass, each once: as `SeenRows` takes for granted.
+        for name, count in counts.items():
+            alone = [row for _, row in located(mixture([1.0], name), count)]
+            assert [row for source, row in drawn if source == name] == alone
+        assert changed.counts(length) == {name: counts[name] for name in changed.names}
+        expected = changed.expected_counts(length)
+        assert all(abs(counts[name] - expected[name]) <= changed.deviation for name in changed.names)
+        assert located(changed.after(50), 70) == drawn[50:120]
+
+
+def test_a_saved_change_is_read_back_and_nothing_follows_from_an_agreement() -> None:
+    before = mixture([0.5, 0.3, 0.2])
+    after = mixture([0.2, 0.3, 0.5]).continuing(before.describe(), 41)
+    assert after.describe()["changes"] == {"41": {"41": {"a": 0.2, "b": 0.3, "c": 0.5}}}
+    assert located(mixture([1.0, 0.0, 0.0]).like(after.describe()), 90) == located(after, 90)
+    # Asked for the same shares from here on, a run keeps the past of its record, in whatever order they are named.
+    for same in (mixture([0.5, 0.3, 0.2][::-1], "cba"), mixture({0: [0.9, 0.1, 0.0], 60: [0.2, 0.3, 0.5]})):
+        shares = (before, 70) if same.names == list("cba") else (after, 70)
+        assert same_sequence(same.continuing(shares[0].describe(), shares[1]).describe(), shares[0].describe())
+    thirds = mixture([1 / 3, 1 / 3, 1 / 3])
+    assert thirds.continuing(thirds.describe(), 5).describe() == thirds.describe()
+    with pytest.raises(ValueError, match="has drawn from the source 'c'; keep it in the mixture, with the weight 0"):
+        mixture([0.5, 0.5], "ab").continuing(before.describe(), 5)
+
+
+def test_the_places_of_a_loader_follow_the_change() -> None:
+    mixed, sizes = mixture([0.5, 0.3, 0.2]), BatchSizes(4).changed(step=10, samples_per_step=6)
+    samples = StageSamples(mixed, 20 * 6, shift=sizes.samples(20) - 20 * 6)
+    steps = [samples.__getitems__(range(6 * step, 6 * step + 6)) for step in range(10, 20)]
+    read = [row["input_ids"] for step in steps for row in step]
+    assert read == [row["input_ids"] for row in mixed.__getitems__(range(40, 100))]
