@@ -31,6 +31,9 @@ AT_LEAST = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 1, 
 HYPERPARAMETERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args")
 """Arguments that shape the trajectory besides the stage itself and can be set until training starts."""
 
+BALANCE = "router_aux_loss_coef"
+"""Recorded where it is given; see `balance`."""
+
 MADE_WITH = ("label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16")
 """Arguments that shape the trajectory and are fixed when the trainer is made."""
 
@@ -52,6 +55,13 @@ class ContinualArguments:
             "'override' takes the arguments from here on, another total batch and mixture among them, "
             "'use_checkpoint' takes the checkpoint.",
             "choices": list(MISMATCH),
+        },
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the load-balancing loss of a mixture of experts while it trains; by default its config "
+            "decides."
         },
     )
     eval_weights: dict[str, float] | str | None = field(
@@ -138,6 +148,8 @@ def trajectory_arguments(args: TrainingArguments, model: nn.Module | None = None
         model (`nn.Module`, *optional*): in whatever wraps it.
     """
     recorded = {name: _plain(getattr(args, name)) for name in (*HYPERPARAMETERS, *MADE_WITH)}
+    if getattr(args, BALANCE, None) is not None:
+        recorded[BALANCE] = getattr(args, BALANCE)
     config = getattr(model, "config", None)
     if config is not None:
         content = config if isinstance(config, Mapping) else config.to_dict()

@@ -21,6 +21,7 @@ from hf_warmscale.compat.transformers import loss_shifts_labels
 from hf_warmscale.mup import is_mup
 from hf_warmscale.refusals import refuse_deepspeed_blocks
 from hf_warmscale.training.arguments import stage_arguments, trajectory_arguments
+from hf_warmscale.training.balance import balanced, check_balance
 from hf_warmscale.training.data.batch_sizes import BatchSizes
 from hf_warmscale.training.data.batches import SOURCE_NUMBER
 from hf_warmscale.training.data.collators import (
@@ -108,6 +109,7 @@ class ContinualMixin(EvaluationMixin):
         if self.is_deepspeed_enabled:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             refuse_deepspeed_blocks(config, "optimizer", "scheduler")
+        check_balance(self.accelerator.unwrap_model(self.model), self._continual_arguments().router_aux_loss_coef)
         self._asked_eval_on_start = self.args.eval_on_start
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any) -> TrainOutput:
@@ -336,6 +338,23 @@ class ContinualMixin(EvaluationMixin):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Make a training step on one micro-batch, and note its loss by source."""
+        num_items = args[0] if args else kwargs.get("num_items_in_batch")
+        with balanced(self.accelerator.unwrap_model(model), self._balance_weight(num_items)):
+            return self._measured_step(model, inputs, *args, **kwargs)
+
+    def _balance_weight(self, num_items: Tensor | int | None) -> float | None:
+        """Return the weight of the balance loss of one micro-batch, so that a step has the mean over them.
+
+        Given the tokens of the step, `Trainer` adds the losses of micro-batches and ranks: each is a part of a mean by
+        tokens. The balance loss of each is a mean of its own.
+        """
+        coefficient = None if self.stage is None else self._continual_arguments().router_aux_loss_coef
+        if coefficient is None or num_items is None:
+            return coefficient
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return coefficient / (self.current_gradient_accumulation_steps * ranks)
+
+    def _measured_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         sources = self._waiting_sources.popleft() if self._waiting_sources else None
         run, labels = self.stage_run, inputs.get("labels")
         self._in_step = run is not None
