@@ -1,8 +1,10 @@
 """`warmscale shrink`: a smaller model from a larger one."""
 
+import json
+import shutil
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_warmscale.cli.documents import read_documents
 from hf_warmscale.cli.parser import Parser, positive_int
@@ -10,6 +12,11 @@ from hf_warmscale.cli.scaling.quantity import whole
 from hf_warmscale.cli.show import show
 from hf_warmscale.cli.sizes import add_sizes, chosen_sizes
 from hf_warmscale.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_warmscale.compression import RecipeHealing
 
 CALIBRATION_DOCUMENTS = 1024
 """As many as Minitron measures importance on (arXiv:2407.14679); a training corpus would take an epoch."""
@@ -47,6 +54,12 @@ def add_budget(parser: Parser) -> None:
     budget.add_argument(
         "--storage", metavar="FILE", help="a JSON file of finished candidates; the same command continues from it"
     )
+    budget.add_argument(
+        "--heal",
+        metavar="CONFIG.yaml",
+        help="then train the winner by this recipe of warmscale train, with SOURCE as the teacher unless its "
+        "distillation names another; the same command continues from the last checkpoint of its output_dir",
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -55,18 +68,20 @@ def run(arguments: Namespace) -> None:
     if any(amount is not None for amount in budgets):
         shrink_within(arguments)
         return
-    if arguments.eval_data is not None or arguments.storage is not None:
-        option = "--eval-data" if arguments.eval_data is not None else "--storage"
-        raise ValueError(f"{option} is for a search under a budget; add --parameters or --memory, or leave it out.")
+    for option in ("eval_data", "storage", "heal"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(
+                f"--{option.replace('_', '-')} is for a search under a budget; add --parameters or --memory, or leave "
+                "it out."
+            )
     shrink_to_sizes(arguments)
 
 
 def shrink_within(arguments: Namespace) -> None:
-    """Search the sizes within a budget, write the model, then show what was tried."""
-    from hf_warmscale.checkpoints import load_tokenizer, refuse_existing, save_model
-    from hf_warmscale.checkpoints.source import find_source
-    from hf_warmscale.compression import shrink_to_budget
-    from hf_warmscale.compression.budget.picture import draw_budget_search
+    """Search the sizes within a budget, heal the winner if asked to, write it, then show what was tried."""
+    from hf_warmscale.checkpoints import load_tokenizer, refuse_existing
+    from hf_warmscale.cli.quiet import show_slow_bars_only
+    from hf_warmscale.compression import RecipeHealing, shrink_to_budget
 
     named = [name for name, size in chosen_sizes(arguments).items() if size is not None]
     if named:
@@ -75,6 +90,10 @@ def shrink_within(arguments: Namespace) -> None:
         if value is None:
             raise ValueError(f"A budget needs text for {option}, to {PURPOSE[option]}; add it.")
     refuse_existing(arguments.output)
+    healing = None
+    if arguments.heal is not None:
+        show_slow_bars_only()
+        healing = RecipeHealing(arguments.heal, arguments.source)
     small = shrink_to_budget(
         arguments.source,
         parameters=arguments.parameters,
@@ -85,15 +104,50 @@ def shrink_within(arguments: Namespace) -> None:
         tokenizer=load_tokenizer(arguments.source),
         n_trials=arguments.trials,
         seed=arguments.seed,
+        heal=healing,
         storage=arguments.storage,
     )
+    write_winner(small, arguments, healing)
+    found = vars(small)["budget_search"]
+    show(judged_rows(found), title="Nats per token on the documents that the search never saw (* the winner)")
+    if healing is None:
+        show([], written=[arguments.output], then=healing_command(arguments))
+    else:
+        show(healed_rows(found), title="The winner before and after healing, on the same documents")
+        following = ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
+        show([], written=[arguments.output, healing.run_folder], then=following)
+
+
+def write_winner(small: "PreTrainedModel", arguments: Namespace, healing: "RecipeHealing | None") -> None:
+    """Write the model with its receipts and the picture of the search, all or nothing."""
+    from hf_warmscale.checkpoints import save_model, staged_directory
+    from hf_warmscale.checkpoints.source import find_source
+    from hf_warmscale.compression.budget.picture import draw_budget_search
+
     found = vars(small)["budget_search"]
     receipts = {"shrink_receipt.json": vars(small)["shrink_receipt"], "budget_search.json": found}
-    save_model(small, arguments.output, side_files=find_source(arguments.source).folder, receipts=receipts)
-    draw_budget_search(Path(arguments.output) / "budget_search.png", found)
-    show(judged_rows(found), title="Nats per token on the documents that the search never saw (* the winner)")
-    following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
-    show([], written=[arguments.output], then=following)
+    with staged_directory(arguments.output) as folder:
+        save_model(small, folder, side_files=find_source(arguments.source).folder, receipts=receipts)
+        draw_budget_search(folder / "budget_search.png", found)
+        if healing is not None:
+            shutil.copy(healing.stage_file, folder)
+
+
+def healing_command(arguments: Namespace) -> list[object]:
+    """Return the command that heals a cut by distillation from its source."""
+    teacher = json.dumps({"teacher": arguments.source})
+    model = ["--model_name_or_path", arguments.output]
+    return ["warmscale", "train", "CONFIG.yaml", *model, "--distillation", teacher]
+
+
+def healed_rows(found: dict[str, Any]) -> list[dict[str, object]]:
+    """Return a row each for the source, the winner as it was cut, and the healed winner."""
+    reports = {"winner, as cut": found["winner"]["report"], "winner, healed": found["healed"]["report"]}
+    rows: list[dict[str, object]] = [{"": "source", "NLL": f"{found['source_nll']:.3f}", "minus source": ""}]
+    for name, report in reports.items():
+        change = "{low:+.3f} to {high:+.3f}".format(**report["difference"])
+        rows.append({"": name, "NLL": f"{report['nll']:.3f}", "minus source": change})
+    return rows
 
 
 def judged_rows(found: dict[str, Any]) -> list[dict[str, object]]:
@@ -150,8 +204,8 @@ def shrink_to_sizes(arguments: Namespace) -> None:
     show(rows, title=f"Shrunk {how}")
     if receipt.verification is not None:
         print(receipt.verification.in_words())
-    following = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
-    show([], written=[arguments.output], then=following)
+    undone = ["warmscale", "train", "CONFIG.yaml", "--model_name_or_path", arguments.output]
+    show([], written=[arguments.output], then=undone if receipt.how == "receipt" else healing_command(arguments))
 
 
 def read_texts(paths: list[str]) -> list[str]:
@@ -183,8 +237,9 @@ SHRINK = Verb(
     summary="make a smaller model from a larger one",
     description="Undo a growth, or select the most important coordinates and blocks, to given sizes or to those that "
     "lose least within a budget. The result loads with AutoModelForCausalLM; shrink_receipt.json in it records the "
-    "shrink.",
+    "shrink. A cut model is healed by distillation from its source: with --heal, or by the command printed last.",
     add_arguments=add_arguments,
     run=run,
-    after_interrupt="no model was written; finished candidates are in the --storage file, if there is one.",
+    after_interrupt="no model was written; the same command continues from the --storage file and the checkpoints of "
+    "--heal, if there are any.",
 )

@@ -1,12 +1,17 @@
 """A budget and a frontier at the shell: what is written, what is shown, and that it loads."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_warmscale.cli import main
+from tests.cli.shell import assert_sentence
 
 
 def test_a_budget_is_met(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,7 +22,8 @@ def test_a_budget_is_met(workspace: Path, tmp_path: Path, capsys: pytest.Capture
     storage = ["--trials", "4", "--storage", str(tmp_path / "journal.json")]
     assert main([*command, "--eval-data", held_out, *storage]) == 0
     shown = capsys.readouterr().out
-    assert "\n  * " in shown and "depth only" in shown and "Next:" in shown
+    assert "\n  * " in shown and "depth only" in shown
+    assert shlex.split(shown.split("Next:")[1])[-1] == json.dumps({"teacher": str(workspace / "model")})
     found = json.loads((output / "budget_search.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(output)
     assert 4 * model.num_parameters() == found["winner"]["spent"] <= 120_000
@@ -36,3 +42,32 @@ def test_a_frontier_is_shown_and_written(workspace: Path, tmp_path: Path, capsys
     rows = json.loads((output / "frontier.json").read_text())["rows"]
     assert [(row["bits"], row["sparsity"]) for row in rows] == [(None, 0), (8, 0), (3, 0), (8, 0.5), (3, 0.5)]
     assert sorted(path.name for path in output.iterdir()) == ["frontier.json", "frontier.png"]
+
+
+def test_the_winner_is_healed_by_a_recipe_and_a_killed_healing_continues(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(workspace, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = Path("stage.yaml").read_text(encoding="utf-8").replace("model_name_or_path: model\n", "")
+    Path("heal.yaml").write_text(recipe + "save_strategy: steps\n", encoding="utf-8")
+    command = "shrink model healed --memory 120KB --calibration train.jsonl --eval-data held-out.jsonl --trials 2"
+    heal = [*command.split(), "--storage", "journal.json", "--heal", "heal.yaml"]
+    assert main(heal) == 0
+    shown = capsys.readouterr().out
+    assert "winner, healed" in shown and "Next:    warmscale push healed" in shown
+    first, cut = (load_file(Path(folder) / "model.safetensors") for folder in ("healed", "run/_cut"))
+    assert not all(torch.equal(weight, cut[name]) for name, weight in first.items())
+    for lost in ("healed", "run/checkpoint-4"):  # as after a kill
+        shutil.rmtree(lost)
+    assert main(heal) == 0
+    assert all(torch.equal(weight, first[name]) for name, weight in load_file("healed/model.safetensors").items())
+    for name in ("shrink_receipt.json", "stage.json", "budget_search.json", "budget_search.png", "tokenizer.json"):
+        assert (Path("healed") / name).is_file()
+    healed = json.loads(Path("healed/budget_search.json").read_text())["healed"]
+    assert healed["minus_unhealed"]["estimate"] != 0
+    capsys.readouterr()
+    other = [word.replace("120KB", "110KB").replace("healed", "other") for word in heal if "journal" not in word]
+    other.remove("--storage")
+    assert_sentence(main(other), capsys.readouterr(), "run holds the healing of another cut", "output_dir")
+    assert not Path("other").exists()

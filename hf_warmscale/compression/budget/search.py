@@ -82,7 +82,7 @@ def shrink_to_budget(
         n_trials (`int`): candidates, the plain cuts included.
         seed (`int`): of the proposals.
         heal (`Callable`, *optional*): called with the best candidate and the source; trains the first in place, for
-            example with [`HealingTrainer`].
+            example with [`HealingTrainer`], or as a recipe says: [`RecipeHealing`].
         storage (`str` or `PathLike`, *optional*): a JSON file of the finished candidates; a search that was killed
             continues from it.
         dtype (`torch.dtype`, *optional*): of all weights of the result; by default each keeps its own.
@@ -155,9 +155,11 @@ def shrink_to_budget(
         small = shrink_measured(measured, winner.sizes, dtype=dtype, verify=verify)
     result: dict[str, Any] = {"format_version": 1, "budget": {"kind": budget.kind, "amount": budget.amount}, **judged}
     if heal is not None:
+        unhealed = sets[1].nll(small)
         heal(small, model.model)
-        small.eval()
-        result["healed"] = {"report": _against(sets[1].nll(small), sets[1].nll(model.model), seed)}
+        after = sets[1].nll(small.eval())
+        gain = paired_bootstrap(after, unhealed, seed=seed).to_dict()
+        result["healed"] = {"report": _against(after, sets[1].nll(model.model), seed), "minus_unhealed": gain}
     setattr(small, ATTRIBUTE, result)
     return small
 

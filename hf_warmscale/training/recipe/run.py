@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,16 +23,18 @@ from hf_warmscale.checkpoints import load_tokenizer, require_model
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.data.packing import read_manifest
 from hf_warmscale.training.distillation import DistillationTrainer
 from hf_warmscale.training.recipe.configuration import TrainingConfiguration, read_configuration
-from hf_warmscale.training.recipe.distillation_plan import plan_distillation
+from hf_warmscale.training.recipe.distillation_plan import DistillationPlan, plan_distillation
 from hf_warmscale.training.recipe.fields import ModelArguments
 from hf_warmscale.training.recipe.sources import load_evaluation, load_mixture
 from hf_warmscale.training.recipe.stage_plan import plan_stage
 from hf_warmscale.training.recipe.yaml_file import as_mapping
 from hf_warmscale.training.schedules.lr_scheduler import plot_schedule
 from hf_warmscale.training.schedules.schedule import Schedule
+from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.trainer import ContinualTrainer
 
@@ -67,8 +70,27 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
     return trainer
 
 
-def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
-    """Load the model, the tokenizer and the data of a configuration."""
+@dataclass(frozen=True)
+class PreparedStage:
+    """All that a configuration names except its model, loaded and checked.
+
+    Args:
+        stage (`Stage`): with its mixture.
+        mixture (`ReplayMixture`): the sources.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model.
+        evaluation (`dict[str, Dataset]`, *optional*): packed rows by domain.
+        distillation (`DistillationPlan`, *optional*): which teacher.
+    """
+
+    stage: Stage
+    mixture: ReplayMixture
+    tokenizer: PreTrainedTokenizerBase | None
+    evaluation: dict[str, Dataset] | None
+    distillation: DistillationPlan | None
+
+
+def prepare_stage(configuration: TrainingConfiguration) -> PreparedStage:
+    """Load the tokenizer and the data of a configuration, and refuse its mistakes before a model is loaded."""
     model_arguments, stage_arguments = configuration.model, configuration.stage
     # The file describes the trunk, so the checkpoint replaces the model that it names.
     if stage_arguments.anneal_from is not None:
@@ -89,14 +111,21 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
         paths = as_mapping("evaluation", stage_arguments.evaluation)
         densities = {name: read_manifest(path).tokens_per_byte for name, path in paths.items()}
         configuration.training.eval_tokens_per_byte = densities
+    return PreparedStage(stage, mixture, tokenizer, evaluation, plan)
+
+
+def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
+    """Load the model, the tokenizer and the data of a configuration."""
+    prepared = prepare_stage(configuration)
+    plan = prepared.distillation
     # `Trainer` sets the seed when it is made, which is after a new model or new adapters have drawn their weights.
     set_seed(configuration.training.seed)
-    model = load_model(model_arguments)
-    rest: dict[str, Any] = {"eval_dataset": evaluation, "processing_class": tokenizer}
-    heard = {} if plan is None else plan.load(mixture, tokenizer, configuration.training)
+    model = load_model(configuration.model)
+    rest: dict[str, Any] = {"eval_dataset": prepared.evaluation, "processing_class": prepared.tokenizer}
+    heard = {} if plan is None else plan.load(prepared.mixture, prepared.tokenizer, configuration.training)
     kind = ContinualTrainer if plan is None else DistillationTrainer
     with explained_missing_package():
-        trainer = kind(model, configuration.training, stage=stage, **heard, **rest)
+        trainer = kind(model, configuration.training, stage=prepared.stage, **heard, **rest)
         trainer.get_optimizer_cls_and_kwargs(trainer.args, model)  # some optimizers are packages of their own
     return trainer
 
