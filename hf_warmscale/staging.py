@@ -67,7 +67,7 @@ def staged_directory(output: str | os.PathLike[str]) -> Iterator[Path]:
     """
     refuse_existing(output)
     output = Path(output).resolve()
-    with _locked(output, wait=0.0):
+    with locked(output, wait=0.0):
         refuse_existing(output)  # another process may have completed it before the lock was free
         staging = output.with_name(f".{output.name}{STAGING_SUFFIX}")
         shutil.rmtree(staging, ignore_errors=True)
@@ -123,7 +123,7 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     staging = path.with_name(f".{path.name}{STAGING_SUFFIX}")
-    with _locked(path, wait=FILE_LOCK_SECONDS):
+    with locked(path, wait=FILE_LOCK_SECONDS):
         try:
             with explained_full_disk(path):
                 yield staging
@@ -206,8 +206,16 @@ def _without_non_finite(content: Any) -> Any:
 
 
 @contextmanager
-def _locked(target: Path, *, wait: float) -> Iterator[None]:
-    """Become the only writer of `target`, waiting at most `wait` seconds. The system frees a dead writer's lock."""
+def locked(target: Path, *, wait: float) -> Iterator[None]:
+    """Become the only writer of `target` on this machine. The system frees the lock of a writer that died.
+
+    Args:
+        target (`Path`): what is written; the lock is a file beside it.
+        wait (`float`): seconds to wait for another writer; -1 waits until it is done.
+
+    Raises:
+        OSError: if another process is still writing after that, or the folder of `target` cannot be written.
+    """
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import check_format_version, find_tokenizer, write_json
-from hf_warmscale.staging import staged_directory
+from hf_warmscale.staging import locked, staged_directory
 from hf_warmscale.studies.study import differences
 from hf_warmscale.training.data.mixture import Row, Rows, identity
 from hf_warmscale.training.distillation.cache_shards import (
@@ -26,6 +26,7 @@ from hf_warmscale.training.distillation.cache_shards import (
 from hf_warmscale.training.distillation.predictions import TopLogProbs
 from hf_warmscale.training.distillation.row_keys import ABSENT, keys_of_batch, row_key
 from hf_warmscale.training.distillation.teacher import LiveTeacher, causal_models, known_ids, weights_hash
+from hf_warmscale.training.launch import is_partitioned
 
 FORMAT_VERSION = 1
 MANIFEST = "teacher_cache.json"
@@ -91,7 +92,9 @@ class TeacherCache:
     ) -> Self:
         """Write the predictions of a teacher, or what is missing of them, and return the cache.
 
-        A write that was killed goes on where it was when it is called again.
+        A write that was killed goes on where it was when it is called again. Of several processes that call it at
+        once, as under `accelerate launch`, one writes and the others wait and then read. If that one fails, the next
+        one goes on, so an error reaches them all.
 
         Args:
             folder (`str` or `PathLike`): for this cache alone.
@@ -107,12 +110,17 @@ class TeacherCache:
             dtype (`torch.dtype`): of the log-probabilities; float16 halves them, with an error of up to 0.004 nats.
 
         Raises:
-            ValueError: if the folder holds another cache (each difference is named), a value is out of range, or the
-                teacher gives logits that are not finite.
+            ValueError: if the folder holds another cache (each difference is named), a value is out of range, the
+                teacher gives logits that are not finite, or ZeRO-3 has partitioned it.
         """
         models = causal_models(teacher)
         if not models:
             raise ValueError(f"The teacher is a {type(teacher).__name__}; pass a causal language model.")
+        if is_partitioned(teacher):
+            raise ValueError(
+                "ZeRO-3 has partitioned the teacher, and no process can run it alone; write the cache without "
+                "DeepSpeed."
+            )
         num_ids = known_ids(models, tokenizer)
         if k < 1 or not 0 < temperature < float("inf"):
             raise ValueError(f"k is {k} and temperature {temperature}; both must be positive.")
@@ -131,17 +139,19 @@ class TeacherCache:
             "dtype": str(dtype).removeprefix("torch."),
             "num_rows": len(rows),
         }
-        _claim(Path(folder), wanted)
-        spoken = tokenizer or find_tokenizer(next(iter(models.values())).config.name_or_path)
-        if spoken is not None and not (Path(folder) / TOKENIZER).is_dir():
-            with staged_directory(Path(folder) / TOKENIZER) as staging:
-                spoken.save_pretrained(staging)
         live = LiveTeacher(teacher, num_ids, next(teacher.parameters()).device)
-        live.prepare()
-        for number, path in enumerate(shard_paths(Path(folder), len(rows))):
-            if not path.is_file():
-                batches = batches_of(rows, number, batch_size)
-                write_shard(path, live, batches, k=k, draws=draws, temperature=temperature, dtype=dtype)
+        spoken = tokenizer or find_tokenizer(next(iter(models.values())).config.name_or_path)
+        folder = Path(folder)
+        # No barrier: the wait may be longer than a process group allows, and would not end if the writer failed.
+        with locked(folder, wait=-1):
+            _claim(folder, wanted)
+            if spoken is not None and not (folder / TOKENIZER).is_dir():
+                with staged_directory(folder / TOKENIZER) as staging:
+                    spoken.save_pretrained(staging)
+            for number, path in enumerate(shard_paths(folder, len(rows))):
+                if not path.is_file():
+                    batches = batches_of(rows, number, batch_size)
+                    write_shard(path, live, batches, k=k, draws=draws, temperature=temperature, dtype=dtype)
         return cls(folder)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -48,15 +48,14 @@ class DistillationPlan:
         Args:
             mixture (`ReplayMixture`): of the stage.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): of the student.
-            training (`TrainingArguments`): where to run the teacher; of several processes, the main one writes.
+            training (`TrainingArguments`): where to run the teacher; of several processes, one writes.
         """
         named = {"sources": self.settings.sources, "direction": self.settings.direction}
         numbers = {name: getattr(self.settings, name) for name in NUMBERS}
         if self.cache is None:
             return {**named, **numbers, "teacher": self._model()}
         if self.teacher is not None:
-            with training.main_process_first(local=False, desc="writing the teacher cache"):
-                self._write(mixture, tokenizer, training.device)
+            self._write(mixture, tokenizer, training.device)
         return {**named, **numbers, "teacher": TeacherCache(self.cache)}
 
     def _model(self) -> nn.Module:

@@ -1,6 +1,7 @@
 """A cached teacher says what the live one says: written once, found by the tokens of a row, or refused."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,26 @@ def test_a_killed_write_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     assert whole.fingerprint().endswith(" top 3 and 1 drawn")
 
 
+def test_of_several_writers_one_writes_and_an_error_reaches_all(tmp_path: Path) -> None:
+    """A lock of the system tells two threads apart as it does two processes."""
+
+    def write(folder: str, data: Rows) -> str | int:
+        try:
+            return len(TeacherCache.write(tmp_path / folder, model, data, k=4)._order)
+        except ValueError as error:
+            return str(error)
+
+    model, asked = teacher(), []
+    model.register_forward_pre_hook(lambda *_: asked.append(1))
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(write, ["cache"] * 3, [NEW] * 3)) == [len(NEW)] * 3
+    assert len(asked) == sum(-(-rows_of_shard // 8) for rows_of_shard in (40, 40, 20))
+    torch.nn.init.constant_(model.lm_head.weight, 1e38)  # finite, and its logits are not
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(write, ["broken"] * 3, [NEW] * 3))
+    assert all("logits that are not finite" in str(each) for each in found)
+
+
 def test_a_cache_of_something_else_is_refused_in_one_sentence(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     cache = TeacherCache.write(folder, teacher(), NEW, k=4)
@@ -140,6 +161,7 @@ def test_a_cache_of_something_else_is_refused_in_one_sentence(tmp_path: Path) ->
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     with pytest.raises(ValueError, match="The teacher cannot be used"):
         TeacherCache.write(tmp_path / "nan", broken, NEW, k=4)
+    assert not (tmp_path / "nan").exists()
     shutil.copytree(folder, tmp_path / "damaged")
     next((tmp_path / "damaged").glob("*.safetensors")).write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"is damaged .*; delete it"):
