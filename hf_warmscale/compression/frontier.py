@@ -11,7 +11,14 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.architecture import Role, describe
-from hf_warmscale.checkpoints import find_tokenizer, load_config, load_model, public_name, require_one_language
+from hf_warmscale.checkpoints import (
+    find_tokenizer,
+    load_config,
+    load_model,
+    public_name,
+    require_one_language,
+    shared_ids,
+)
 from hf_warmscale.compression.compressed import Compression, compressed
 from hf_warmscale.compression.frontier_row import FrontierRow, with_pareto_flags
 from hf_warmscale.compression.magnitude import check_sparsity
@@ -203,11 +210,12 @@ def _longest(source: Source) -> int:
 def _load(source: Source, name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the live model, after refusing what is quantized, damaged or of another language."""
     if isinstance(source, PreTrainedModel):
-        return LiveModel(source).model
-    model = load_model(source)
-    own = find_tokenizer(source)
+        model, own = LiveModel(source).model, find_tokenizer(source.config.name_or_path)
+    else:
+        model, own = load_model(source), find_tokenizer(source)
     if own is not None:
         require_one_language({"The given tokenizer": tokenizer, f"that of {name}": own})
+    shared_ids({name: model.config.get_text_config(decoder=True).vocab_size}, {name: tokenizer})
     return model
 
 

@@ -4,10 +4,11 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client the library chose
@@ -32,7 +33,9 @@ from hf_warmscale.checkpoints import (
 from hf_warmscale.checkpoints.files import SMALL_FILES
 from hf_warmscale.checkpoints.model_weights import is_quantized
 from hf_warmscale.checkpoints.portable import content_to_publish
+from hf_warmscale.compression.budget.search import ATTRIBUTE, SEARCH_FILE
 from hf_warmscale.hub.cards import make_card
+from hf_warmscale.resize import GrowthReceipt, ShrinkReceipt
 
 CARD = "README.md"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
@@ -60,7 +63,7 @@ def push_to_hub(
 
     Args:
         model (`str`, `PathLike` or `PreTrainedModel`): a model folder with safetensors weights, such as a growth, a
-            merge or a stage writes; or a live model, which is pushed with its growth receipt.
+            merge or a stage writes; or a live model, with the receipts that growing and shrinking left on it.
         repo_id (`str`): `name` or `organisation/name`; made if it does not exist.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of a live model; a folder has its own.
         private (`bool`): make a new repository private.
@@ -93,16 +96,21 @@ def push_to_hub(
         overwrite=overwrite,
     )
     if isinstance(model, PreTrainedModel):
-        receipt = getattr(model, "growth_receipt", None)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            save_model(model, folder, tokenizer=tokenizer, receipts=receipt and {"growth_receipt.json": receipt})
+            save_model(model, folder, tokenizer=tokenizer, receipts=live_receipts(model))
             return push(folder)
     if tokenizer is not None:
         raise ValueError(
             f"{model} is a folder and has its own tokenizer; leave tokenizer out, or give the live model."
         )
     return push(Path(model))
+
+
+def live_receipts(model: PreTrainedModel) -> dict[str, Mapping[str, Any]]:
+    """Return what growing, shrinking and a budget search left on a live model, by file name."""
+    files = {kind.attribute: kind.file_name for kind in (GrowthReceipt, ShrinkReceipt)} | {ATTRIBUTE: SEARCH_FILE}
+    return {file: vars(model)[attribute] for attribute, file in files.items() if attribute in vars(model)}
 
 
 def _push(

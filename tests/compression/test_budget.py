@@ -10,9 +10,12 @@ from transformers import LlamaForCausalLM
 
 from hf_warmscale import shrink_from_pretrained, shrink_to_budget
 from hf_warmscale.architecture import Axis, describe
+from hf_warmscale.checkpoints import save_model
 from hf_warmscale.compression.budget.budget import Budget, Ledger
 from hf_warmscale.compression.budget.picture import draw_budget_search
 from hf_warmscale.compression.budget.shapes import Shapes
+from hf_warmscale.hub import make_card
+from hf_warmscale.hub.push import live_receipts
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.resize.model_source import LiveModel
 from tests.evaluation.tiny import tiny_documents, tiny_llama, tiny_tokenizer
@@ -110,6 +113,17 @@ def test_the_record_holds_every_candidate_and_the_best_one_won(
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
 
+def test_a_live_result_is_pushed_with_its_receipts(
+    searched: tuple[LlamaForCausalLM, LlamaForCausalLM, Path], tmp_path: Path
+) -> None:
+    _, small, _ = searched
+    receipts = live_receipts(small)
+    assert list(receipts) == ["shrink_receipt.json", "budget_search.json"]
+    save_model(small, tmp_path / "saved", tokenizer=tiny_tokenizer(), receipts=receipts)
+    card = make_card(tmp_path / "saved")
+    assert "model-shrinking" in card.data["tags"] and "Shrunk from" in str(card)
+
+
 def test_a_killed_search_continues_with_the_same_candidates(
     searched: tuple[LlamaForCausalLM, LlamaForCausalLM, Path], tmp_path: Path
 ) -> None:
@@ -136,7 +150,9 @@ def test_the_winner_is_healed_on_request(searched: tuple[LlamaForCausalLM, Llama
 
     small = shrink_to_budget(model, memory_bytes=4 * 34_000, heal=heal, **{**GIVEN, "n_trials": 2})
     assert seen == [True] and not small.training
-    assert "nll" in vars(small)["budget_search"]["healed"]["report"]
+    healed, winner = vars(small)["budget_search"]["healed"], vars(small)["budget_search"]["winner"]
+    gain = healed["report"]["nll"] - winner["report"]["nll"]
+    assert gain != 0 and healed["minus_unhealed"]["estimate"] == pytest.approx(gain)
 
 
 def embedding() -> int:

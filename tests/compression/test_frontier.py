@@ -18,6 +18,7 @@ from hf_warmscale.compression.frontier_row import FrontierRow, with_pareto_flags
 from hf_warmscale.compression.quantization import fake_quantize
 from hf_warmscale.compression.storage import stored_bytes
 from hf_warmscale.evaluation import PairedDifference, document_nll
+from tests.cli.workspace import make_tokenizer
 from tests.conftest import perturb
 from tests.evaluation.tiny import tiny_documents, tiny_llama, tiny_tokenizer
 from tests.training.tiny import tiny_model
@@ -158,3 +159,17 @@ def test_a_quantized_source_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="quanti"):
         compression_frontier(tmp_path, bits=[8], sparsities=[0], documents=TEXTS, tokenizer=tokenizer)
+
+
+def test_a_tokenizer_of_another_model_is_refused_of_a_live_model_too(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    other = make_tokenizer()
+    other.save_pretrained(tmp_path)
+    given: dict[str, Any] = {"bits": [8], "sparsities": [0], "documents": TEXTS, "tokenizer": tokenizer}
+    for source in (tmp_path, LlamaForCausalLM.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=r"The given tokenizer and that of .* do not share a vocabulary"):
+            compression_frontier(source, **given)
+    with pytest.raises(ValueError, match="gives ids up to 299, but the model has 258 rows"):
+        compression_frontier(model, **{**given, "tokenizer": other})

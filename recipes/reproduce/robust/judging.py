@@ -12,6 +12,7 @@ from runs import Run
 from torch import Tensor
 
 from hf_warmscale import EmulatedFineTuningForCausalLM, UncertaintyRouter
+from hf_warmscale.compat.peft import without_adapter
 from hf_warmscale.evaluation.cross_entropy import token_nll
 from hf_warmscale.merging import sweep_alphas
 from hf_warmscale.training.data.packing import load_packed
@@ -29,7 +30,7 @@ def judge(design: dict[str, Any], run: Run, work: Path, model: PeftModel) -> dic
     rows = {name: sequences(design, work, domain) for name, domain in domains(design).items()}
     same = True
     for ids in rows.values():
-        with torch.no_grad(), model.disable_adapter():
+        with torch.no_grad(), without_adapter(model):
             same = same and torch.equal(model(input_ids=ids[:BATCH]).logits, base(input_ids=ids[:BATCH]).logits)
     router = UncertaintyRouter(model, reference=plain(work / "models" / f"teacher-seed{run.seed}").eval())
     heads: dict[str, Callable[[Tensor], Tensor]] = {
