@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -69,6 +70,19 @@ class DeviceTensor(Tensor):
         return _run(func, args, kwargs or {})
 
 
+class Literals(TorchFunctionMode):
+    """Makes tensors of Python values, which no dispatch mode sees, on the CPU and moves them."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        wanted = kwargs.get("device")
+        if func is torch.tensor and wanted is not None and torch.device(wanted).type == DEVICE.type:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
+        return func(*args, **kwargs)
+
+
 class DeviceWithoutFloat64(TorchDispatchMode):
     """Inside the block tensors can be made on, and moved to, `DEVICE`."""
 
@@ -79,9 +93,12 @@ class DeviceWithoutFloat64(TorchDispatchMode):
         self._swapped = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # in place, so that tied weights stay tied
         super().__enter__()
+        self._literals = Literals()
+        self._literals.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._literals.__exit__(*error)
         super().__exit__(*error)
         torch.__future__.set_swap_module_params_on_conversion(self._swapped)
 

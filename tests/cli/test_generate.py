@@ -76,6 +76,24 @@ def test_sampling_follows_the_seed(
     assert printed[0] == printed[1] != printed[2]
 
 
+def test_with_chat_the_tuned_model_alone_sees_its_template(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the reference as the base the combination is the tuned model, so it answers as that model does alone."""
+    monkeypatch.chdir(folder)
+    if not Path("chatty").exists():
+        shutil.copytree("tuned", "chatty")
+        chatty = make_tokenizer()
+        chatty.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}wit:"
+        chatty.save_pretrained("chatty")
+    command = "generate small --tuned chatty --reference small --prompt Brevity --max-new-tokens 6 --chat"
+    assert main(command.split()) == 0
+    tokenizer, tuned = AutoTokenizer.from_pretrained("chatty"), AutoModelForCausalLM.from_pretrained("chatty")
+    prompt = tokenizer("user: Brevity\nwit:", return_tensors="pt")
+    answer = tuned.generate(**prompt, max_new_tokens=6, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert capsys.readouterr().out == f"Brevity{tokenizer.decode(answer, skip_special_tokens=True)}\n"
+
+
 REFUSALS = {
     "nothing to do": (f"generate {MEMBERS}", ["--prompt", "--eval-data"]),
     "no tuned model": ("generate large --prompt x", ["--tuned"]),

@@ -5,16 +5,18 @@ python -m tests.compression.torchao_worker
 
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 from torchao.quantization.quant_api import _int8_weight_only_quantize_tensor, _intx_weight_only_quantize_tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_warmscale.architecture import describe
 from hf_warmscale.compression import fake_quantize, quantization_config
 from hf_warmscale.compression.compressed import Compression, compressed
+from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 from tests.training.tiny import tiny_model
 
 
@@ -49,9 +51,26 @@ def model(folder: Path, bits: int, group_size: int | None) -> None:
         assert sum(stored[name].nbytes for name in symmetric) == size
 
 
+@torch.no_grad()
+def members(folder: Path) -> None:
+    """Use quantized models together with a plain one: by the formula, with a quantized draft, saved by name."""
+    names, tokens = [folder / "8", folder / "plain", folder / "4"], torch.arange(16)[None]
+    large, tuned, small = (AutoModelForCausalLM.from_pretrained(name)(tokens).logits.log_softmax(-1) for name in names)
+    model = EmulatedFineTuningForCausalLM.from_members(*names, dtype="auto")
+    logits = model(tokens).logits
+    torch.testing.assert_close(logits, (large + tuned - small).log_softmax(-1), atol=2e-5, rtol=0)
+    greedy: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    drafted = model.generate(tokens, assistant_model=cast(PreTrainedModel, model.reference), **greedy)
+    assert torch.equal(drafted, model.generate(tokens, **greedy))
+    model.save_pretrained(folder / "together")
+    again = EmulatedFineTuningForCausalLM.from_pretrained(folder / "together")
+    assert torch.equal(again(tokens).logits, logits)
+
+
 if __name__ == "__main__":
     round_trips()
     with tempfile.TemporaryDirectory() as folder:
         model(Path(folder), 8, None)
         model(Path(folder), 4, 8)
+        members(Path(folder))
     print("agrees")

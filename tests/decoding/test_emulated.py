@@ -307,14 +307,6 @@ class TestGenerate:
         same = model.generate(plain, tuned_input_ids=plain, **arguments)
         assert same.tolist() == model.generate(plain, **arguments).tolist()
 
-    def test_dtypes_may_differ(self) -> None:
-        base, reference, tuned = tiny(width=32, seed=0, dtype=torch.bfloat16), tiny(seed=1), tiny(seed=2).float()
-        model = EmulatedFineTuningForCausalLM(base, tuned, reference)
-        large, better, small = (log_probs(each, tokens()).double() for each in (base.float(), tuned, reference))
-        torch.nn.Module.to(base, torch.bfloat16)
-        assert model(input_ids=tokens()).logits.dtype == torch.float64  # that of the most exact member
-        close(model(input_ids=tokens()).logits, (large + better - small).log_softmax(-1), atol=0.2)
-
 
 def greedy_with_prompts(
     base: nn.Module, tuned: nn.Module, reference: nn.Module, plain: Tensor, chat: Tensor, steps: int
