@@ -1,7 +1,6 @@
 """`warmscale shrink`: a smaller model from a larger one."""
 
 import json
-import shutil
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +93,8 @@ def shrink_within(arguments: Namespace) -> None:
     if arguments.heal is not None:
         show_slow_bars_only()
         healing = RecipeHealing(arguments.heal, arguments.source)
+        if healing.run_folder.resolve().is_relative_to(Path(arguments.output).resolve()):
+            raise ValueError(f"The output_dir of {arguments.heal} lies in {arguments.output}; name another OUTPUT.")
     small = shrink_to_budget(
         arguments.source,
         parameters=arguments.parameters,
@@ -130,7 +131,7 @@ def write_winner(small: "PreTrainedModel", arguments: Namespace, healing: "Recip
         save_model(small, folder, side_files=find_source(arguments.source).folder, receipts=receipts)
         draw_budget_search(folder / "budget_search.png", found)
         if healing is not None:
-            shutil.copy(healing.stage_file, folder)
+            healing.stage.save(folder)
 
 
 def healing_command(arguments: Namespace) -> list[object]:

@@ -18,6 +18,7 @@ from hf_warmscale.merging import search_merge
 from tests.cli.shell import COMMAND, assert_refused, assert_sentence, files_below, warmscale
 from tests.cli.workspace import SENTENCES, make_model
 
+TO_A_BUDGET = "shrink model out --parameters 20K --calibration stage.yaml --eval-data held-out.jsonl"
 REFUSALS = {
     "no such model": ("grow ./none out --hidden-size 64", ["./none", "no folder"]),
     "no such model on a Hub out of reach": ("grow me/none out --hidden-size 64", ["me/none"]),
@@ -88,6 +89,12 @@ REFUSALS = {
         ["--calibration", "importance"],
     ),
     "a budget beside a size": ("shrink model out --parameters 20K --hidden-size 16", ["--hidden-size", "sizes"]),
+    "a healing without a budget": ("shrink model out --hidden-size 16 --heal stage.yaml", ["--heal", "budget"]),
+    "a healing by no recipe": (f"{TO_A_BUDGET} --heal none.yaml", ["none.yaml"]),
+    "a healing where the model goes": (
+        f"{TO_A_BUDGET.replace('out', 'run')} --heal stage.yaml",
+        ["stage.yaml", "run"],
+    ),
     "bits without a format": ("compress model --bits 33 --eval-data held-out.jsonl --output out", ["33", "2 to 8"]),
     "one bit": ("compress model --bits 1 --eval-data held-out.jsonl --output out", ["bits is 1", "2 to 8"]),
     "nothing left": (

@@ -2,14 +2,12 @@
 
 import json
 import os
-from functools import cached_property
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
-from hf_warmscale.checkpoints import save_model
+from hf_warmscale.checkpoints import run_checkpoints, save_model
 from hf_warmscale.checkpoints.source import find_source
 from hf_warmscale.resize import ShrinkReceipt
 from hf_warmscale.staging import read_json
@@ -34,8 +32,11 @@ class RecipeHealing:
         source (`str` or `PathLike`): the model that is shrunk, a folder or a Hub id.
 
     Raises:
-        ValueError, FileNotFoundError: for a mistake in the recipe.
+        ValueError, FileNotFoundError: for a mistake in the recipe, or if its run folder holds another run.
     """
+
+    stage: StageRecord
+    """The record of the training, once it has ended."""
 
     def __init__(self, recipe: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
         self.recipe, self.source = recipe, os.fspath(source)
@@ -50,6 +51,9 @@ class RecipeHealing:
         # A mistake is found before the search, not after it. The source stands in for the winner.
         prepare_stage(read_configuration(recipe, self._overrides(self.source)))
         self.run_folder = Path(str(configuration.training.output_dir))
+        has_run = self.run_folder.is_dir() and bool(run_checkpoints(self.run_folder))
+        if has_run and not (self.run_folder / CUT).is_dir():
+            raise ValueError(f"{self.run_folder} holds a run that heals nothing; set another output_dir.")
 
     def __call__(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Train the student in place.
@@ -61,12 +65,8 @@ class RecipeHealing:
         healed = trainer.accelerator.unwrap_model(trainer.model)
         whole = healed.merge_and_unload() if isinstance(healed, PeftModel) else healed
         student.load_state_dict(whole.state_dict())
-
-    @cached_property
-    def stage_file(self) -> Path:
-        """The record of the stage, after healing."""
-        checkpoint = get_last_checkpoint(str(self.run_folder))
-        return Path(checkpoint or self.run_folder) / StageRecord.file_name
+        assert trainer.stage_run is not None
+        self.stage = trainer.stage_run.record
 
     def _write_cut(self, student: PreTrainedModel) -> Path:
         cut, receipt = self.run_folder / CUT, vars(student)[ShrinkReceipt.attribute]
