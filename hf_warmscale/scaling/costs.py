@@ -10,10 +10,10 @@ from hf_warmscale.architecture import describe
 from hf_warmscale.checkpoints import RunFolder, load_config
 from hf_warmscale.scaling.runs import count_parameters
 
-ModelSource = PreTrainedConfig | int | str | os.PathLike[str]
+ModelOrSize = PreTrainedConfig | int | str | os.PathLike[str]
 """A config, a number of parameters, or a checkpoint: a folder or a Hub id."""
 
-CandidateSource = tuple[ModelSource, float | None]
+CandidateSource = tuple[ModelOrSize, float | None]
 """A model and the tokens that it was trained on; `None` reads them from the folder of a run."""
 
 
@@ -64,11 +64,11 @@ class Candidate:
         return replace(self, cost=self.cost.by_size())
 
 
-def cost_of(source: ModelSource, *, sequence_length: int, embeddings: bool = True) -> Cost:
+def cost_of(source: ModelOrSize, *, sequence_length: int, embeddings: bool = True) -> Cost:
     """Return what a model costs.
 
     Args:
-        source (`ModelSource`): the model.
+        source (`ModelOrSize`): the model.
         sequence_length (`int`): tokens in a row.
         embeddings (`bool`): whether the number of parameters counts embedding and readout.
 

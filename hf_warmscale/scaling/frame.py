@@ -139,6 +139,12 @@ def make_frame(table: "Rows | Frame", form: LawForm, *, embeddings: bool | None 
     return frame
 
 
+def run_numbers(frame: Frame) -> NDArray[np.int64]:
+    """Return the number of the run of each point, from 0."""
+    numbers: NDArray[np.int64] = np.unique(np.array(frame.run), return_inverse=True)[1]
+    return numbers
+
+
 def _parsed(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
@@ -178,12 +184,11 @@ def _positive(name: str, values: Sequence[Any]) -> Array:
 def _base(name: str, columns: Mapping[str, Sequence[Any]], count: int) -> Array:
     """Return a column of the base: empty cells are models from scratch."""
     values = [0.0 if value in (None, "") else value for value in columns.get(name, [0.0] * count)]
-    # pandas reads an empty cell as NaN.
-    numbers = np.nan_to_num(_numbers(name, values), nan=0.0)
-    if (numbers < 0).any():
-        raise ValueError(
-            f"{name} is negative in row {int(np.argmax(numbers < 0)) + 1}; use 0 for a model from scratch."
-        )
+    numbers = _numbers(name, values)
+    numbers[np.isnan(numbers)] = 0.0  # pandas reads an empty cell as NaN
+    for row, value in enumerate(numbers, 1):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} in row {row} is {value:g}; use 0 for a model from scratch.")
     return numbers
 
 

@@ -12,7 +12,7 @@ from hf_warmscale.scaling.costs import (
     Candidate,
     CandidateSource,
     Cost,
-    ModelSource,
+    ModelOrSize,
     candidate_of,
     config_at_source,
     cost_of,
@@ -159,7 +159,7 @@ def _refuse_larger(target: Cost, candidates: Sequence[Candidate]) -> None:
             )
 
 
-def _measured(target: ModelSource, sequence_length: int, batch_size: int) -> float:
+def _measured(target: ModelOrSize, sequence_length: int, batch_size: int) -> float:
     if isinstance(target, int):
         raise ValueError("A budget in hours needs tokens_per_second, or a config whose model can be timed.")
     config = target if isinstance(target, PreTrainedConfig) else config_at_source(target)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hf_warmscale.scaling.frame import Frame
+from hf_warmscale.scaling.frame import Frame, run_numbers
 
 FIRST_SHARE = 0.1
 """The part of a run's tokens that is left out at its beginning, where the loss follows no power law yet.
@@ -25,11 +25,12 @@ def select(
     """
     if not 0 <= first_share < 1:
         raise ValueError(f"first_share is {first_share:g}; give a share of a run from 0 to below 1.")
-    part, run = np.array(frame.part), np.array(frame.run)
-    last = np.array([frame.D[run == name].max() for name in frame.run])
+    part, run = np.array(frame.part), run_numbers(frame)
+    last = np.zeros(len(frame))  # by run
+    np.maximum.at(last, run, frame.D)
     tests = [
         ("points of the warmup", part == "warmup"),
-        ("points of the beginning of a run", first_share * last > frame.D),
+        ("points of the beginning of a run", first_share * last[run] > frame.D),
         ("uncooled points", (part != "cooled") & (part == "cooled").any() & (not mix_cooled)),
     ]
     kept, dropped = np.ones(len(frame), dtype=bool), []

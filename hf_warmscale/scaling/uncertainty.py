@@ -1,10 +1,9 @@
 """How far a prediction may be off: resampling over runs, and the noise of a single run."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from hf_warmscale.scaling.frame import Frame
+from hf_warmscale.scaling.frame import Frame, run_numbers
 from hf_warmscale.scaling.laws import Array, log_loss
 from hf_warmscale.scaling.solve import Problem, resolve
 
@@ -29,12 +28,6 @@ def resample(problem: Problem, frame: Frame, theta: Array, *, draws: int, seed: 
             weights = np.bincount(generator.integers(count, size=count), minlength=count)[runs].astype(float)
         found[draw] = resolve(problem, frame, weights, theta)
     return found
-
-
-def run_numbers(frame: Frame) -> NDArray[np.int64]:
-    """Return the number of the run of each point."""
-    numbers: NDArray[np.int64] = np.unique(np.array(frame.run), return_inverse=True)[1]
-    return numbers
 
 
 def noise(problem: Problem, frame: Frame, theta: Array) -> tuple[float, int]:

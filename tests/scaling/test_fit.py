@@ -262,6 +262,11 @@ BAD: dict[str, tuple[dict[str, Any], LawForm, str]] = {
         "grown",
         "of a grown model",
     ),
+    "an endless base": (
+        {"N": [1e7, 2e7], "D": [1e9, 2e9], "loss": [3.0, 2.9], "D0": [0, float("inf")], "N0": [0, 1e6]},
+        "grown",
+        "D0 in row 2 is inf",
+    ),
     "half a base": (
         {"N": [1e7, 2e7], "D": [1e9, 2e9], "loss": [3.0, 2.9], "D0": [0, 1e8], "N0": [0, 0]},
         "grown",
