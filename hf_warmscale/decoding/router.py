@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_warmscale.compat.peft import without_adapter
+from hf_warmscale.decoding.members import Member
 from hf_warmscale.decoding.uncertainty import best_threshold, mean_entropy, mean_kl
+from hf_warmscale.decoding.vocabulary import shared_vocabulary
 from hf_warmscale.evaluation.cross_entropy import token_nll
 from hf_warmscale.refusals import refuse_unknown
 
@@ -35,13 +37,13 @@ class UncertaintyRouter(nn.Module):
 
     Args:
         model (`PeftModel`): a causal language model with an adapter.
-        reference (`PreTrainedModel`, *optional*): a small robust model of the same vocabulary.
+        reference (`PreTrainedModel`, *optional*): a small robust model of the same vocabulary, on any device.
         criterion (`str`): `"kl"` or `"entropy"`.
         threshold (`float`, *optional*): see `calibrate`.
 
     Raises:
-        ValueError: if the model has no adapter, the criterion is unknown, a reference meets the entropy, or it is the
-            model itself.
+        ValueError: if the model has no adapter, the criterion is unknown, a reference meets the entropy, is the model
+            itself or no decoder, or does not share its vocabulary.
 
     Example:
 
@@ -71,6 +73,10 @@ class UncertaintyRouter(nn.Module):
         if criterion == "entropy" and reference is not None:
             raise ValueError('The criterion "entropy" looks at the model alone; leave reference out, or take "kl".')
         self.model, self.reference, self.criterion = model.eval(), reference, criterion
+        if reference is not None:
+            # With its dropout on, the same sequence would now go one way and now the other.
+            self._reference = Member("reference", reference.eval())
+            self._known = shared_vocabulary([Member("robust", model), self._reference])
         self.threshold = 0.0 if threshold is None and reference is not None else threshold
 
     @torch.no_grad()
@@ -88,12 +94,12 @@ class UncertaintyRouter(nn.Module):
         robust = self._log_probs(input_ids, mask, robust=True)
         if self.reference is None:
             return mean_kl(robust, clean, mask)
-        positions = _positions(self.reference, attention_mask)
-        target = _log_softmax(self.reference(input_ids=input_ids, attention_mask=attention_mask, **positions).logits)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, "logits_to_keep": 0}
+        positions = _positions(self._reference.plain, attention_mask)
+        target = self._reference.logits({**inputs, **positions}).to(clean.device)
         # Models pad the vocabulary to different numbers of rows. What is left is normalised again, or the divergence
         # of two partial distributions could be negative.
-        known = min(target.shape[-1], clean.shape[-1])
-        target, clean, robust = (each[..., :known].log_softmax(dim=-1) for each in (target, clean, robust))
+        target, clean, robust = (_log_softmax(each[..., : self._known]) for each in (target, clean, robust))
         return mean_kl(target, clean, mask) - mean_kl(target, robust, mask)
 
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

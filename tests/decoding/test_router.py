@@ -1,5 +1,6 @@
 """The router takes the head that fits each sequence; forced to one side it is that head exactly."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from hf_warmscale.decoding import UncertaintyRouter
 from hf_warmscale.decoding.uncertainty import best_threshold, mean_entropy, mean_kl
+from tests.decoding.test_refusals import BERT
 from tests.decoding.tiny import VOCAB, log_probs, tiny, tokens
+from tests.fake_device import DEVICE, DeviceWithoutFloat64
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5}
 
@@ -97,22 +101,18 @@ def test_padding_on_the_left_shifts_no_position() -> None:
 
 
 def test_the_reference_is_followed(adapted: PeftModel) -> None:
-    class Like(nn.Module):
-        """A small robust model that agrees with one of the heads."""
-
-        def __init__(self, robust: bool) -> None:
-            super().__init__()
-            self.robust = robust
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-            from transformers.modeling_outputs import CausalLMOutputWithPast
-
-            return CausalLMOutputWithPast(logits=head(adapted, input_ids, robust=self.robust))
-
-    for robust in (False, True):
-        router = UncertaintyRouter(adapted, reference=Like(robust))  # type: ignore[arg-type]
-        assert router.threshold == 0.0
+    """The reference is one of the heads, with padding rows that count for nothing, and it may be on another device."""
+    heads = {False: tiny(width=32, depth=2, seed=0), True: copy.deepcopy(adapted).merge_and_unload()}
+    for robust, reference in heads.items():
+        reference.float().train()
+        with pytest.warns(UserWarning, match="have .* rows and no tokenizers"):
+            reference.resize_token_embeddings(VOCAB + 8)
+            router = UncertaintyRouter(adapted, reference=reference)
+        assert router.threshold == 0.0 and not reference.training
         assert router.route(tokens()).tolist() == [robust, robust]
+        with DeviceWithoutFloat64():
+            nn.Module.to(reference, DEVICE)
+            assert router.route(tokens()).tolist() == [robust, robust]
 
 
 def test_calibration_minimises_the_loss_of_the_mix(adapted: PeftModel) -> None:
@@ -171,6 +171,8 @@ def test_refusals(adapted: PeftModel) -> None:
         UncertaintyRouter(adapted, criterion="entrop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="looks at the model alone"):
         UncertaintyRouter(adapted, criterion="entropy", reference=tiny(seed=1))
+    with pytest.raises(ValueError, match=r"^The reference model is a BertModel, which does not predict"):
+        UncertaintyRouter(adapted, reference=BertModel(BertConfig(**BERT)))
     for itself in (adapted, adapted.get_base_model()):  # peft has put the adapter into the base
         with pytest.raises(ValueError, match=r"^The reference is the model itself, adapter and all"):
             UncertaintyRouter(adapted, reference=itself)  # type: ignore[arg-type]
