@@ -28,7 +28,6 @@ from hf_warmscale import HealingTrainer, Stage, shrink_from_pretrained, shrink_t
 from hf_warmscale.checkpoints import load_model, save_model
 from hf_warmscale.compression.budget.picture import draw_budget_search
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, paired_bootstrap
-from hf_warmscale.merging.objectives.splits import split_documents
 from hf_warmscale.studies import write_result
 from hf_warmscale.training import ContinualTrainingArguments
 
@@ -96,13 +95,18 @@ def search(arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedToken
 def documents_of(corpora: Path, split: str) -> list[str]:
     """Return the texts of a file of the corpus."""
     with gzip.open(corpora / f"documentation.{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for _, line in zip(range(20 * DOCUMENTS), lines, strict=False)]
+        return [json.loads(line)["text"] for _, line in zip(range(40 * DOCUMENTS), lines, strict=False)]
 
 
 def held_out(corpora: Path) -> list[str]:
     """Return the documents on which cuts are scored, from the validation file, shortened."""
+    return texts_of(corpora, 0, DOCUMENTS)
+
+
+def texts_of(corpora: Path, start: int, stop: int | None) -> list[str]:
+    """Return some of the documents of the validation file that are long enough, shortened."""
     texts = [text[:CHARACTERS] for text in documents_of(corpora, "validation") if len(text) >= CHARACTERS]
-    return texts[:DOCUMENTS]
+    return texts[start:stop]
 
 
 def rows_of(corpora: Path, tokenizer: PreTrainedTokenizerBase, count: int) -> torch.Tensor:
@@ -118,19 +122,35 @@ def rows_of(corpora: Path, tokenizer: PreTrainedTokenizerBase, count: int) -> to
 def heal_all(
     arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, found: dict[str, Any]
 ) -> None:
-    """Heal the winner and the plain cuts on the same tokens, and compare them on the judging documents."""
-    confirm = split_documents(held_out(arguments.corpora), "documents")[1]
-    judge = EvaluationSet.from_documents(confirm, tokenizer)
+    """Heal the winner and the plain cuts on the same tokens, and compare them before and after."""
+    fresh = texts_of(arguments.corpora, DOCUMENTS, None)  # the search saw none of them, to select or to report
+    judge = EvaluationSet.from_documents(fresh, tokenizer)
     arms = {each["how"]: each["sizes"] for each in found["judged"] if each["how"] != "search"}
     arms = {"searched": found["winner"]["sizes"], **arms}
-    scores = {name: healed(arguments, base, tokenizer, name, sizes, judge) for name, sizes in arms.items()}
+    before = {name: judge.nll(cut(arguments, base, tokenizer, sizes)) for name, sizes in arms.items()}
+    after = {name: judge.nll(healed(arguments, base, tokenizer, name, sizes)) for name, sizes in arms.items()}
     rows = {
-        name: {"nll": each.mean, "searched_minus_it": paired_bootstrap(scores["searched"], each).to_dict()}
-        for name, each in scores.items()
+        name: {"before": against(before["searched"], before[name]), "after": against(after["searched"], after[name])}
+        for name in arms
     }
     settings = {"tokens": arguments.heal_tokens, "learning_rate": HEAL_RATE, "batch_rows": HEAL_BATCH, "row": ROW}
-    write_result(arguments.results / "smollm2_healed.json", {"settings": settings, "arms": rows}, code=HERE)
+    content = {"settings": settings, "documents": len(fresh), "source": judge.nll(load_model(base)).mean, "arms": rows}
+    write_result(arguments.results / "smollm2_healed.json", content, code=HERE)
     print(json.dumps(rows, indent=2), flush=True)
+
+
+def against(searched: DocumentNLL, other: DocumentNLL) -> dict[str, Any]:
+    """Return the loss of an arm, and how much lower or higher that of the searched cut is."""
+    return {"nll": other.mean, "searched_minus_it": paired_bootstrap(searched, other).to_dict()}
+
+
+def cut(
+    arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, sizes: dict[str, int]
+) -> PreTrainedModel:
+    """Return the model cut to some sizes, as the search cuts it."""
+    wanted = {size: value for size, value in sizes.items() if size != "head_dim"}
+    calibration = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS)
+    return shrink_from_pretrained(load_model(base), calibration=calibration, verify=False, **wanted)  # type: ignore[misc]  # names from JSON
 
 
 def healed(
@@ -139,19 +159,15 @@ def healed(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     sizes: dict[str, int],
-    judge: EvaluationSet,
-) -> DocumentNLL:
-    """Return the scores of a healed cut; a finished one is loaded."""
+) -> PreTrainedModel:
+    """Return a healed cut; a finished one is loaded."""
     folder = arguments.work / "healed" / name.replace(" ", "-")
     if not folder.exists():
-        teacher: PreTrainedModel = load_model(base)
-        calibration = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS)
-        wanted = {size: value for size, value in sizes.items() if size != "head_dim"}
-        student = shrink_from_pretrained(teacher, calibration=calibration, verify=False, **wanted)  # type: ignore[misc]  # names from JSON
+        student = cut(arguments, base, tokenizer, sizes)
         steps = arguments.heal_tokens // (HEAL_BATCH * ROW)
         tokens = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS + steps * HEAL_BATCH)[CALIBRATION_ROWS:]
         rows = [{"input_ids": row, "labels": row} for row in tokens.tolist()]
-        teacher.to(torch.bfloat16)
+        teacher = load_model(base).to(torch.bfloat16)
         settings = ContinualTrainingArguments(
             output_dir=str(arguments.work / "runs" / folder.name),
             per_device_train_batch_size=HEAL_BATCH,
@@ -166,10 +182,13 @@ def healed(
             seed=SEED,
         )
         stage = Stage("heal", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)
-        trainer = HealingTrainer(student, settings, teacher=teacher, train_dataset=rows, stage=stage)
+        trainer = HealingTrainer(
+            student, settings, teacher=teacher, train_dataset=rows, stage=stage, processing_class=tokenizer
+        )
         trainer.train(resume_from_checkpoint=any(Path(str(settings.output_dir)).glob("checkpoint-*")))
         save_model(student.eval(), folder, tokenizer=tokenizer)
-    return judge.nll(AutoModelForCausalLM.from_pretrained(folder))
+    healed_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    return healed_model
 
 
 if __name__ == "__main__":
