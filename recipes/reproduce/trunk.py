@@ -41,6 +41,8 @@ class Regime:
         evaluate_every (`int`): steps between points of the curve.
         curve_rows (`int`): validation rows for a point of the curve.
         evaluation_rows (`int`): validation rows at the end of a branch.
+        selection_rows (`int`): as many others at the end of a branch, where the rates of a study are chosen on rows
+            that judge none of them.
         save_every (`int`): steps between states to resume from.
     """
 
@@ -54,6 +56,7 @@ class Regime:
     evaluate_every: int = 32
     curve_rows: int = 48
     evaluation_rows: int = 192
+    selection_rows: int = 0
     save_every: int = 200
 
     def warmup(self, steps: int) -> int:
@@ -81,6 +84,12 @@ class Rows:
         """Return at most `count` validation rows, spread evenly over the documents."""
         rows = load_packed(self.validation)
         return rows.select(sorted({index * len(rows) // count for index in range(count)}))
+
+    def selecting(self, count: int, *, judging: int) -> Dataset:
+        """Return at most `count` validation rows, spread evenly over those that are not among the `judging` ones."""
+        rows = load_packed(self.validation)
+        others = sorted(set(range(len(rows))) - {index * len(rows) // judging for index in range(judging)})
+        return rows.select([others[index * len(others) // count] for index in range(min(count, len(others)))])
 
 
 def train_with_cooldowns(
@@ -114,12 +123,20 @@ def train_with_cooldowns(
             branch = anneal_stage(parent, mixture, max_steps=budget - fork, shape="linear", min_lr=0.0)
             start = MupForCausalLM.from_pretrained(parent)
             trainer = train_stage(start, branch, lr, rows, seed, regime, work / f"cooled-{budget}", [budget - fork])
-            final = trainer.evaluate(rows.held_out(regime.evaluation_rows))["eval_loss"]
             points = [{**point, "step": point["step"] + fork} for point in curve_of(trainer)]
-            record["cooled"].append({"step": budget, "validation_loss": final, "curve": points})
+            record["cooled"].append({"step": budget, **final_losses(trainer, rows, regime), "curve": points})
     except Diverged:
         record["cooled"].append({"step": budgets[-1], "validation_loss": math.nan, "curve": []})
     return {**record, "warmup": warmup, "seconds": time.monotonic() - started}
+
+
+def final_losses(trainer: ContinualTrainer, rows: Rows, regime: Regime) -> dict[str, float]:
+    """Return the validation loss of a trained model, and its loss on the rows that select where there are such."""
+    found = {"validation_loss": trainer.evaluate(rows.held_out(regime.evaluation_rows))["eval_loss"]}
+    if regime.selection_rows:
+        others = rows.selecting(regime.selection_rows, judging=regime.evaluation_rows)
+        found["selection_loss"] = trainer.evaluate(others)["eval_loss"]
+    return found
 
 
 def train_stage(

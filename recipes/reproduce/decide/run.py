@@ -37,7 +37,7 @@ from hf_warmscale.tuning.proxy import Diverged
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "corpora")]
 from corpora import other_files, prepare_rows  # noqa: E402
-from trunk import Regime, Rows, curve_of, train_stage, train_with_cooldowns  # noqa: E402
+from trunk import Regime, Rows, curve_of, final_losses, train_stage, train_with_cooldowns  # noqa: E402
 
 ANOTHER_ORDER = 1000
 """What trains on a model of a seed sees the rows in the order of this seed more."""
@@ -155,14 +155,15 @@ def train_cosine(
     except Diverged:
         end = {"step": steps, "validation_loss": math.nan, "curve": []}
     else:
-        loss = trainer.evaluate(rows.held_out(regime.evaluation_rows))["eval_loss"]
-        end = {"step": steps, "validation_loss": loss, "curve": curve_of(trainer)}
+        end = {"step": steps, **final_losses(trainer, rows, regime), "curve": curve_of(trainer)}
     return {"curve": [], "cooled": [end], "warmup": warmup, "seconds": time.monotonic() - started}
 
 
 def shrink_budgets(design: dict[str, Any]) -> None:
     """Keep the form of the study and almost none of its cost."""
-    design["regime"].update(batch_size=2, warmup_steps=2, evaluate_every=4, curve_rows=2, evaluation_rows=4)
+    design["regime"].update(
+        batch_size=2, warmup_steps=2, evaluate_every=4, curve_rows=2, evaluation_rows=4, selection_rows=4
+    )
     design["sequence_length"] = 64
     design["seeds"] = [0, 1]
     design["base"].update(tokens_per_parameter=0.005, log2_lrs=[-9, -8])

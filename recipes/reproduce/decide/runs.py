@@ -97,7 +97,7 @@ def best_rate(design: dict[str, Any], results: Path) -> float:
 
     def loss(rate: float) -> float:
         cooled = json.loads((results / f"base/lr{rate}-seed{first}.json").read_text())["cooled"][-1]
-        found = cooled["validation_loss"]
+        found = cooled.get("selection_loss")
         return float("inf") if found is None else float(found)
 
     rates: list[float] = design["base"]["log2_lrs"]
