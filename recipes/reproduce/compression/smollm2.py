@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 BUDGET, TRIALS, SEED = 100e6, 30, 0
 CALIBRATION_ROWS, ROW = 8, 512
 DOCUMENTS, CHARACTERS = 48, 700
+PLAIN = ("depth only", "MLP only")
 HEAL_TOKENS, HEAL_BATCH, HEAL_RATE = 200_000, 4, 3e-4
 
 
@@ -125,7 +126,7 @@ def heal_all(
     """Heal the winner and the plain cuts on the same tokens, and compare them before and after."""
     fresh = texts_of(arguments.corpora, DOCUMENTS, None)  # the search saw none of them, to select or to report
     judge = EvaluationSet.from_documents(fresh, tokenizer)
-    arms = {each["how"]: each["sizes"] for each in found["judged"] if each["how"] != "search"}
+    arms = {each["how"]: each["sizes"] for each in found["judged"] if each["how"] in PLAIN}
     arms = {"searched": found["winner"]["sizes"], **arms}
     before = {name: judge.nll(cut(arguments, base, tokenizer, sizes)) for name, sizes in arms.items()}
     after = {name: judge.nll(healed(arguments, base, tokenizer, name, sizes)) for name, sizes in arms.items()}
