@@ -20,6 +20,7 @@ from hf_warmscale.architecture.probe import SizeLaw, probe
 from hf_warmscale.architecture.proof import random_model
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
 from hf_warmscale.architecture.tiny import OTHER, TINY, axes_of, build_meta, named_state, on_cpu, tiny_config
+from hf_warmscale.compat.transformers import short_scans
 
 MAX_TINY_PARAMETERS = 30_000_000
 """The proof runs the tiny model some dozen times, in float64."""
@@ -144,7 +145,8 @@ def _template_of(config: PreTrainedConfig, layers: int) -> Template:
     sizes = {axis: TINY[axis] for axis in axes_of(config)} | {Axis.LAYERS: layers}
     try:
         tiny = tiny_config(config, sizes)
-        return _template(_content(tiny), layers)
+        with short_scans(tiny):
+            return _template(_content(tiny), layers)
     except ValueError:
         raise
     except Exception as error:  # anything may go wrong in a family's own code at sizes it was not made for

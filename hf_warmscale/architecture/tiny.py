@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
-from hf_warmscale.architecture.fields import find_field, resized_values
+from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, resized_values
 from hf_warmscale.architecture.model_map import Axis
 
 # Sizes that differ from one another and from every product of two others, so that no dimension is taken for another.
@@ -53,6 +53,9 @@ _NEUTRAL: Mapping[str, int] = {
     "chunk_size": 8,
 }
 """Experts in one group, two at a time; rotary embeddings that fit the smallest head; no scan padded to hundreds."""
+
+_NOT_STRUCTURE = ("_name_or_path", "architectures", "dtype", "growth", "transformers_version", "use_cache")
+"""Values that name, date or store a model; tiny configs leave them out, so that one proof serves all of a family."""
 
 
 @contextmanager
@@ -106,7 +109,19 @@ def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrain
         if name.endswith("token_id") and isinstance(value, int | list)
     }
     rope = {name: _plain_rope(values[name]) for name in ("rope_parameters", "rope_scaling") if values.get(name)}
-    return type(config).from_dict({**values, **neutral, **tokens, **rope})
+    structure = {name: value for name, value in values.items() if name not in _NOT_STRUCTURE}
+    leading = _leading_blocks(config, sizes.get(Axis.LAYERS))
+    return type(config).from_dict({**structure, **neutral, **tokens, **rope, **leading})
+
+
+def _leading_blocks(config: PreTrainedConfig, layers: int | None) -> dict[str, int]:
+    """Return the numbers of dense blocks before a mixture of experts: one shows as much as three."""
+    values = config.to_dict()
+    depth = values.get(find_field(config, Axis.LAYERS) or "")
+    if layers is None or not isinstance(depth, int):
+        return {}
+    counts = {name: values[name] for name in LEADING_BLOCKS if isinstance(values.get(name), int)}
+    return {name: layers if count >= depth else min(count, 1) for name, count in counts.items()}
 
 
 def _plain_rope(parameters: Any) -> Any:

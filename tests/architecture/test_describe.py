@@ -7,7 +7,8 @@ import torch
 from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from hf_warmscale.architecture import Axis, ModelMap, NormMap, describe, per_layer_fields, resized_config
-from hf_warmscale.architecture.proof import TOLERANCE
+from hf_warmscale.architecture.observe import logits_of, sample_tokens
+from hf_warmscale.architecture.proof import TOLERANCE, random_model
 from hf_warmscale.architecture.tiny import build_meta
 
 FAMILIES = [
@@ -200,3 +201,39 @@ def test_no_family_takes_a_common_list_for_one_by_layer() -> None:
         assert set(fields) == {
             name for name, value in default.to_dict().items() if isinstance(value, list) and len(value) == depth
         }
+
+
+LATENT = {
+    "num_hidden_layers": 5,
+    "first_k_dense_replace": 3,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "vocab_size": 90,
+}
+
+
+def test_models_of_one_architecture_share_a_proof() -> None:
+    """Whatever their name, dtype, history and number of leading dense blocks; two blocks show both kinds."""
+    small = {**LATENT, "q_lora_rank": 12, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    first = describe(default("deepseek_v3", **small))
+    other = {"dtype": "bfloat16", "architectures": ["A"], "growth": {"exact": True}, "first_k_dense_replace": 2}
+    assert describe(default("deepseek_v3", **small | other)).proof is first.proof
+    assert (first.proved_on.num_hidden_layers, first.proved_on.first_k_dense_replace) == (2, 1)
+
+
+def test_published_ranks_do_not_make_a_tiny_model_amplify_rounding() -> None:
+    """The proof's bounds are relative to the logits, so a block may enlarge an error only a little."""
+    model = random_model(default("deepseek_v3", **LATENT))
+    tokens = sample_tokens(90)
+    before = logits_of(model, tokens)
+    with torch.no_grad():
+        table = model.get_input_embeddings().get_parameter("weight")
+        table.mul_(1 + 1e-7 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0)))
+    assert (logits_of(model, tokens) - before).abs().max() < 1e-6 * before.abs().max()

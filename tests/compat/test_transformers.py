@@ -1,13 +1,17 @@
 """What the private API of transformers must still do; a failure here names what changed."""
 
+import importlib
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    CONFIG_MAPPING,
     GenerationMixin,
     GPT2Config,
     GPT2LMHeadModel,
@@ -38,6 +42,7 @@ from hf_warmscale.compat.transformers import (
     replaced_loss,
     saved_name,
     saving_conversions,
+    short_scans,
     without_partitioning,
 )
 from tests.training.tiny import NEW, arguments, tiny_model
@@ -192,3 +197,37 @@ def test_models_take_and_return_a_cache_under_one_name() -> None:
         output = model(input_ids=torch.tensor([[1, 2]]), use_cache=True)
         assert output[CACHE_ARGUMENT].get_seq_length() == 2
         assert CACHE_ARGUMENT in inspect.signature(model.forward).parameters
+
+
+SCANS = {"qwen3_next": "torch_chunk_gated_delta_rule", "kimi_linear": "chunk_kimi_delta_attention"}
+
+
+@pytest.mark.parametrize("model_type", [each for each in SCANS if each in CONFIG_MAPPING])  # Kimi Linear is younger
+def test_recurrent_mixers_scan_in_short_chunks_to_the_same_result(model_type: str) -> None:
+    config = CONFIG_MAPPING[model_type]()
+    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    scan = getattr(
+        module, {"qwen3_next": "torch_chunk_gated_delta_rule"}.get(model_type, "chunk_kimi_delta_attention")
+    )
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 6, 2, 4)
+    beta, decay = torch.rand(1, 6, 2), -torch.rand(1, 6, 2, *((4,) if model_type == "kimi_linear" else ()))
+    whole, _ = scan(query, key, value, g=decay, beta=beta)
+    with short_scans(config), _ShapesOf(torch.ops.aten.triu.default) as masks:
+        short, _ = scan(query, key, value, g=decay, beta=beta)
+    assert masks.shapes == {(4, 4)}
+    torch.testing.assert_close(short, whole)
+    assert inspect.unwrap(scan).__defaults__[0] == 64
+
+
+class _ShapesOf(TorchDispatchMode):
+    """Record the shapes of the first argument of an operation."""
+
+    def __init__(self, operation: object) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operation, self.shapes = operation, set[tuple[int, ...]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is self.operation:
+            self.shapes.add(tuple(args[0].shape))
+        return func(*args, **kwargs or {})

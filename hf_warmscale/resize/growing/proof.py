@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, ModelMap, describe, logits_of, named_state, random_model, sample_tokens
+from hf_warmscale.compat.transformers import short_scans
 from hf_warmscale.mup import is_mup
 from hf_warmscale.options import DepthOperator, WidthName
 from hf_warmscale.resize.growing.experts import NUM_EXPERTS_PER_TOKEN, Upcycling, experts_config, plan_upcycling
@@ -103,5 +104,6 @@ def logit_change(source: PreTrainedModel, config: PreTrainedConfig, make: Callab
         for name, tensor in named_state(target).items():
             tensor.copy_(make(name, weights.__getitem__))
     tokens = sample_tokens(describe(source.config).sizes[Axis.VOCAB])
-    before, after = logits_of(source, tokens), logits_of(target, tokens)
+    with short_scans(config):
+        before, after = logits_of(source, tokens), logits_of(target, tokens)
     return float((after[..., : before.shape[-1]] - before).abs().max() / before.abs().max())

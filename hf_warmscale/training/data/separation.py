@@ -22,6 +22,7 @@ from hf_warmscale.architecture.model_map import Axis
 from hf_warmscale.architecture.precision import StayInFloat64
 from hf_warmscale.architecture.proof import randomize
 from hf_warmscale.architecture.tiny import FIRST_ORDINARY_TOKEN, TINY, axes_of, tiny_config, unpartitioned
+from hf_warmscale.compat.transformers import short_scans
 from hf_warmscale.mup import is_mup
 from hf_warmscale.training.data.stand_ins import stand_in_for
 
@@ -118,15 +119,16 @@ def prove(model_class: type[PreTrainedModel], config: PreTrainedConfig, attentio
     changes: dict[Layout, float] = {}
     failures: dict[Layout, str] = {}
     layout: Layout
-    try:
-        model = tiny_model(model_class, config, attention)
-    except Exception as error:  # whatever the family's own code raises
-        return Separation(str(config.model_type), attention, unproved=_one_line(error))
-    for layout in LAYOUTS:
+    with short_scans(_text_config(config)):
         try:
-            changes[layout] = largest_change(model, layout)
-        except Exception as error:  # as above
-            failures[layout] = _one_line(error)
+            model = tiny_model(model_class, config, attention)
+        except Exception as error:  # whatever the family's own code raises
+            return Separation(str(config.model_type), attention, unproved=_one_line(error))
+        for layout in LAYOUTS:
+            try:
+                changes[layout] = largest_change(model, layout)
+            except Exception as error:  # as above
+                failures[layout] = _one_line(error)
     return Separation(str(config.model_type), attention, changes, failures)
 
 

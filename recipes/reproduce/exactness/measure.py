@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale import grow_checkpoint, grow_from_pretrained
-from hf_warmscale.architecture import StayInFloat64
+from hf_warmscale.architecture import StayInFloat64, named_state
+from hf_warmscale.architecture.proof import noise_std
 from hf_warmscale.checkpoints import ModelWeights, open_checkpoint
+from hf_warmscale.compat.transformers import short_scans
 
 BARS = {"fp64 patched": 1e-11, "fp64": 5e-6, "fp32": 2e-4}
 """The largest |difference of a logit| that counts as exact; where a family cannot run, the bar is left out."""
@@ -28,14 +30,16 @@ FIRST_ORDINARY_TOKEN = 4
 
 
 def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """Return a model of `config` in which every parameter was moved by N(0, 0.1)."""
+    """Return a model of `config` in which every parameter and saved buffer was moved by N(0, 0.1), or less if wide."""
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(dtype)
+        for tensor in named_state(model).values():
+            if tensor.is_floating_point():
+                noise = noise_std(tensor.shape, most=0.1) * torch.randn(tensor.shape, dtype=torch.float64)
+                tensor += noise.to(dtype)
     return model.eval()
 
 
@@ -105,7 +109,8 @@ def _tokens(model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    with short_scans(model.config):
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits.double()
 
 
