@@ -27,7 +27,7 @@ class DistillationLoss(TokenLoss):
         self.divergence: Tensor | None = None
 
     def expect(self, pulls: Sequence[Pull]) -> None:
-        """Set what draws the student on the next micro-batch."""
+        """Set the pulls on the student in the next micro-batch."""
         self.pulls, self.divergence = pulls, None
 
     def __call__(

@@ -15,7 +15,6 @@ from hf_warmscale.checkpoints import find_tokenizer, require_one_language
 from hf_warmscale.training.data.mixture import HASHED_ROWS, is_streamed
 from hf_warmscale.training.distillation.distillation_loss import DistillationLoss
 from hf_warmscale.training.distillation.divergence import Direction
-from hf_warmscale.training.distillation.draw import Draw
 from hf_warmscale.training.distillation.mixed_loss import Pull
 from hf_warmscale.training.distillation.row_keys import ROW_KEYS, KeyedCollator
 from hf_warmscale.training.distillation.settings import DistillationSettings
@@ -29,6 +28,7 @@ from hf_warmscale.training.distillation.teacher import (
     shared_with_student,
 )
 from hf_warmscale.training.distillation.teacher_cache import TeacherCache
+from hf_warmscale.training.distillation.weighted_teacher import WeightedTeacher
 from hf_warmscale.training.launch import is_partitioned
 from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_run import StageRun
@@ -264,16 +264,16 @@ class DistillationTrainer(ContinualTrainer):
         """Return what the teachers say about a micro-batch."""
         given = {name: inputs[name] for name in INPUTS if inputs.get(name) is not None}
         settings = self.distillation
-        to_teacher = Draw(self.teacher, settings.alpha, settings.temperature, settings.direction)
+        teacher = WeightedTeacher(self.teacher, settings.alpha, settings.temperature, settings.direction)
         if self._numbers is None or self._sources is None:
-            return [to_teacher.on_all(given, self._keys)] if settings.alpha else []
+            return [teacher.on_all(given, self._keys)] if settings.alpha else []
         heard = torch.isin(self._sources, torch.tensor(self._numbers, device=self._sources.device))
-        draws = [(to_teacher, heard)] if settings.alpha else []
+        teachers = [(teacher, heard)] if settings.alpha else []
         if self.start is not None:
-            draws.append((Draw(self.start, settings.self_kd), ~heard))
+            teachers.append((WeightedTeacher(self.start, settings.self_kd), ~heard))
         # With sharded weights every forward pass gathers them from all ranks, so none may skip it.
         whole = self._has_engine()
-        return [pull for draw, where in draws for pull in draw.where(given, where, self._keys, whole=whole)]
+        return [pull for each, where in teachers for pull in each.where(given, where, self._keys, whole=whole)]
 
     def _correction(
         self,

@@ -23,7 +23,7 @@ CPU_CHUNK_ELEMENTS = 2**19
 
 @dataclass(frozen=True)
 class Pull:
-    """What draws the student at some positions of a batch.
+    """The pull of a teacher on the student at some positions of a batch.
 
     Args:
         predictions (`Predictions`): of a teacher for `rows`, at positions `[rows, tokens]`.

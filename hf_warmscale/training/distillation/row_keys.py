@@ -49,11 +49,10 @@ def row_length(row: Mapping[str, Any]) -> int:
 def row_key(row: Mapping[str, Any]) -> int:
     """Return a hash of what a row's predictions depend on: its tokens without padding, and where documents begin."""
     tokens = np.asarray(row["input_ids"], dtype=np.int64)
-    if "attention_mask" in row:
-        tokens = tokens[np.asarray(row["attention_mask"], dtype=bool)]
-    digest = blake2b(tokens.tobytes(), digest_size=KEY_BYTES)
+    kept = np.asarray(row.get("attention_mask", np.ones_like(tokens)), dtype=bool)
+    digest = blake2b(tokens[kept].tobytes(), digest_size=KEY_BYTES)
     if "position_ids" in row:
-        begins = np.flatnonzero(np.asarray(row["position_ids"])[1:] == 0)
+        begins = np.flatnonzero(np.asarray(row["position_ids"])[kept][1:] == 0)
         digest.update(begins.astype(np.int64).tobytes())
     return int.from_bytes(digest.digest(), "little", signed=True)
 

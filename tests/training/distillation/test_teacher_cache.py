@@ -173,5 +173,6 @@ def test_a_row_is_known_by_its_tokens_and_its_documents() -> None:
     padded = {"input_ids": [0, 3, 4, 5, 6], "attention_mask": [0, 1, 1, 1, 1]}
     one = {**row, "position_ids": torch.arange(4)}
     two = {**row, "position_ids": [0, 1, 0, 1]}
-    assert row_key(row) == row_key(padded) == row_key(one) != row_key(two)
+    placed = {**padded, "position_ids": [0, 0, 1, 2, 3]}  # padding takes no position
+    assert row_key(row) == row_key(padded) == row_key(one) == row_key(placed) != row_key(two)
     assert row_key(row) != row_key({"input_ids": [3, 4, 5]})

@@ -1,4 +1,4 @@
-"""Ask a teacher about the rows of a batch that it is heard on, and about no others."""
+"""A teacher with its part of the loss: it is asked about the rows of a batch that it is heard on, and no others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from hf_warmscale.training.distillation.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Draw:
+class WeightedTeacher:
     """A teacher with its part of the loss.
 
     Args:
