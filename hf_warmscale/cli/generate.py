@@ -56,8 +56,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Load the members, score documents, generate, and save what was asked for."""
     refuse_at_once(arguments)
+    from hf_warmscale.cli.quiet import show_slow_bars_only
     from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 
+    show_slow_bars_only()
     model = EmulatedFineTuningForCausalLM.from_members(
         arguments.base,
         arguments.tuned,

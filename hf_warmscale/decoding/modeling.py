@@ -134,12 +134,21 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         ```
         """
         small = [tuned] if isinstance(tuned, str | os.PathLike) else list(tuned)
-        loaded = [load_member(name, **options) for name in (base, *small)]
-        model, entry = (None, None) if reference is None else load_member(reference, **options)
-        entries = [each for _, each in loaded]
-        small_models = [each for each, _ in loaded[1:]]
-        combined = cls(loaded[0][0], small_models, model, weights=weights, beta=beta, upscale_top_p=upscale_top_p)
-        combined.config.members = {"base": entries[0], "tuned": entries[1:], "reference": entry}
+        names = [os.fspath(name) for name in (base, *small, *([] if reference is None else [reference]))]
+        # A name that occurs twice is one object: its weights need no second place in memory.
+        loaded = {name: load_member(name, **options) for name in dict.fromkeys(names)}
+        models, entries = zip(*(loaded[name] for name in names), strict=True)
+        count = 1 + len(small)
+        combined = cls(
+            models[0],
+            models[1:count],
+            None if reference is None else models[-1],
+            weights=weights,
+            beta=beta,
+            upscale_top_p=upscale_top_p,
+        )
+        own = None if reference is None else entries[-1]
+        combined.config.members = {"base": entries[0], "tuned": list(entries[1:count]), "reference": own}
         return combined
 
     @property

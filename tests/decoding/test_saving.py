@@ -31,6 +31,7 @@ def test_by_name(folders: list[Path], tmp_path: Path) -> None:
     model = EmulatedFineTuningForCausalLM.from_members(
         large, [tuned, small], small, weights=[0.7, 0.2], beta=1.25, upscale_top_p=0.9, dtype=torch.float64
     )
+    assert model.tuned[1] is model.reference  # what occurs twice is loaded once
     model.generation_config.eos_token_id = 7
     model.save_pretrained(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -43,7 +44,7 @@ def test_by_name(folders: list[Path], tmp_path: Path) -> None:
     assert_same(loaded, model)
     assert (loaded.config.weights, loaded.config.beta, loaded.config.upscale_top_p) == ([0.7, 0.2], 1.25, 0.9)
     assert loaded.generation_config.eos_token_id == 7
-    assert loaded.tuned[1] is loaded.reference  # what occurs twice is loaded once
+    assert loaded.tuned[1] is loaded.reference
     assert_same(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), model)
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "out" / "config.json").read_text()
