@@ -2,12 +2,17 @@
 
 import json
 import re
+import runpy
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from datasets import enable_progress_bars
+from transformers.utils.logging import enable_progress_bar
 
 from hf_warmscale.cli.entry import make_parser
 from hf_warmscale.training.recipe.configuration import read_configuration
@@ -19,6 +24,11 @@ RECIPES = sorted(
     path.relative_to(ROOT / "recipes")
     for path in (ROOT / "recipes").glob("*/*.yaml")
     if path.parent.name not in ("accelerate_configs", "reproduce")
+)
+STUDIES = sorted(
+    path.relative_to(ROOT / "recipes" / "reproduce")
+    for path in (ROOT / "recipes" / "reproduce").glob("*/*.py")
+    if "study_options(__doc__)" in path.read_text("utf-8")
 )
 GUIDES = sorted((ROOT / "recipes").glob("*/README.md"))
 TYPED = [
@@ -94,7 +104,7 @@ def test_command_of_a_recipe_is_understood(command: str) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 8 and len(TYPED) >= 20
+    assert len(RECIPES) >= 8 and len(TYPED) >= 20 and len(STUDIES) >= 6
 
 
 def test_the_ladder_is_tuned_on_the_model_that_it_trains() -> None:
@@ -103,3 +113,29 @@ def test_the_ladder_is_tuned_on_the_model_that_it_trains() -> None:
     tuned = json.loads((folder / "config.json").read_text("utf-8"))
     trained = yaml.safe_load((folder / "base.yaml").read_text("utf-8"))["model_config"]
     assert tuned == {"model_type": "granite", **trained}
+
+
+@pytest.fixture
+def bars() -> Iterator[None]:
+    """Scripts of studies turn progress bars off; turn them on again."""
+    yield
+    enable_progress_bar()
+    enable_progress_bars()
+
+
+@pytest.mark.parametrize("script", STUDIES, ids=str)
+@pytest.mark.usefixtures("bars")
+def test_the_runs_of_a_study_are_listed(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "recipes" / "reproduce" / script
+    folders = [str(tmp_path / name) for name in ("corpora", "work", "output")]
+    options = [word for pair in zip(("--corpora", "--work", "--output"), folders, strict=True) for word in pair]
+    monkeypatch.setattr(sys, "argv", [str(path), *options, "--list"])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    for module in path.parent.glob("*.py"):  # every study has a `runs`
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 3 and all(line.startswith("to run  ") for line in lines)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,6 @@ command in two shells for two jobs of one thread each. An interrupted run contin
 that is resumed with another version, design or corpus is refused. `report.py` prints the tables.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -20,10 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from datasets import disable_progress_bars
 from runs import Run, best_of, list_runs
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from hf_warmscale import MagnitudePruningCallback, shrink_from_pretrained, shrink_to_budget
 from hf_warmscale.architecture import describe
@@ -33,7 +30,7 @@ from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossErr
 from hf_warmscale.merging.objectives.splits import split_documents
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.resize import grow_from_pretrained
-from hf_warmscale.studies import PlannedRun, open_study, run_all
+from hf_warmscale.studies import PlannedRun, listing, open_study, run_all, study_options, wanted_runs
 from hf_warmscale.training import ContinualTrainer, HealingTrainer, ReplayMixture, Schedule, Stage
 from hf_warmscale.training.data.packing import load_packed
 from hf_warmscale.tuning import ProxyTask
@@ -49,42 +46,23 @@ ANOTHER_ORDER = 1000
 
 
 def main() -> None:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for these studies alone")
-    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of names; what they need comes along")
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--smoke", action="store_true", help="almost no budget")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    """Run what is wanted."""
+    options = study_options(__doc__)
     design = yaml.safe_load((HERE / "study.yaml").read_text())
-    if arguments.smoke:
+    if options.smoke:
         shrink_budgets(design)
-    wanted = choose(design, arguments.only)
-    if arguments.list:
-        for name in wanted:
-            print("stored " if (arguments.output / f"{name}.json").exists() else "to run ", name)
-        return
-    if others := other_files(arguments.corpora, design["domains"]):
-        print(f"Other text than that of the stored results: {', '.join(others)}", flush=True)
-    laboratory = Laboratory(design, arguments.corpora, arguments.work, arguments.output)
-    study = open_study(arguments.output, design, tokens=laboratory.tokens, code=HERE)
-    plan = [PlannedRun(name, {"run": asdict(run)}, run.after) for name, run in wanted.items()]
-    run_all(study, plan, lambda planned: laboratory.execute(wanted[planned.name]))
-    print(study.summary(list(wanted)))
-
-
-def choose(design: dict[str, Any], beginnings: list[str]) -> dict[str, Run]:
-    """Return the runs that are asked for, with those that they wait for."""
     runs = {run.name: run for run in list_runs(design)}
-    named = {name for name in runs if any(name.startswith(beginning) for beginning in beginnings)}
-    needed = {other for name in named for other in runs[name].after}
-    needed |= {other for name in needed for other in runs[name].after}
-    return {name: run for name, run in runs.items() if name in named | needed}
+    every = [PlannedRun(name, {"run": asdict(run)}, run.after) for name, run in runs.items()]
+    plan = wanted_runs(every, options.only)
+    if options.list:
+        print(listing(plan, options.output))
+        return
+    if others := other_files(options.corpora, design["domains"]):
+        print(f"Other text than that of the stored results: {', '.join(others)}", flush=True)
+    laboratory = Laboratory(design, options.corpora, options.work, options.output)
+    study = open_study(options.output, design, tokens=laboratory.tokens, code=HERE)
+    run_all(study, plan, lambda planned: laboratory.execute(runs[planned.name]))
+    print(study.summary([run.name for run in plan]))
 
 
 class Laboratory:

@@ -8,7 +8,6 @@
 checkpoint. `--only` names runs by a part of their name.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -22,42 +21,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import yaml
 from data import SOURCES, hash_of, prepare_rows, training_rows, validation_rows
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from runs import Run, list_runs
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
 
-from hf_warmscale.studies import PlannedRun, open_study, run_all
+from hf_warmscale.studies import PlannedRun, listing, open_study, run_all, study_options, wanted_runs
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage, seen_rows
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for this study alone")
-    parser.add_argument("--only", nargs="*", default=[""])
-    parser.add_argument("--smoke", action="store_true", help="almost no budget")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    """Run what is wanted."""
+    options = study_options(__doc__)
     study = yaml.safe_load((HERE / "study.yaml").read_text())
-    if arguments.smoke:
+    if options.smoke:
         study.update(steps=20, evaluate_every=10, curve_rows=8, evaluation_rows=16)
-    rows = prepare_rows(study, arguments.corpora, arguments.work)
-    opened = open_study(arguments.output, study, tokens=hash_of(rows), code=HERE)
-    wanted = {run.name: run for run in list_runs(study) if any(part in run.name for part in arguments.only)}
-    plan = [
+    runs = {run.name: run for run in list_runs(study)}
+    every = [
         PlannedRun(name, {"run": json.loads(json.dumps(asdict(run)))}, (run.parent,) if run.parent else ())
-        for name, run in wanted.items()
+        for name, run in runs.items()
     ]
-    run_all(opened, plan, lambda planned: execute(study, wanted[planned.name], rows, arguments.work / "runs"))
-    print(opened.summary(list(wanted)))
+    plan = wanted_runs(every, options.only)
+    if options.list:
+        print(listing(plan, options.output))
+        return
+    rows = prepare_rows(study, options.corpora, options.work)
+    opened = open_study(options.output, study, tokens=hash_of(rows), code=HERE)
+    run_all(opened, plan, lambda planned: execute(study, runs[planned.name], rows, options.work / "runs"))
+    print(opened.summary([run.name for run in plan]))
 
 
 def execute(study: dict[str, Any], run: Run, rows: Path, folder: Path) -> dict[str, Any]:

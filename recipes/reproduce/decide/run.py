@@ -8,7 +8,6 @@ command in two shells for two jobs of one thread each. An interrupted run contin
 that is resumed with another version, design or corpus is refused. A run that diverged is stored as one.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -21,14 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from datasets import disable_progress_bars
 from runs import Run, base_of, best_rate, list_runs, prerequisites
-from transformers.utils import logging
 
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.resize import grow_from_pretrained
-from hf_warmscale.studies import PlannedRun, open_study, run_all
+from hf_warmscale.studies import PlannedRun, listing, open_study, run_all, study_options, wanted_runs
 from hf_warmscale.training import ReplayMixture, Schedule, Stage
 from hf_warmscale.training.data.packing import load_packed
 from hf_warmscale.tuning import ProxyTask
@@ -44,43 +41,25 @@ ANOTHER_ORDER = 1000
 
 
 def main() -> None:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for these studies alone")
-    parser.add_argument("--only", nargs="*", default=[""], help="parts of names; bases that they need come along")
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--smoke", action="store_true", help="almost no budget")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    """Run what is wanted."""
+    options = study_options(__doc__)
     design = yaml.safe_load((HERE / "study.yaml").read_text())
-    if arguments.smoke:
+    if options.smoke:
         shrink_budgets(design)
-    wanted = choose(design, arguments.only)
-    if arguments.list:
-        for name in wanted:
-            print("stored " if (arguments.output / f"{name}.json").exists() else "to run ", name)
+    runs = {run.name: run for run in list_runs(design)}
+    every = [PlannedRun(name, {"run": asdict(run)}, prerequisites(design, run)) for name, run in runs.items()]
+    plan = wanted_runs(every, options.only)
+    if options.list:
+        print(listing(plan, options.output))
         return
-    if others := other_files(arguments.corpora, design["domains"]):
+    if others := other_files(options.corpora, design["domains"]):
         print(f"Other text than that of the stored results: {', '.join(others)}", flush=True)
     length, domains = design["sequence_length"], design["domains"]
-    rows = Rows(*prepare_rows(arguments.corpora, arguments.work / "data", sequence_length=length, domains=domains))
+    rows = Rows(*prepare_rows(options.corpora, options.work / "data", sequence_length=length, domains=domains))
     tokens = ProxyTask(str(rows.train), validation=str(rows.validation)).tokens_hash()
-    study = open_study(arguments.output, design, tokens=tokens, code=HERE)
-    plan = [PlannedRun(name, {"run": asdict(run)}, prerequisites(design, run)) for name, run in wanted.items()]
-    run_all(study, plan, lambda planned: execute(design, wanted[planned.name], rows, study.folder, arguments.work))
-    print(study.summary(list(wanted)))
-
-
-def choose(design: dict[str, Any], parts: list[str]) -> dict[str, Run]:
-    """Return the runs that are asked for, with those that they wait for."""
-    runs = {run.name: run for run in list_runs(design)}
-    named = {name for name in runs if any(part in name for part in parts)}
-    needed = {other for name in named for other in prerequisites(design, runs[name])}
-    return {name: run for name, run in runs.items() if name in named | needed}
+    study = open_study(options.output, design, tokens=tokens, code=HERE)
+    run_all(study, plan, lambda planned: execute(design, runs[planned.name], rows, study.folder, options.work))
+    print(study.summary([run.name for run in plan]))
 
 
 def execute(design: dict[str, Any], run: Run, rows: Rows, results: Path, work: Path) -> dict[str, Any]:

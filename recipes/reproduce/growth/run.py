@@ -9,7 +9,6 @@ shells to run two jobs of one thread each: a run that another process holds is l
 from its last checkpoint. `--only` names runs by a part of their name.
 """
 
-import argparse
 import os
 import sys
 from dataclasses import asdict
@@ -20,14 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from datasets import disable_progress_bars
 from runs import Run, base_name, inherited_lr, list_runs, prerequisites, wider
-from transformers.utils import logging
 
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.resize import grow_from_pretrained
-from hf_warmscale.studies import PlannedRun, Study, open_study, run_all
+from hf_warmscale.studies import PlannedRun, Study, listing, open_study, run_all, study_options, wanted_runs
 from hf_warmscale.tuning import ProxyTask
 
 HERE = Path(__file__).parent
@@ -37,28 +34,23 @@ from trunk import Regime, Rows, train_with_cooldowns  # noqa: E402
 
 
 def main() -> None:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for this study alone")
-    parser.add_argument("--only", nargs="*", default=[""])
-    parser.add_argument("--smoke", action="store_true", help="almost no budget")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    """Run what is wanted."""
+    options = study_options(__doc__)
     design = yaml.safe_load((HERE / "study.yaml").read_text())
-    if arguments.smoke:
+    if options.smoke:
         shrink_budget(design)
     length = design["training"].pop("sequence_length")
-    rows = Rows(*prepare_rows(arguments.corpora, arguments.work / "data", sequence_length=length))
+    runs = {run.name: run for run in list_runs(design)}
+    every = [PlannedRun(name, {"run": asdict(run)}, tuple(prerequisites(design, run))) for name, run in runs.items()]
+    plan = wanted_runs(every, options.only)
+    if options.list:
+        print(listing(plan, options.output))
+        return
+    rows = Rows(*prepare_rows(options.corpora, options.work / "data", sequence_length=length))
     tokens = ProxyTask(str(rows.train), validation=str(rows.validation)).tokens_hash()
-    study = open_study(arguments.output, {**design, "sequence_length": length}, tokens=tokens, code=HERE)
-    wanted = {run.name: run for run in list_runs(design) if any(part in run.name for part in arguments.only)}
-    plan = [PlannedRun(name, {"run": asdict(run)}, tuple(prerequisites(design, run))) for name, run in wanted.items()]
-    run_all(study, plan, lambda planned: execute(design, length, study, wanted[planned.name], rows, arguments.work))
-    print(study.summary(list(wanted)))
+    study = open_study(options.output, {**design, "sequence_length": length}, tokens=tokens, code=HERE)
+    run_all(study, plan, lambda planned: execute(design, length, study, runs[planned.name], rows, options.work))
+    print(study.summary([run.name for run in plan]))
 
 
 def execute(design: dict[str, Any], length: int, study: Study, run: Run, rows: Rows, work: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@
 `WORK/seed-0/annealed/...`. An interrupted run goes on from its last checkpoint.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -19,13 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from datasets import disable_progress_bars
 from text import prepare_training
-from transformers.utils import logging
 
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.mup import MupConfig, MupForCausalLM
-from hf_warmscale.studies import PlannedRun, open_study, run_all
+from hf_warmscale.studies import PlannedRun, listing, open_study, run_all, study_options, wanted_runs
 from hf_warmscale.training import ReplayMixture, Schedule, Stage, anneal_stage
 from hf_warmscale.training.data.packing import load_packed
 from hf_warmscale.tuning import ProxyTask
@@ -37,28 +34,23 @@ from trunk import Regime, Rows, train_stage  # noqa: E402
 
 
 def main() -> None:
-    """Parse the arguments and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for this study alone")
-    parser.add_argument("--smoke", action="store_true", help="almost no budget")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    """Train what is wanted."""
+    options = study_options(__doc__)
     design = yaml.safe_load((HERE / "study.yaml").read_text())
-    if arguments.smoke:
+    if options.smoke:
         design.update(steps=20, save_every=2)
         design["training"]["warmup_steps"] = 2  # a branch leaves the trunk where its rate is constant
-    rows = Rows(*prepare_training(design, arguments.corpora, arguments.work))
+    plan = wanted_runs([PlannedRun(f"seed-{seed}", {"seed": seed}) for seed in design["seeds"]], options.only)
+    if options.list:
+        print(listing(plan, options.output / "trajectories"))
+        return
+    rows = Rows(*prepare_training(design, options.corpora, options.work))
     tokens = ProxyTask(str(rows.train), validation=str(rows.validation)).tokens_hash()
-    study = open_study(arguments.output / "trajectories", design, tokens=tokens, code=HERE)
-    plan = [PlannedRun(f"seed-{seed}", {"seed": seed}) for seed in design["seeds"]]
-    run_all(study, plan, partial(train, design, rows, arguments.work))
+    study = open_study(options.output / "trajectories", design, tokens=tokens, code=HERE)
+    run_all(study, plan, partial(train, design, rows, options.work))
     for seed in design["seeds"]:
-        for folder in (arguments.work / f"seed-{seed}").glob("*/checkpoint-*"):
-            prepare_tokenizer(arguments.corpora, arguments.work).save_pretrained(folder)
+        for folder in (options.work / f"seed-{seed}").glob("*/checkpoint-*"):
+            prepare_tokenizer(options.corpora, options.work).save_pretrained(folder)
 
 
 def train(design: dict[str, Any], rows: Rows, work: Path, run: PlannedRun) -> dict[str, Any]:

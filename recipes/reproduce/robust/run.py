@@ -7,7 +7,6 @@
 A run that was interrupted goes on from its last checkpoint. One thread; about 45 minutes of one core.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -18,14 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from judging import judge, measure, sweep
 from models import first_model, load_tokenizer, plain
 from peft import PeftModel
 from runs import Run, list_runs
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
 
 from hf_warmscale import (
     ContinualTrainer,
@@ -36,7 +34,15 @@ from hf_warmscale import (
     get_schedule,
 )
 from hf_warmscale.checkpoints import run_checkpoints, save_model
-from hf_warmscale.studies import PlannedRun, open_study, run_all, tokens_hash
+from hf_warmscale.studies import (
+    PlannedRun,
+    listing,
+    open_study,
+    run_all,
+    study_options,
+    tokens_hash,
+    wanted_runs,
+)
 from hf_warmscale.training import seen_rows
 from hf_warmscale.training.data.packing import load_packed
 
@@ -46,26 +52,20 @@ import corpora as text  # noqa: E402
 
 
 def main() -> None:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for this study alone")
-    parser.add_argument("--only", nargs="*", default=[""], help="runs by a part of their name")
-    parser.add_argument("--smoke", action="store_true", help="almost no budget")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    """Run what is wanted."""
+    options = study_options(__doc__)
     design = yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))
-    if arguments.smoke:
+    if options.smoke:
         shrink(design)
-    hashed = prepare_rows(design, arguments.corpora, arguments.work)
-    study = open_study(arguments.output, design, tokens=hashed, code=HERE)
-    wanted = {run.name: run for run in list_runs(design) if any(part in run.name for part in arguments.only)}
-    plan = [PlannedRun(run.name, run.content(), run.after) for run in wanted.values()]
-    run_all(study, plan, lambda planned: execute(design, wanted[planned.name], arguments.corpora, arguments.work))
-    print(study.summary(list(wanted)))
+    runs = {run.name: run for run in list_runs(design)}
+    plan = wanted_runs([PlannedRun(run.name, run.content(), run.after) for run in runs.values()], options.only)
+    if options.list:
+        print(listing(plan, options.output))
+        return
+    hashed = prepare_rows(design, options.corpora, options.work)
+    study = open_study(options.output, design, tokens=hashed, code=HERE)
+    run_all(study, plan, lambda planned: execute(design, runs[planned.name], options.corpora, options.work))
+    print(study.summary([run.name for run in plan]))
 
 
 def shrink(design: dict[str, Any]) -> None:
