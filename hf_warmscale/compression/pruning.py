@@ -30,11 +30,14 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
         schedule (`Sequence[float]`): ascending shares of zeros, each in (0, 1).
         every (`int`): optimizer steps from one sparsity to the next.
         roles (`Sequence[str]`): the roles of the weights that are pruned; see [`Role`].
+        keep_zeros (`bool`): begin with the weights that are +0 at the start as pruned. Use it in a new stage of a
+            pruned model; without it they are trained again until the first sparsity.
 
     Raises:
         ValueError: for a schedule that does not ascend within (0, 1), `every` below 1, or an unknown role; at the
-            start of the training, if it is too short for the schedule, if it is resumed with another schedule, or if
-            the weights are out of reach (FSDP, adapters).
+            start of the training, if it is too short for the schedule, if it is resumed with another schedule, if
+            more weights are zero than the first sparsity asks for, or if the weights are out of reach (FSDP,
+            adapters).
 
     Example:
 
@@ -44,8 +47,15 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
     ```
     """
 
-    def __init__(self, schedule: Sequence[float], every: int, roles: Sequence[Role] = ("hidden",)) -> None:
-        self.schedule, self.every = check_schedule(schedule, every), every
+    def __init__(
+        self,
+        schedule: Sequence[float],
+        every: int,
+        roles: Sequence[Role] = ("hidden",),
+        *,
+        keep_zeros: bool = False,
+    ) -> None:
+        self.schedule, self.every, self.keep_zeros = check_schedule(schedule, every), every, keep_zeros
         self.roles: tuple[Role, ...] = tuple(roles)
         for role in self.roles:
             refuse_unknown("role", role, get_args(Role))
@@ -56,7 +66,7 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what every checkpoint records: the arguments. The masks follow from the weights."""
         settings = {"schedule": list(self.schedule), "every": self.every, "roles": list(self.roles)}
-        return {"args": settings, "attributes": {}}
+        return {"args": {**settings, "keep_zeros": self.keep_zeros}, "attributes": {}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -74,7 +84,13 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
         self.weights = master_weights(kwargs["model"], args, self.roles)
         self.masks = {name: self._resumed_mask(name, state.global_step) for name in self.weights.names}
         pruned, due = self._num_marked(), self._due(state.global_step)
-        if state.global_step and pruned != due:
+        first = self._due(self.every)
+        if state.global_step < self.every and pruned > first:
+            raise ValueError(
+                f"{pruned:,} weights are zero already, and the first sparsity, {self.schedule[0]:g}, asks for "
+                f"{first:,}; begin the schedule above."
+            )
+        if state.global_step >= self.every and pruned != due:
             raise ValueError(
                 f"At step {state.global_step} {due:,} weights should be pruned, but {pruned:,} are; resume from a "
                 "checkpoint of the pruned run."
@@ -86,7 +102,7 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Prune more if the schedule says so, and set all that is pruned to zero."""
         step = state.global_step + 1  # counted only after this event
-        if step < self.every:
+        if step < self.every and not self.keep_zeros:
             return
         if step % self.every == 0:
             extend_masks(self.weights.read, self.masks, self._due(step))
@@ -98,7 +114,7 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
 
     def _resumed_mask(self, name: str, step: int) -> Tensor:
         weight = self.weights.read(name)
-        if step < self.every:
+        if step < self.every and not self.keep_zeros:
             return torch.zeros_like(weight, dtype=torch.bool)
         return (weight == 0) & ~weight.signbit()
 
@@ -121,9 +137,10 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
                 f"The run was not pruned until step {state.global_step}, where it is resumed; prune from its weights "
                 "in a new stage, which starts at step 0."
             )
+        began = {"keep_zeros": False, **recorded["args"]}  # earlier versions did not know it
         for name, value in self.state()["args"].items():
-            if recorded["args"][name] != value:
+            if began[name] != value:
                 raise ValueError(
-                    f"The run was pruned with {name} {recorded['args'][name]} and is resumed with {value}; pass what "
-                    "it began with, or prune further in a new stage."
+                    f"The run was pruned with {name} {began[name]} and is resumed with {value}; pass what it began "
+                    "with, or prune further in a new stage."
                 )

@@ -50,7 +50,9 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
 
     `generate` works as with any model. `assistant_model=tuned` is speculative decoding: it draws from the same
     distribution, in fewer passes of the large base. `tuned_input_ids` and `tuned_attention_mask` (and the same with
-    `reference_`) give a member a prompt of its own, such as one with a chat template.
+    `reference_`) give a member a prompt of its own, such as one with a chat template; such prompts cannot be combined
+    with an assistant. Members may differ in dtype, quantization and device: each runs as it is, and the combination,
+    on the device of the base, is computed in float32 at least. The cache must be a `DynamicCache`.
 
     Args:
         base (`PreTrainedModel`): the large base model.

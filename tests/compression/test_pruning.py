@@ -83,6 +83,30 @@ def test_a_weight_that_happens_to_be_zero_is_not_taken_for_a_pruned_one(tmp_path
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_in_a_new_stage_what_was_pruned_stays_pruned(finished: ContinualTrainer, tmp_path: Path) -> None:
+    """From its first step on, which a kill before the first sparsity does not change."""
+
+    def pruned() -> LlamaForCausalLM:
+        return LlamaForCausalLM.from_pretrained(Path(str(finished.args.output_dir)) / f"checkpoint-{STEPS}")
+
+    def count(output: Path, step: int) -> int:
+        return zeros(LlamaForCausalLM.from_pretrained(output / f"checkpoint-{step}"))[0]
+
+    total = zeros(pruned())[1]
+    trainer(tmp_path / "again", Pruning((0.5,), 3), pruned()).train()
+    assert count(tmp_path / "again", 1) < round(0.37 * total)  # the trap without it
+    further = trainer(tmp_path / "further", Pruning((0.5,), 3, keep_zeros=True), pruned())
+    further.train()
+    found = [count(tmp_path / "further", step) for step in (1, 2, 3, STEPS)]
+    assert found == [round(share * total) for share in (0.37, 0.37, 0.5, 0.5)]
+    shutil.copytree(tmp_path / "further" / "checkpoint-1", tmp_path / "half" / "checkpoint-1")
+    resumed = trainer(tmp_path / "half", Pruning((0.5,), 3, keep_zeros=True))
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(resumed), weights(further))
+    with pytest.raises(ValueError, match=r"weights are zero already, and the first sparsity, 0.2, asks for"):
+        trainer(tmp_path / "less", Pruning((0.2,), 3, keep_zeros=True), pruned()).train()
+
+
 @pytest.mark.parametrize(
     ("pruning", "sentence"),
     [
