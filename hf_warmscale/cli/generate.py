@@ -152,13 +152,21 @@ def prompts(tokenizer: "PreTrainedTokenizerBase", arguments: Namespace) -> dict[
     """Return the tokens of the prompt, and with `--chat` those that the tuned models see.
 
     Raises:
-        ValueError: if the tokenizer has no chat template.
+        ValueError: if the tokenizer has no chat template, or another tuned model has another one.
     """
+    from hf_warmscale.checkpoints import find_tokenizer
+
     plain = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False)
     if not arguments.chat:
         return dict(plain)
     if tokenizer.chat_template is None:
         raise ValueError(f"{arguments.tuned[0]} has no chat template; leave --chat out.")
+    for name in arguments.tuned[1:]:
+        other = find_tokenizer(name)
+        if other is not None and other.chat_template != tokenizer.chat_template:
+            raise ValueError(
+                f"{name} has another chat template than {arguments.tuned[0]}; with --chat they share one."
+            )
     turns = [{"role": "user", "content": arguments.prompt}]
     chat: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     return {

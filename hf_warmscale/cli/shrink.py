@@ -57,7 +57,8 @@ def add_budget(parser: Parser) -> None:
         "--heal",
         metavar="CONFIG.yaml",
         help="then train the winner by this recipe of warmscale train, with SOURCE as the teacher unless its "
-        "distillation names another; the same command continues from the last checkpoint of its output_dir",
+        "distillation names another; the same command continues from the last checkpoint of its output_dir, and with "
+        "--storage without another search",
     )
 
 

@@ -31,7 +31,7 @@ from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.resize.model_source import LiveModel
 from hf_warmscale.staging import as_json, write_text
 
-Source = str | os.PathLike[str] | PreTrainedModel
+NamedOrLive = str | os.PathLike[str] | PreTrainedModel
 FRONTIER_FILE, PICTURE_FILE = "frontier.json", "frontier.png"
 
 
@@ -93,7 +93,7 @@ class Frontier:
 
 
 def compression_frontier(
-    models: Source | Sequence[Source] | Mapping[str, Source],
+    models: NamedOrLive | Sequence[NamedOrLive] | Mapping[str, NamedOrLive],
     *,
     bits: Sequence[int],
     sparsities: Sequence[float],
@@ -181,7 +181,7 @@ def _check(bits: Sequence[int], sparsities: Sequence[float], group_size: int | N
         refuse_unknown("role", role, get_args(Role))
 
 
-def _named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Source]:
+def _named(models: NamedOrLive | Sequence[NamedOrLive] | Mapping[str, NamedOrLive]) -> dict[str, NamedOrLive]:
     if isinstance(models, Mapping):
         named = dict(models)
     else:
@@ -195,19 +195,19 @@ def _named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str
     return named
 
 
-def _name(source: Source) -> str:
+def _name(source: NamedOrLive) -> str:
     if isinstance(source, PreTrainedModel):
         return public_name(source.config.name_or_path) if source.config.name_or_path else type(source).__name__
     return public_name(source)
 
 
-def _longest(source: Source) -> int:
+def _longest(source: NamedOrLive) -> int:
     config: PreTrainedConfig = source.config if isinstance(source, PreTrainedModel) else load_config(source)
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH)
 
 
-def _load(source: Source, name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _load(source: NamedOrLive, name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the live model, after refusing what is quantized, damaged or of another language."""
     if isinstance(source, PreTrainedModel):
         model, own = LiveModel(source).model, find_tokenizer(source.config.name_or_path)

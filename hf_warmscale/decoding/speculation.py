@@ -1,7 +1,7 @@
 """Speculative decoding: measure how many tokens a draft should propose at a time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +105,7 @@ def measure_block_length(
 
 
 @contextmanager
-def _counted_passes(model: torch.nn.Module) -> Any:
+def _counted_passes(model: torch.nn.Module) -> Iterator[list[int]]:
     """Collect the number of new tokens of every forward pass; of a prompt only the positions that are predicted."""
     passes: list[int] = []
 

@@ -30,6 +30,10 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.resize_token_embeddings(300)
         save_model(model, folder / name, tokenizer=make_tokenizer())
     save_model(model, folder / "foreign", tokenizer=tiny_tokenizer())
+    shutil.copytree(folder / "tuned", folder / "chatty")
+    chatty = make_tokenizer()
+    chatty.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}wit:"
+    chatty.save_pretrained(folder / "chatty")
     shutil.copytree(folder / "tuned", folder / "swapped")
     weights = folder / "swapped" / "model.safetensors"
     tensors = load_file(weights)
@@ -81,11 +85,6 @@ def test_with_chat_the_tuned_model_alone_sees_its_template(
 ) -> None:
     """With the reference as the base the combination is the tuned model, so it answers as that model does alone."""
     monkeypatch.chdir(folder)
-    if not Path("chatty").exists():
-        shutil.copytree("tuned", "chatty")
-        chatty = make_tokenizer()
-        chatty.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}wit:"
-        chatty.save_pretrained("chatty")
     command = "generate small --tuned chatty --reference small --prompt Brevity --max-new-tokens 6 --chat"
     assert main(command.split()) == 0
     tokenizer, tuned = AutoTokenizer.from_pretrained("chatty"), AutoModelForCausalLM.from_pretrained("chatty")
@@ -106,6 +105,10 @@ REFUSALS = {
     "no probability": (f"{GENERATE} --upscale-top-p 2", ["upscale_top_p", "2.0"]),
     "a draft of no length": (f"{GENERATE} --block-length 4", ["--speculative"]),
     "no chat template": (f"{GENERATE} --chat", ["chat template"]),
+    "two chat templates": (
+        "generate large --tuned chatty tuned --reference small --prompt x --chat",
+        ["tuned has another chat template than chatty"],
+    ),
     "a chat that drafts": (f"{GENERATE} --chat --speculative", ["cannot draft"]),
     "a cold temperature": (f"{GENERATE} --temperature -1", ["--temperature", "-1"]),
     "an output that is not empty": (f"{GENERATE} --output small", ["small", "not empty"]),

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from hf_warmscale import shrink_from_pretrained, shrink_to_budget
 from hf_warmscale.architecture import Axis, describe
 from hf_warmscale.checkpoints import save_model
-from hf_warmscale.compression.budget.budget import Budget, Ledger
+from hf_warmscale.compression.budget.budget import Ledger, SizeBudget
 from hf_warmscale.compression.budget.picture import draw_budget_search
 from hf_warmscale.compression.budget.shapes import Shapes
 from hf_warmscale.hub import make_card
@@ -73,7 +73,7 @@ def test_what_a_shape_spends_is_what_the_model_has(family: str, tied: bool) -> N
     source = LiveModel(model)
     described = describe(model.config)
     ledger = Ledger(described, source.specs)
-    shapes = Shapes(described, ledger, Budget("parameters", 10**9), range, lambda sizes: True)
+    shapes = Shapes(described, ledger, SizeBudget("parameters", 10**9), range, lambda sizes: True)
     smaller = shapes.smallest
     wanted: dict[str, Any] = {str(axis): size for axis, size in smaller.items() if axis in described.fields}
     small = shrink_from_pretrained(model, **wanted, verify=False)

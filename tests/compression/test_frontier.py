@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 from hf_warmscale import compression_frontier
 from hf_warmscale.architecture import describe
 from hf_warmscale.compression.compressed import Compression, compressed
-from hf_warmscale.compression.frontier import Source
+from hf_warmscale.compression.frontier import NamedOrLive
 from hf_warmscale.compression.frontier_row import FrontierRow, with_pareto_flags
 from hf_warmscale.compression.quantization import fake_quantize
 from hf_warmscale.compression.storage import stored_bytes
@@ -81,7 +81,7 @@ def test_the_rows_are_what_measuring_by_hand_gives(
 ) -> None:
     other = LlamaForCausalLM(model.config)
     model.save_pretrained(tmp_path / "stored")
-    models: dict[str, Source] = {"one": model, "two": other, "three": tmp_path / "stored"}
+    models: dict[str, NamedOrLive] = {"one": model, "two": other, "three": tmp_path / "stored"}
     frontier = compression_frontier(models, bits=[8, 16], sparsities=[0, 0.5], documents=TEXTS, tokenizer=tokenizer)
     rows = {(row.model, row.bits, row.sparsity): row for row in frontier.rows}
     assert len(frontier.rows) == 3 * (1 + 2 * 2)

@@ -19,7 +19,7 @@ UNITS: Mapping[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Budget:
+class SizeBudget:
     """The most that a model may have.
 
     Args:
@@ -34,7 +34,7 @@ class Budget:
         return f"{self.amount:,} {UNITS[self.kind]}"
 
 
-def one_budget(parameters: float | None, active_parameters: float | None, memory_bytes: float | None) -> Budget:
+def one_budget(parameters: float | None, active_parameters: float | None, memory_bytes: float | None) -> SizeBudget:
     """Return the one budget that was given.
 
     Raises:
@@ -52,7 +52,7 @@ def one_budget(parameters: float | None, active_parameters: float | None, memory
     ((kind, amount),) = given.items()
     if not amount >= 1:
         raise ValueError(f"{kind} is {amount:g}; a budget is at least 1.")
-    return Budget(kind, int(amount))
+    return SizeBudget(kind, int(amount))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hf_warmscale.staging import write_json
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class ScoredShape:
     """A shape that was cut and scored.
 
     Args:
@@ -68,7 +68,7 @@ class Journal:
         """The hash of the settings."""
         return sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
-    def read(self) -> list[Candidate]:
+    def read(self) -> list[ScoredShape]:
         """Return the candidates of an earlier, interrupted search.
 
         Raises:
@@ -87,7 +87,7 @@ class Journal:
             )
         return [self._candidate(row) for row in rows]
 
-    def write(self, candidates: Sequence[Candidate]) -> None:
+    def write(self, candidates: Sequence[ScoredShape]) -> None:
         """Replace the file."""
         if self.path is not None:
             rows = [
@@ -96,13 +96,13 @@ class Journal:
             ]
             write_json(self.path, {"format_version": 1, "key": self.key, "candidates": rows})
 
-    def _candidate(self, row: Mapping[str, Any]) -> Candidate:
+    def _candidate(self, row: Mapping[str, Any]) -> ScoredShape:
         scores = replace(self.empty, nll=np.array(row["nll_by_document"]))
         sizes = {Axis(name): size for name, size in row["sizes"].items()}
-        return Candidate(sizes, row["spent"], row["parameters"], scores, row["how"])
+        return ScoredShape(sizes, row["spent"], row["parameters"], scores, row["how"])
 
 
-def record(candidate: Candidate) -> dict[str, Any]:
+def record(candidate: ScoredShape) -> dict[str, Any]:
     """Return plain values."""
     return {
         "how": candidate.how,
@@ -126,9 +126,9 @@ def journal_path(storage: str | os.PathLike[str] | None) -> Path | None:
     return Path(storage)
 
 
-def front(candidates: Sequence[Candidate]) -> list[Candidate]:
+def front(candidates: Sequence[ScoredShape]) -> list[ScoredShape]:
     """Return the candidates that no other beats in both parameters and loss, the smallest first."""
-    best: list[Candidate] = []
+    best: list[ScoredShape] = []
     for each in sorted(candidates, key=lambda each: (each.parameters, each.scores.mean)):
         if not best or each.scores.mean < best[-1].scores.mean:
             best.append(each)

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.architecture import Axis, ModelMap, describe, on_cpu
 from hf_warmscale.checkpoints import find_tokenizer
-from hf_warmscale.compression.budget.budget import Budget, Ledger, one_budget
-from hf_warmscale.compression.budget.candidates import Candidate, Journal, front, journal_path, record
+from hf_warmscale.compression.budget.budget import Ledger, SizeBudget, one_budget
+from hf_warmscale.compression.budget.candidates import Journal, ScoredShape, front, journal_path, record
 from hf_warmscale.compression.budget.shapes import Shapes, Sizes
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
 from hf_warmscale.evaluation.evaluation_set import DEFAULT_BATCH_TOKENS, default_max_length
@@ -134,16 +134,8 @@ def shrink_to_budget(
             lambda sizes: accepts(frozenset(sizes.items())),
         )
         search = BudgetSearch(measured, shapes, sets[0], dtype, seed)
-        settings = {
-            "source": model.content_hash(),
-            "budget": [budget.kind, budget.amount],
-            "calibration_tokens": measured.tokens,
-            "importance": measured.importance.blocks.tolist(),
-            "documents": sets[0].sha256,
-            "length": length,
-            "seed": seed,
-            "dtype": str(dtype),
-        }
+        settings = {**_dependencies(model, budget, measured), "documents": sets[0].sha256, "length": length}
+        settings |= {"seed": seed, "dtype": str(dtype)}
         candidates = search.run(n_trials, Journal(journal_path(storage), settings, sets[0].nll(model.model)))
         if not candidates:
             raise ValueError(
@@ -182,7 +174,7 @@ class BudgetSearch:
     dtype: torch.dtype | None
     seed: int
 
-    def run(self, n_trials: int, journal: Journal) -> list[Candidate]:
+    def run(self, n_trials: int, journal: Journal) -> list[ScoredShape]:
         """Return the candidates: the plain cuts first, then what the Gaussian process proposes."""
         done = journal.read()[:n_trials]
         with tqdm(total=n_trials, initial=len(done), desc="searching", unit="candidate", leave=False) as bar:
@@ -195,7 +187,7 @@ class BudgetSearch:
                 bar.update()
         return done
 
-    def judge(self, candidates: Sequence[Candidate], winner: Candidate, confirm: EvaluationSet) -> dict[str, Any]:
+    def judge(self, candidates: Sequence[ScoredShape], winner: ScoredShape, confirm: EvaluationSet) -> dict[str, Any]:
         """Return the record of the search, with paired intervals on documents that it never saw."""
         source = confirm.nll(self.measured.source.model)
         best = confirm.nll(self._cut(winner.sizes))
@@ -217,11 +209,11 @@ class BudgetSearch:
             "seed": self.seed,
         }
 
-    def _add(self, sizes: Sizes, how: str, done: list[Candidate], journal: Journal) -> None:
+    def _add(self, sizes: Sizes, how: str, done: list[ScoredShape], journal: Journal) -> None:
         scores = self._score(sizes, self.select)
         layers = self.shapes.blocks(sizes[Axis.LAYERS])
         count = self.shapes.ledger.spent("parameters", sizes, layers)
-        done.append(Candidate(sizes, self.shapes.spent(sizes), count, scores, how))
+        done.append(ScoredShape(sizes, self.shapes.spent(sizes), count, scores, how))
         journal.write(done)
         changed = {str(axis): size for axis, size in sizes.items() if size != self.shapes.described.sizes[axis]}
         logger.info("Candidate %d (%s): %s, %.4f nats per token.", len(done), how, changed, scores.mean)
@@ -238,7 +230,7 @@ class BudgetSearch:
         restore_dtypes(model, smaller.tensors)
         return model
 
-    def _next(self, done: Sequence[Candidate]) -> Sizes | None:
+    def _next(self, done: Sequence[ScoredShape]) -> Sizes | None:
         """Return the next shape; a proposal that does not fit or is known already is replaced by a random one.
 
         So is one that leaves much of the budget: its MLP has its full width already, and a model that is larger
@@ -262,7 +254,7 @@ class BudgetSearch:
         return smaller
 
 
-def _refuse_outside(budget: Budget, ledger: Ledger) -> None:
+def _refuse_outside(budget: SizeBudget, ledger: Ledger) -> None:
     """Refuse a budget that nothing fits, or that the source fits."""
     described = ledger.described
     blocks = range(described.sizes[Axis.LAYERS])
@@ -281,6 +273,16 @@ def _refuse_outside(budget: Budget, ledger: Ledger) -> None:
         raise ValueError(f"The budget of {budget} is below the {least:,} of the smallest shape that is tried.")
 
 
+def _dependencies(model: ModelSource, budget: SizeBudget, measured: Measured) -> dict[str, Any]:
+    """Return what decides which shapes are tried and how they are cut; a search continues only with the same."""
+    return {
+        "source": model.content_hash(),
+        "budget": [budget.kind, budget.amount],
+        "calibration_tokens": measured.tokens,
+        "importance": measured.importance.blocks.tolist(),
+    }
+
+
 def _accepts(model: ModelSource, described: ModelMap, sizes: Mapping[Axis, int]) -> bool:
     """Tell whether the config of the family takes these sizes: Llama wants a hidden size that its heads divide."""
     try:
@@ -297,7 +299,7 @@ def _own_tokenizer(model: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _is_among(sizes: Sizes, candidates: Sequence[Candidate]) -> bool:
+def _is_among(sizes: Sizes, candidates: Sequence[ScoredShape]) -> bool:
     return any(each.sizes == sizes for each in candidates)
 
 

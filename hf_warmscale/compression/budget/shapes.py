@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hf_warmscale.architecture import Axis, ModelMap
-from hf_warmscale.compression.budget.budget import Budget, Ledger
+from hf_warmscale.compression.budget.budget import Ledger, SizeBudget
 from hf_warmscale.merging.search.spaces import Point, Range
 from hf_warmscale.resize.shrinking.selection import PER_BLOCK
 
@@ -29,14 +29,14 @@ class Shapes:
     Args:
         described (`ModelMap`): the source.
         ledger (`Ledger`): counts what a shape spends.
-        budget (`Budget`): what a shape may spend.
+        budget (`SizeBudget`): what a shape may spend.
         blocks (`Callable[[int], Sequence[int]]`): the blocks that stay if their number is given.
         accepts (`Callable[[Mapping[Axis, int]], bool]`): whether the family can have these sizes.
     """
 
     described: ModelMap
     ledger: Ledger
-    budget: Budget
+    budget: SizeBudget
     blocks: Callable[[int], Sequence[int]]
     accepts: Callable[[Mapping[Axis, int]], bool]
 
@@ -134,12 +134,11 @@ class Shapes:
         return [self._mlp_at(size / full) for size in range(full, least - 1, -step)]
 
     def _mlp_at(self, share: float) -> Sizes:
-        axes = [axis for axis in PER_BLOCK if axis in self.described.sizes and self._can_change(axis)]
         return {
             axis: max(
                 self._step(axis), round(share * self.described.sizes[axis] / self._step(axis)) * self._step(axis)
             )
-            for axis in axes
+            for axis in self._mlp_axes
         }
 
     def _multiples(self, axis: Axis, step: int) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import check_format_version, find_tokenizer, write_json
-from hf_warmscale.staging import locked, staged_directory
+from hf_warmscale.staging import locked, read_json, staged_directory
 from hf_warmscale.studies.study import differences
 from hf_warmscale.training.data.mixture import Row, Rows, identity
 from hf_warmscale.training.distillation.cache_shards import (
@@ -244,11 +244,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"There is no teacher cache {folder}; write one with TeacherCache.write.")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        check_format_version(content, FORMAT_VERSION, f"file {path}")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); write the teacher cache anew.") from error
+    content = read_json(path, "write the teacher cache anew")
+    check_format_version(content, FORMAT_VERSION, f"file {path}")
     return content
 
 
