@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
-from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, resized_values
+from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, per_layer_fields, resized_values
 from hf_warmscale.architecture.model_map import Axis
 
 # Sizes that differ from one another and from every product of two others, so that no dimension is taken for another.
@@ -110,16 +110,34 @@ def tiny_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrain
     }
     rope = {name: _plain_rope(values[name]) for name in ("rope_parameters", "rope_scaling") if values.get(name)}
     structure = {name: value for name, value in values.items() if name not in _NOT_STRUCTURE}
-    leading = _leading_blocks(config, sizes.get(Axis.LAYERS))
-    return type(config).from_dict({**structure, **neutral, **tokens, **rope, **leading})
+    kinds = _kinds_of_blocks(config, sizes.get(Axis.LAYERS))
+    return type(config).from_dict({**structure, **neutral, **tokens, **rope, **kinds})
 
 
-def _leading_blocks(config: PreTrainedConfig, layers: int | None) -> dict[str, int]:
-    """Return the numbers of dense blocks before a mixture of experts: one shows as much as three."""
-    values = config.to_dict()
-    depth = values.get(find_field(config, Axis.LAYERS) or "")
+def _kinds_of_blocks(config: PreTrainedConfig, layers: int | None) -> dict[str, Any]:
+    """Return the fields that tell the kinds of the blocks, such that a few layers show all kinds if they can."""
+    depth = getattr(config, "num_hidden_layers", None)
     if layers is None or not isinstance(depth, int):
         return {}
+    return _leading_blocks(config, layers, depth) | _lists_of_all_kinds(config, layers)
+
+
+def _lists_of_all_kinds(config: PreTrainedConfig, layers: int) -> dict[str, list[Any]]:
+    """Return the lists by layer with one entry of each kind, if otherwise so few layers would lack some."""
+    values = config.to_dict()
+    lists = {name: values[name] for name in per_layer_fields(config)}
+    blocks = list(zip(*lists.values(), strict=True))
+    kinds = list({repr(block): block for block in blocks}.values())
+    shown = {repr(block) for block in blocks[:layers]}
+    if not len(shown) < len(kinds) <= layers:
+        return {}
+    cut = [kinds[layer % len(kinds)] for layer in range(layers)]
+    return {name: [block[place] for block in cut] for place, name in enumerate(lists)}
+
+
+def _leading_blocks(config: PreTrainedConfig, layers: int, depth: int) -> dict[str, int]:
+    """Return the numbers of dense blocks before a mixture of experts: one shows as much as three."""
+    values = config.to_dict()
     counts = {name: values[name] for name in LEADING_BLOCKS if isinstance(values.get(name), int)}
     return {name: layers if count >= depth else min(count, 1) for name, count in counts.items()}
 

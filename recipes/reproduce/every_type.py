@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_warmscale.architecture import Axis
@@ -28,6 +29,7 @@ Measure = Callable[[str], Mapping[str, Any]]
 
 EVERY_TYPE = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MEMORY_BYTES = 6 * 2**30
+WARM_UP = "llama"
 
 USUAL = {
     Axis.HIDDEN: 64,
@@ -45,6 +47,45 @@ SHOWN = (
     "cohere", "opt", "gpt_neox", "gpt2", "mixtral",
 )  # fmt: skip
 """Types that the tables show axis by axis."""
+
+
+MISSING: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+}
+"""What a default config leaves open and every published one sets."""
+
+SMALL_SIZES = {
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "o_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "index_head_dim": 8,
+    "index_n_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+"""Sizes of latent attention and recurrent mixers that have no axis: with the published ones a tiny model has millions
+of parameters."""
+
+
+def default_config(model_type: str) -> PreTrainedConfig:
+    """Return the default config of a type, with what it leaves open."""
+    return CONFIG_MAPPING[model_type](**MISSING.get(model_type, {}))
+
+
+def with_small_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config with `SMALL_SIZES` where it sets them and the family takes them."""
+    values = config.to_dict()
+    small = {name: size for name, size in SMALL_SIZES.items() if isinstance(values.get(name), int) and values[name]}
+    try:
+        return type(config).from_dict(values | small)
+    except Exception:  # the family's own validators
+        return config
 
 
 class OutOfTimeError(BaseException):
@@ -87,18 +128,21 @@ def rows_of_every_type(
         description (`str`): of the script, for its `--help`.
         folder (`Path`): of the rows.
         measure (`Callable`): runs in a forked process.
-        cpu_seconds (`float`): the limit for one type.
+        cpu_seconds (`float`): the usual limit for one type.
     """
     be_quiet()
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=EVERY_TYPE, metavar="TYPE", help="these types, again")
+    parser.add_argument("--seconds", type=float, default=cpu_seconds, help="the limit of processor time for one type")
     parser.add_argument("--report", action="store_true", help="only make the tables")
     parser.add_argument("--jobs", type=int, default=1, help="types measured at a time")
     arguments = parser.parse_args()
     missing = [name for name in EVERY_TYPE if not (folder / f"{name}.json").is_file()]
     wanted = [] if arguments.report else arguments.only or missing
-    row_of = partial(_limited, measure=measure, cpu_seconds=cpu_seconds)
+    row_of = partial(_limited, measure=measure, cpu_seconds=arguments.seconds)
+    if wanted:
+        measure(WARM_UP)  # here, so that no forked process has to import what all of them need: half of their time
     with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=1) as processes:
         for row in tqdm(processes.imap_unordered(row_of, wanted), total=len(wanted)):
             write_result(folder / f"{row['model type']}.json", row, code=folder.parent)

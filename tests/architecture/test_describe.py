@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, PreTrainedConf
 from hf_warmscale.architecture import Axis, ModelMap, NormMap, describe, per_layer_fields, resized_config
 from hf_warmscale.architecture.observe import logits_of, sample_tokens
 from hf_warmscale.architecture.proof import TOLERANCE, random_model
-from hf_warmscale.architecture.tiny import build_meta
+from hf_warmscale.architecture.tiny import build_meta, tiny_config
 
 FAMILIES = [
     "cohere",
@@ -226,6 +226,12 @@ def test_models_of_one_architecture_share_a_proof() -> None:
     other = {"dtype": "bfloat16", "architectures": ["A"], "growth": {"exact": True}, "first_k_dense_replace": 2}
     assert describe(default("deepseek_v3", **small | other)).proof is first.proof
     assert (first.proved_on.num_hidden_layers, first.proved_on.first_k_dense_replace) == (2, 1)
+
+
+def test_two_blocks_show_both_kinds_of_a_list_by_layer() -> None:
+    config = default("qwen3_next", num_hidden_layers=8)
+    assert tiny_config(config, {Axis.LAYERS: 2}).layer_types == ["linear_attention", "full_attention"]
+    assert tiny_config(config, {Axis.LAYERS: 4}).layer_types == config.layer_types[:4]
 
 
 def test_published_ranks_do_not_make_a_tiny_model_amplify_rounding() -> None:

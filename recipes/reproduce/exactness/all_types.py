@@ -1,12 +1,12 @@
 """Describe every type of transformers' causal-LM mapping, and grow it: widths by 2, and blocks that do nothing.
 
-    python recipes/reproduce/exactness/all_types.py            # resumes; about half an hour of one core
+    python recipes/reproduce/exactness/all_types.py            # resumes; about a quarter of an hour of one core
     python recipes/reproduce/exactness/all_types.py --report
 
 Each type is one JSON file in `types/`, with the version of the code that made it; rows of two versions make no table.
 From them come `types.md` here and the table of `recipes/reproduce/architecture`: a type is described at its default
 config, or, where that builds no model, with the usual sizes set; what grows is the tiny model that its map was proved
-on. What is refused is refused by name and reason.
+on, with small sizes also where there is no axis. What is refused is refused by name and reason.
 """
 
 import sys
@@ -17,7 +17,7 @@ from typing import Any
 
 import transformers
 from measure import is_exact, measure, random_model
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture import Axis, ModelMap, describe, find_field, resized_config
 from hf_warmscale.checkpoints import write_text
@@ -26,9 +26,16 @@ from hf_warmscale.studies.provenance import provenance_line
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from every_type import SHOWN, USUAL, one_line, rows_of_every_type  # noqa: E402  # shared by the studies of all types
+from every_type import (  # noqa: E402  # shared by the studies of all types
+    SHOWN,
+    USUAL,
+    default_config,
+    one_line,
+    rows_of_every_type,
+    with_small_sizes,
+)
 
-CPU_SECONDS = 240
+CPU_SECONDS = 60
 WIDTHS = (
     Axis.HIDDEN,
     Axis.INTERMEDIATE,
@@ -43,7 +50,7 @@ OPERATORS = ("clone", "identity")
 def row_of(model_type: str) -> dict[str, Any]:
     start = time.process_time()
     try:
-        config = CONFIG_MAPPING[model_type]()
+        config = default_config(model_type)
     except Exception as error:  # whatever the family's own code raises
         return {"refused": f"its config has no default: {type(error).__name__}: {one_line(error)}"}
     try:
@@ -56,8 +63,8 @@ def row_of(model_type: str) -> dict[str, Any]:
         "errors": {axis.value: error for axis, error in described.proof.items()},
         "CPU seconds": round(time.process_time() - start, 2),
     }
-    small = describe(described.proved_on)
-    model = random_model(described.proved_on)
+    small = describe(with_small_sizes(described.proved_on))
+    model = random_model(small.proved_on)
     deeper = {"num_hidden_layers": 2 * small.sizes[Axis.LAYERS], "depth": "identity"}
     return {"described": proved, "clone": grow(model, doubled(small)), "identity": grow(model, deeper)}
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, find_field
 from hf_warmscale.architecture.tiny import tiny_config
@@ -29,22 +29,25 @@ from hf_warmscale.training.data.separation import LAYOUTS, Separation, prove, ti
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from every_type import EVERY_TYPE, OutOfTimeError, be_quiet, cpu_limit, one_line  # noqa: E402
+from every_type import (  # noqa: E402  # shared by the studies of all types
+    EVERY_TYPE,
+    OutOfTimeError,
+    be_quiet,
+    cpu_limit,
+    default_config,
+    one_line,
+    with_small_sizes,
+)
 
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 CPU_SECONDS = 60
 MEMORY_BYTES = 5 * 2**30
 LAYERS = 4
-MISSING: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-}
-"""What a default config leaves open and every published one sets."""
 
 
 def shallow_config(model_type: str) -> PreTrainedConfig:
     """Return the family's default config with few layers, where their kinds are not listed one by one."""
-    config = CONFIG_MAPPING[model_type](**MISSING.get(model_type, {}))
+    config = with_small_sizes(default_config(model_type))
     if find_field(config, Axis.LAYERS) is None:
         return config
     try:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_warmscale.architecture import StayInFloat64, describe
+from hf_warmscale.compat.transformers import short_scans
 from hf_warmscale.resize import grow_from_pretrained
 from tests.resize.families import GROUPED, SIZES, random_model
 from tests.resize.growing.test_exactness import logit_error
@@ -19,6 +20,19 @@ LONG = {
     "long_factor": [1.0, 2.0, 3.0, 4.0],
     "original_max_position_embeddings": 32,
 }
+RECURRENT = {
+    **GROUPED,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "helium": {**GROUPED, "head_dim": 8},  # its projections need hidden size = heads x head size
     "phi3": {**GROUPED, "rope_parameters": LONG},  # a factor for each frequency
@@ -28,6 +42,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt_neox_japanese": {**SIZES},
     "persimmon": {**SIZES},
     "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_next": RECURRENT,
+    "qwen3_5_moe_text": RECURRENT,
 }
 HEADS: Mapping[str, Any] = {"phi3": {"num_attention_heads": 8, "num_key_value_heads": 4}}
 """Where a family checks the rotary factors against hidden size / heads."""
@@ -44,7 +60,7 @@ def test_described_grown_and_measured(family: str) -> None:
     wide: Any = grow_from_pretrained(source, hidden_size=64, **HEADS.get(family, {}), snr_db=None)
     assert grown.growth_receipt["verification"] is not None  # type: ignore[index]
     assert wide.growth_receipt["exact"], wide.growth_receipt["inexact_because"]
-    with StayInFloat64():
+    with StayInFloat64(), short_scans(source.config):
         assert logit_error(source, wide) <= 1e-11
 
 
