@@ -142,6 +142,8 @@ class TeacherCache:
         live = LiveTeacher(teacher, num_ids, next(teacher.parameters()).device)
         spoken = tokenizer or find_tokenizer(next(iter(models.values())).config.name_or_path)
         folder = Path(folder)
+        if _is_complete(folder, wanted):  # also where it cannot be written to
+            return cls(folder)
         # No barrier: the wait may be longer than a process group allows, and would not end if the writer failed.
         with locked(folder, wait=-1):
             _claim(folder, wanted)
@@ -224,20 +226,29 @@ def _spread(values: Tensor, positions: Tensor, count: int) -> Tensor:
     return spread.index_copy_(0, positions, values)
 
 
+def _is_complete(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds all of the cache that is wanted; another cache is refused."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    _refuse_another(folder, wanted)
+    return all(path.is_file() for path in shard_paths(folder, wanted["num_rows"]))
+
+
 def _claim(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Begin a cache in a folder, or see that the one there is the same."""
-    path = folder / MANIFEST
-    if path.is_file():
-        found = list(differences(_read_manifest(folder), json.loads(json.dumps(wanted))))
-        if found:
-            raise ValueError(
-                f"The folder {folder} holds another teacher cache: {', '.join(found)}; name a new folder."
-            )
+    if (folder / MANIFEST).is_file():
+        _refuse_another(folder, wanted)
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"The folder {folder} is not empty and holds no teacher cache; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    write_json(folder / MANIFEST, wanted)
+
+
+def _refuse_another(folder: Path, wanted: Mapping[str, Any]) -> None:
+    found = list(differences(_read_manifest(folder), json.loads(json.dumps(wanted))))
+    if found:
+        raise ValueError(f"The folder {folder} holds another teacher cache: {', '.join(found)}; name a new folder.")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_warmscale import DistillationTrainer, ReplayMixture, Stage, TeacherCache
+from hf_warmscale.staging import locked
 from hf_warmscale.training.distillation import cache_shards
 from hf_warmscale.training.distillation.row_keys import row_key
 from hf_warmscale.training.distillation.teacher import LiveTeacher
@@ -125,6 +126,8 @@ def test_of_several_writers_one_writes_and_an_error_reaches_all(tmp_path: Path) 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(write, ["cache"] * 3, [NEW] * 3)) == [len(NEW)] * 3
     assert len(asked) == sum(-(-rows_of_shard // 8) for rows_of_shard in (40, 40, 20))
+    with locked(tmp_path / "cache", wait=0):
+        assert write("cache", NEW) == len(NEW)  # nothing to write, nothing to wait for
     torch.nn.init.constant_(model.lm_head.weight, 1e38)  # finite, and its logits are not
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(write, ["broken"] * 3, [NEW] * 3))
