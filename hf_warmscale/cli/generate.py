@@ -105,6 +105,23 @@ def refuse_at_once(arguments: Namespace) -> None:
         raise ValueError(f"--temperature is {arguments.temperature}; give 0 for greedy, or a number above.")
     if arguments.output is not None:
         refuse_existing(arguments.output)
+    if arguments.device is not None:
+        refuse_unusable(arguments.device)
+
+
+def refuse_unusable(device: str) -> None:
+    """Refuse a device that is not in this machine, before models are loaded for it.
+
+    Raises:
+        ValueError: naming it.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"--device {device} cannot be used ({reason}); leave it out for the CPU.") from error
 
 
 def find_shared_tokenizer(arguments: Namespace) -> "PreTrainedTokenizerBase":

@@ -110,6 +110,8 @@ REFUSALS = {
         ["tuned has another chat template than chatty"],
     ),
     "a chat that drafts": (f"{GENERATE} --chat --speculative", ["cannot draft"]),
+    "no such device": (f"{GENERATE} --device cuda:99", ["--device cuda:99", "leave it out"]),
+    "no device at all": (f"{GENERATE} --device gpu", ["--device gpu", "leave it out"]),
     "a cold temperature": (f"{GENERATE} --temperature -1", ["--temperature", "-1"]),
     "an output that is not empty": (f"{GENERATE} --output small", ["small", "not empty"]),
     "a prompt too long": (f"generate {MEMBERS} --prompt {'Brevity,' * 40}", ["takes 64"]),
