@@ -1,5 +1,6 @@
 """Is the worker that runs a trial still alive?"""
 
+import logging
 import socket
 import time
 import uuid
@@ -10,6 +11,8 @@ from threading import Event, Thread
 
 import psutil
 
+logger = logging.getLogger(__name__)
+
 BEAT_SECONDS = 30.0
 """How often a worker shows that it is still scoring its trial."""
 SILENT_SECONDS = 300.0
@@ -19,7 +22,24 @@ SILENT_SECONDS = 300.0
 def this_worker() -> str:
     """Identify this process: machine, process id, and start time, since ids are reused."""
     process = psutil.Process()
-    return f"{this_machine()}/{process.pid}/{process.create_time():.2f}"
+    return f"{this_machine()}/{process.pid}/{start_of(process)}"
+
+
+def start_of(process: psutil.Process) -> str:
+    """Return when a process started, in a form that stays the same for as long as it runs.
+
+    Linux counts the ticks from the boot of the machine. The time of day would not do: it is made of those ticks and of
+    the clock, and when the clock is set, all running processes seem to have started at another time.
+
+    Raises:
+        psutil.NoSuchProcess: if it has ended.
+    """
+    try:
+        values = Path(f"/proc/{process.pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or this is not Linux
+        return f"{process.create_time():.2f}"
+    # The second value is the name in parentheses, which may hold both; the 22nd of all is the start.
+    return values.rpartition(")")[2].split()[19]
 
 
 def this_machine() -> str:
@@ -39,6 +59,9 @@ def this_machine() -> str:
 def beating(beat: Callable[[], None], *, every: float) -> Iterator[None]:
     """Call `beat` from a thread, repeatedly, until the block ends.
 
+    A call that fails is logged and made again: a storage that cannot be written for a moment must not make a living
+    worker look dead. If it lasts, the worker finds out as it ends its trial.
+
     Args:
         beat (`Callable`): shows the other workers that this one is alive.
         every (`float`): seconds between two calls, and before the first.
@@ -47,7 +70,10 @@ def beating(beat: Callable[[], None], *, every: float) -> Iterator[None]:
 
     def run() -> None:
         while not done.wait(every):
-            beat()
+            try:
+                beat()
+            except Exception as error:  # storages raise what their libraries do
+                logger.warning("The storage of the search could not be written, it is tried again: %s", error)
 
     thread = Thread(target=run, daemon=True)
     thread.start()
@@ -95,6 +121,6 @@ def _runs(process: int, created: str) -> bool:
     try:
         found = psutil.Process(process)
         # A killed process whose parent has not waited for it is still listed.
-        return found.status() != psutil.STATUS_ZOMBIE and f"{found.create_time():.2f}" == created
+        return found.status() != psutil.STATUS_ZOMBIE and start_of(found) == created
     except psutil.NoSuchProcess:
         return False

@@ -261,9 +261,13 @@ class Trials:
     def _lost(self) -> Point | None:
         """Return the first proposal that was lost with its worker and that no later trial has tried."""
         trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
+        # A trial that withdrew at once, because another worker had its point, has tried nothing. One that was lost in
+        # its turn speaks for itself.
+        tried = [trial for trial in trials if _counts(trial) or LOST in trial.user_attrs]
+        for trial in tried:
             is_proposal = LOST in trial.user_attrs and INITIAL not in trial.user_attrs
-            if is_proposal and all(later.params != trial.params for later in trials[trial.number + 1 :]):
+            later = (other for other in tried if other.number > trial.number)
+            if is_proposal and all(other.params != trial.params for other in later):
                 return trial.params
         return None
 

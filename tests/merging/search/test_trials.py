@@ -18,7 +18,7 @@ from hf_warmscale.evaluation import DocumentNLL
 from hf_warmscale.merging.search.evaluator import Outcome
 from hf_warmscale.merging.search.initial_points import fixed_initial_points, label_of
 from hf_warmscale.merging.search.journal import open_journal, open_storage
-from hf_warmscale.merging.search.liveness import SILENT_SECONDS, Watch, this_worker
+from hf_warmscale.merging.search.liveness import SILENT_SECONDS, Watch, beating, start_of, this_worker
 from hf_warmscale.merging.search.spaces import PairSpace, Point, SimplexSpace, Space
 from hf_warmscale.merging.search.trials import Trials
 from hf_warmscale.merging.weights import subset_weights
@@ -194,6 +194,20 @@ def test_a_study_may_lack_what_its_version_did_not_store() -> None:
         Trials(storage, "merge", PairSpace(), num_objectives=1, seed=0, configuration={"seed": "0"})
 
 
+def test_a_lost_proposal_is_tried_again_though_another_worker_withdrew_from_it() -> None:
+    """Two workers retry it at once, the later one withdraws, and the earlier one is lost too."""
+    trials = new_trials()
+    advance(trials, 3)
+    first = begin(trials)
+    kill(first)
+    trials.sweep()
+    second = begin(trials)
+    assert trials.ask((str(second.number), second.params), limit=100) is None  # as a worker that asked at that moment
+    kill(second)
+    trials.sweep()
+    assert begin(trials).params == first.params
+
+
 def test_a_trial_of_a_living_worker_is_left_alone() -> None:
     trials = new_trials()
     begin(trials, ("1", {"lambda": 1.0}))
@@ -204,15 +218,34 @@ def test_a_trial_of_a_living_worker_is_left_alone() -> None:
 def test_a_worker_of_this_machine_is_alive_while_its_process_runs() -> None:
     assert not Watch().is_gone(this_worker(), 0, 0)
     host, process, created = this_worker().rsplit("/", 2)
-    assert Watch().is_gone(f"{host}/{process}/{float(created) - 100:.2f}", 0, 0)  # the id was used again
+    assert Watch().is_gone(f"{host}/{process}/{float(created) - 100:g}", 0, 0)  # the id was used again
     ended = psutil.Popen(["sleep", "30"])
-    worker = f"{host}/{ended.pid}/{ended.create_time():.2f}"
+    worker = f"{host}/{ended.pid}/{start_of(psutil.Process(ended.pid))}"
     assert not Watch().is_gone(worker, 0, 0)
     ended.kill()
     while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:  # nobody has waited for it
         time.sleep(0.01)
     assert Watch().is_gone(worker, 0, 0)
     ended.wait()
+
+
+def test_setting_the_clock_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = this_worker()
+    # On Linux psutil adds the time of the boot, which follows the clock, to the ticks that the kernel counts.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 0.0)
+    assert not Watch().is_gone(worker, 0, 0)
+
+
+def test_a_storage_that_fails_for_a_moment_silences_no_worker() -> None:
+    again, failures = threading.Event(), iter([OSError("No space left on device")])
+
+    def beat() -> None:
+        for failure in failures:
+            raise failure
+        again.set()
+
+    with beating(beat, every=0.001):
+        assert again.wait(timeout=60)
 
 
 def test_a_worker_of_another_container_is_no_process_of_this_one() -> None:
