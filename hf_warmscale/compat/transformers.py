@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
@@ -18,12 +18,14 @@ import transformers.trainer
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    DynamicCache,
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -325,3 +327,27 @@ GENERATION_HOOKS: Mapping[str, Sequence[str]] = {
 
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 """What a model calls the cache that it takes and returns: `past_key_values` before transformers 5.24."""
+
+
+def croppable_cache(config: PreTrainedConfig) -> DynamicCache:
+    """Return an empty cache that can be cropped after several passes, for a model without recurrent states."""
+    cache = DynamicCache(config=config)
+    if not _recorded_states_fit_their_mask():
+        # All tokens are kept, and the masks alone make the windows.
+        cache.layers = [
+            DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers
+        ]
+    cache.activate_past_recording()
+    return cache
+
+
+@lru_cache
+def _recorded_states_fit_their_mask() -> bool:
+    """Tell whether a recording layer with a window hands out no more states than it tells the mask.
+
+    In transformers 5.17 it does from the second pass without a `crop` on.
+    """
+    layer, token = DynamicSlidingWindowLayer(sliding_window=2), torch.zeros(1, 1, 1, 1)
+    layer.activate_past_recording()
+    handed_out = [layer.update(token, token)[0].shape[-2] for _ in range(3)]
+    return handed_out == [1, 2, 2]

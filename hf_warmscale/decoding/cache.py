@@ -49,6 +49,24 @@ def views(cache: Cache, members: Sequence[Member]) -> list[Cache]:
     return parts
 
 
+def refuse_states_that_stay(cache: Cache) -> None:
+    """Raise if drafts are to be taken back from states that cannot forget a token.
+
+    transformers before 5.24 does not ask, and continues from recurrent states that have seen rejected tokens.
+
+    Args:
+        cache (`Cache`): after a forward pass, since an empty layer does not tell whether it has such states.
+
+    Raises:
+        ValueError: if it has, and drafts may be rejected (the cache records the past).
+    """
+    if any(getattr(layer, "record_past", False) and not layer.is_croppable for layer in cache.layers):
+        raise ValueError(
+            "A draft requires a cache that can be cropped, and the recurrent state of a member cannot forget rejected "
+            "tokens; generate without assistant_model."
+        )
+
+
 def _holds_states(layer: object) -> bool:
     recurrent = getattr(layer, "has_previous_state", {})  # by number of the state
     return bool(getattr(layer, "is_initialized", False)) or any(dict(recurrent).values())

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from hf_warmscale.compat.transformers import CACHE_ARGUMENT
+from hf_warmscale.compat.transformers import CACHE_ARGUMENT, croppable_cache
 from hf_warmscale.decoding.members import Member
 
 TOKENS, CONFIDENCE = 20, 0.4
@@ -49,9 +49,8 @@ class Draft(CandidateGenerator):
         self.assistant, self.config, self.processors, self.prompt_mask = assistant, config, processors, attention_mask
         ends = config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
-        self.cache = assistant.new_cache()
         # Layers with a sliding window would forget what a rejected draft makes necessary again.
-        self.cache.activate_past_recording()
+        self.cache = croppable_cache(assistant.config)
 
     @staticmethod
     def serves(assistant: Member) -> bool:

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_warmscale.checkpoints import staged_directory
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT
-from hf_warmscale.decoding.cache import cover_all, views
+from hf_warmscale.decoding.cache import cover_all, refuse_states_that_stay, views
 from hf_warmscale.decoding.combination import combine_log_probs
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 from hf_warmscale.decoding.draft import Draft
@@ -209,6 +209,9 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
             cache (`Cache`, *optional*): of all members.
             own_prompts (`OwnPrompts`, *optional*): prompts of single members.
             inputs: `attention_mask`, `position_ids`, `logits_to_keep`.
+
+        Raises:
+            ValueError: if drafts may be rejected and a member has a recurrent state, which cannot forget them.
         """
         own_prompts = own_prompts or OwnPrompts()
         own_prompts.refuse_without_cache(cache)
@@ -223,6 +226,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
             _refuse_beyond_window(member, past + seen["input_ids"].shape[1])
             logits = member.logits({**seen, CACHE_ARGUMENT: part, "use_cache": part is not None})
             found.append(self._normalised(logits))
+        if cache is not None:
+            refuse_states_that_stay(cache)
         return found
 
     def combine(self, log_probs: Sequence[Tensor]) -> Tensor:

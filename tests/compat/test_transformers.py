@@ -18,6 +18,7 @@ from transformers import (
     HfArgumentParser,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
     MixtralConfig,
     MixtralForCausalLM,
     Trainer,
@@ -31,6 +32,7 @@ from hf_warmscale.compat.transformers import (
     TRAINER_HOOKS,
     causal_lm_loss,
     convert,
+    croppable_cache,
     dict_arguments,
     in_natural_order,
     loaded_name,
@@ -200,6 +202,19 @@ def test_models_take_and_return_a_cache_under_one_name() -> None:
 
 
 SCANS = {"qwen3_next": "torch_chunk_gated_delta_rule", "kimi_linear": "chunk_kimi_delta_attention"}
+
+
+def test_a_draft_with_windows_can_be_cropped_after_several_passes() -> None:
+    """The states that a layer hands out are as many as it has told the mask, and all of them come back."""
+    config = MistralConfig(sliding_window=3, num_hidden_layers=2)
+    cache, token = croppable_cache(config), torch.zeros(1, 1, 1, 1)
+    for _ in range(5):
+        expected = cache.get_mask_sizes(1, layer_idx=0)[0]
+        assert cache.update(token, token, layer_idx=0)[0].shape[-2] == expected
+        cache.update(token, token, layer_idx=1)
+    cache.crop(-4)
+    assert cache.get_seq_length() == 1
+    assert cache.update(token, token, layer_idx=0)[0].shape[-2] == 2
 
 
 @pytest.mark.parametrize("model_type", [each for each in SCANS if each in CONFIG_MAPPING])  # Kimi Linear is younger
