@@ -39,8 +39,9 @@ def best_threshold(scores: Tensor, clean_loss: Tensor, robust_loss: Tensor) -> f
     Args:
         scores, clean_loss, robust_loss (`Tensor`): `[sequences]`.
     """
-    ordered, order = scores.double().cpu().sort()
-    saved = (clean_loss - robust_loss).double().cpu()[order]  # by taking the robust head
+    # To the CPU first: not every device has float64.
+    ordered, order = scores.cpu().double().sort()
+    saved = (clean_loss - robust_loss).cpu().double()[order]  # by taking the robust head
     totals = torch.cat([saved.flip(0).cumsum(0).flip(0), saved.new_zeros(1)])  # robust from this position on
     between = (ordered[1:] + ordered[:-1]) / 2
     # Cut i sends the sequences from i on to the robust head: all at -inf, none at +inf.

@@ -162,6 +162,8 @@ def test_the_best_threshold() -> None:
     assert best_threshold(scores, clean, robust) == 1.5  # 3 and the two of 2: 5 is less than 6 at 2.5
     assert best_threshold(scores, clean, clean + 1) == float("inf")
     assert best_threshold(scores, clean, clean - 1) == float("-inf")
+    with DeviceWithoutFloat64():
+        assert best_threshold(scores.to(DEVICE), clean.to(DEVICE), robust.to(DEVICE)) == 1.5
 
 
 def test_refusals(adapted: PeftModel) -> None:
