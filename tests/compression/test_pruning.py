@@ -93,8 +93,6 @@ def test_in_a_new_stage_what_was_pruned_stays_pruned(finished: ContinualTrainer,
         return zeros(LlamaForCausalLM.from_pretrained(output / f"checkpoint-{step}"))[0]
 
     total = zeros(pruned())[1]
-    trainer(tmp_path / "again", Pruning((0.5,), 3), pruned()).train()
-    assert count(tmp_path / "again", 1) < round(0.37 * total)  # the trap without it
     further = trainer(tmp_path / "further", Pruning((0.5,), 3, keep_zeros=True), pruned())
     further.train()
     found = [count(tmp_path / "further", step) for step in (1, 2, 3, STEPS)]
