@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 from hf_warmscale import shrink_from_pretrained, shrink_to_budget
 from hf_warmscale.architecture import Axis, describe
 from hf_warmscale.checkpoints import save_model
+from hf_warmscale.compression import RecipeHealing
 from hf_warmscale.compression.budget.budget import Ledger, SizeBudget
 from hf_warmscale.compression.budget.picture import draw_budget_search
 from hf_warmscale.compression.budget.shapes import Shapes
@@ -153,6 +154,12 @@ def test_the_winner_is_healed_on_request(searched: tuple[LlamaForCausalLM, Llama
     healed, winner = vars(small)["budget_search"]["healed"], vars(small)["budget_search"]["winner"]
     gain = healed["report"]["nll"] - winner["report"]["nll"]
     assert gain != 0 and healed["minus_unhealed"]["estimate"] == pytest.approx(gain)
+
+
+def test_healing_by_a_recipe_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="runs in one process; search alone first"):
+        RecipeHealing("heal.yaml", "model")
 
 
 def embedding() -> int:

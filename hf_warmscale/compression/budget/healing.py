@@ -11,6 +11,7 @@ from hf_warmscale.checkpoints import run_checkpoints, save_model
 from hf_warmscale.checkpoints.source import find_source
 from hf_warmscale.resize import ShrinkReceipt
 from hf_warmscale.staging import read_json
+from hf_warmscale.training.launch import launched_processes
 from hf_warmscale.training.recipe.configuration import read_configuration
 from hf_warmscale.training.recipe.run import prepare_stage, train
 from hf_warmscale.training.recipe.yaml_file import as_mapping
@@ -32,13 +33,19 @@ class RecipeHealing:
         source (`str` or `PathLike`): the model that is shrunk, a folder or a Hub id.
 
     Raises:
-        ValueError, FileNotFoundError: for a mistake in the recipe, or if its run folder holds another run.
+        ValueError, FileNotFoundError: for a mistake in the recipe, if its run folder holds another run, or if there
+            are several processes.
     """
 
     stage: StageRecord
     """The record of the training, once it has ended."""
 
     def __init__(self, recipe: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+        if launched_processes() > 1:
+            raise ValueError(
+                "Healing after a search runs in one process; search alone first, then start the command that `shrink` "
+                "prints with accelerate launch."
+            )
         self.recipe, self.source = recipe, os.fspath(source)
         configuration = read_configuration(recipe)
         distillation = as_mapping("distillation", configuration.stage.distillation or {})
