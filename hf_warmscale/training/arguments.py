@@ -93,6 +93,12 @@ class ContinualTrainingArguments(ContinualArguments, TrainingArguments):
 
     The stage decides the length and the schedule, so leave `max_steps`, `num_train_epochs`, `lr_scheduler_type` and
     `warmup_steps` at their defaults. `learning_rate` is the peak rate where the schedule names none.
+
+    Example:
+
+    ```python
+    >>> args = ContinualTrainingArguments("runs/german", learning_rate=3e-4, on_mismatch="override")
+    ```
     """
 
     _VALID_DICT_FIELDS = dict_arguments("eval_weights", "eval_tokens_per_byte")
