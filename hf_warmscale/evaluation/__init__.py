@@ -7,6 +7,7 @@ from hf_warmscale.evaluation.evaluation_set import (
     EvaluationSet,
     default_max_length,
     document_nll,
+    evaluation_mode,
 )
 from hf_warmscale.evaluation.metric import METRIC_PATH
 from hf_warmscale.evaluation.scores import DocumentNLL, NonFiniteLossError
@@ -21,6 +22,7 @@ __all__ = [
     "PairedDifference",
     "default_max_length",
     "document_nll",
+    "evaluation_mode",
     "paired_bootstrap",
     "sum_dtype",
     "token_nll",

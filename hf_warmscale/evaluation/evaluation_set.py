@@ -136,7 +136,7 @@ class EvaluationSet:
         self._check_fits(model)
         device = next(model.parameters()).device
         total = torch.zeros(len(self), dtype=torch.float64)
-        with _evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             for batch in self._batches_of_this_process() if distributed else self._batches:
                 self._add_batch(model, batch, total, device)
         return self._result(_sum_over_processes(total, device) if distributed else total)
@@ -308,10 +308,14 @@ def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Remember the mode of each module: a frozen part may be in evaluation mode already."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block; each module then has its own mode again.
+
+    `model.train()` afterwards would also switch on a frozen part that was in evaluation mode before.
+    """
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_warmscale.architecture import find_layers
+from hf_warmscale.evaluation import evaluation_mode
 from hf_warmscale.tuning.ladder import Axis
 
 LOGITS = "logits"
@@ -55,10 +56,8 @@ def activation_changes(
 def activations(model: PreTrainedModel, probe: Batch, axis: Axis = "width") -> dict[str, torch.Tensor]:
     """Return the outputs of the blocks and of every module inside them on the probe, and the logits; no dropout."""
     seen: dict[str, torch.Tensor] = {}
-    training = model.training
-    with _watching(model, axis, seen.__setitem__):
-        seen[LOGITS] = model.eval()(**to_model(probe, model), use_cache=False).logits.float()
-    model.train(training)
+    with evaluation_mode(model), _watching(model, axis, seen.__setitem__):
+        seen[LOGITS] = model(**to_model(probe, model), use_cache=False).logits.float()
     return seen
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_warmscale.checkpoints import find_tokenizer
+from hf_warmscale.evaluation import evaluation_mode
 from hf_warmscale.resize.growing.receipt import Verification
 
 PROBE_TEXT = (
@@ -120,15 +121,14 @@ def _run(model: PreTrainedModel, layer_path: str, tokens: Tensor) -> tuple[Tenso
         rms.append(float(stream.cpu().double().square().mean().sqrt()))
 
     handles = [block.register_forward_hook(record) for block in model.get_submodule(layer_path).children()]
-    was_training, attention = model.training, model.config._attn_implementation
-    model.eval()
+    attention = model.config._attn_implementation
     try:
         if FLASH in attention:  # knows only half precision on a GPU
             model.set_attn_implementation("eager")
-        logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
+        with evaluation_mode(model):
+            logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
     finally:
         model.set_attn_implementation(attention)
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     return logits.cpu(), rms

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_warmscale.architecture import Axis, Dimension, ModelMap, ParameterMap
+from hf_warmscale.evaluation import evaluation_mode
 
 Place = tuple[Axis, int | None]
 """An axis and the block in which it is measured; `None` if all blocks share it."""
@@ -45,12 +46,13 @@ def measure_importance(model: PreTrainedModel, source: ModelMap, tokens: Tensor)
     """
     readers = {parameter.module: parameter for parameter in source.parameters.values() if parameter.fan_in is not None}
     readout = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-    was_training = model.training
-    model.eval()
-    with _input_norms(model, {*readers, readout}) as norms, _block_influence(model, source) as influence:
+    with (
+        evaluation_mode(model),
+        _input_norms(model, {*readers, readout}) as norms,
+        _block_influence(model, source) as influence,
+    ):
         for batch in tokens.split(1):
             model(input_ids=batch.to(model.device), use_cache=False)
-    model.train(was_training)
     result = Importance(blocks=torch.stack(influence) / max(len(tokens), 1))
     weights = dict(model.named_parameters())
     for path, parameter in readers.items():

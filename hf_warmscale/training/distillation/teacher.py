@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Protocol, cast
 
@@ -16,6 +15,7 @@ from hf_warmscale.checkpoints import find_tokenizer, refuse_non_finite, require_
 from hf_warmscale.checkpoints.tensors import TensorSpec, combine_digests, tensor_digest
 from hf_warmscale.checkpoints.tokenizers import num_ids
 from hf_warmscale.compat.peft import without_adapter
+from hf_warmscale.evaluation import evaluation_mode
 from hf_warmscale.training.data.collators import refuse_contamination
 from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.distillation.predictions import Logits, Predictions
@@ -195,19 +195,6 @@ def known_ids(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokeni
     """
     names = {name: tokenizer or find_tokenizer(model.config.name_or_path) for name, model in models.items()}
     return shared_ids({name: num_rows(model) for name, model in models.items()}, names)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block; modules that were in evaluation mode stay so afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _numbers(content: Any) -> Any:

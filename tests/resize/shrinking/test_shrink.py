@@ -55,6 +55,16 @@ def test_exact_growth_is_undone(family: str, undo_growth: bool, dtype: torch.dty
         assert worst <= (0 if name == "identity" else 2 if by_inverse else 1), name
 
 
+def test_a_live_source_keeps_the_mode_of_each_module() -> None:
+    """A frozen part may be in evaluation mode while the rest trains; measuring a model must not wake its dropout."""
+    model = random_model(FAMILIES["llama"](True), torch.float32).train()
+    model.get_input_embeddings().eval()
+    before = [module.training for module in model.modules()]
+    shrink_from_pretrained(model, intermediate_size=16, calibration=tokens()[:1], verify=True)
+    grow_from_pretrained(model, num_hidden_layers=3, depth="identity", verify=True)
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+
+
 def reloaded(config: PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     """A random model as it comes from a file: Gemma's embedding factor is rounded otherwise in a cast model."""
     random_model(config, dtype).save_pretrained(folder)
