@@ -22,8 +22,8 @@ from tests.conftest import perturb
 from tests.scaling.run_folders import write_run
 from tests.test_package import PACKAGES
 
-ELSEWHERE = {"push_to_hub", "fit_scaling_law"}
-"""A Hub: `tests/hub` has one. And a fit: `tests/scaling` has many."""
+ELSEWHERE = {"push_to_hub"}
+"""It needs a Hub; `tests/hub` has one."""
 
 SMALLER = {
     "hidden_size=1152": "hidden_size=64",

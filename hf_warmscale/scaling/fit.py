@@ -55,13 +55,13 @@ def fit_scaling_law(
     Example:
 
     ```python
-    >>> sizes, tokens = [1e7, 2e7, 4e7, 8e7, 1.6e8], [5e8, 2e9]
+    >>> sizes, tokens = [1e7, 2e7, 4e7, 8e7, 1.6e8], [5e8, 2e9, 8e9]
     >>> rows = [
     ...     {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37} for n in sizes for d in tokens
     ... ]
     >>> law = fit_scaling_law(rows)
     >>> round(law.predict(N=1e9, D=2e10), 4)
-    2.4638
+    2.464
 
     ```
     """

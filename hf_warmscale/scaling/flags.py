@@ -23,8 +23,12 @@ NAMES = {"lnE": "E", "lnA": "A", "lnB": "B", "lnk": "k"}
 
 def num_sizes(frame: Frame) -> int:
     """Return the number of different sizes."""
-    sizes = np.unique(frame.N)
-    return 1 + int(np.sum(sizes[1:] > SAME_SIZE * sizes[:-1]))
+    return _num_different(frame.N)
+
+
+def _num_different(values: Array) -> int:
+    distinct = np.unique(values)
+    return 1 + int(np.sum(distinct[1:] > SAME_SIZE * distinct[:-1]))
 
 
 def frame_flags(frame: Frame) -> list[str]:
@@ -61,10 +65,19 @@ def fit_flags(problem: Problem, frame: Frame, theta: Array, least_squares: Array
     ambiguous = disagreement(problem, frame, theta, least_squares)
     if ambiguous:
         flags.append(f"not identified: {ambiguous}; use predictions inside the range, not the parameters")
+    two = problem.form == "chinchilla" and _num_different(frame.D) == 2
+    if two and {"lnE", "lnB", "beta"} <= set(_free(problem)):
+        flags.append("not identified: two numbers of tokens cannot fix E, B and beta; add a third")
     if noise(problem, frame, theta)[1] == 0:
         runs = len(set(frame.run))
         flags.append(f"no interval: {problem.num_free()} parameters were fitted to {runs} runs; add sizes or seeds")
     return flags
+
+
+def _free(problem: Problem) -> list[str]:
+    """Return the coordinates that are fitted."""
+    pairs = zip(COORDINATES[problem.form], problem.bounds, strict=True)
+    return [name for name, (low, high) in pairs if low < high]
 
 
 def at_bounds(problem: Problem, theta: Array) -> list[str]:

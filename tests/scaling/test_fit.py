@@ -161,6 +161,16 @@ def test_parameters_that_the_points_do_not_fix_are_flagged() -> None:
     assert any(flag.startswith(("not identified", "at a bound")) for flag in law.flags)
 
 
+def test_two_numbers_of_tokens_are_flagged() -> None:
+    """E + B/D^beta has two values there, and three parameters: a perfect fit says nothing of a third."""
+    rows = {"N": np.tile([1e7, 2e7, 4e7, 8e7, 1.6e8], 3), "D": np.repeat([5e8, 2e9, 8e9], 5)}
+    rows["loss"] = true_loss(rows["N"], rows["D"])
+    words = "not identified: two numbers of tokens cannot fix E, B and beta; add a third"
+    assert words in fit_scaling_law(scatter(rows, rows["D"] < 5e9)).flags
+    assert words not in fit_scaling_law(rows).flags
+    assert words not in fit_scaling_law(scatter(rows, rows["D"] < 5e9), fixed={"E": TRUE["E"]}).flags
+
+
 # ---- Intervals ----
 
 
