@@ -16,6 +16,7 @@ from hf_warmscale.cli.env import ENV
 from hf_warmscale.cli.generate import GENERATE
 from hf_warmscale.cli.grow import GROW
 from hf_warmscale.cli.interrupt import Interrupt
+from hf_warmscale.cli.memory import is_out_of_memory
 from hf_warmscale.cli.merge import MERGE
 from hf_warmscale.cli.mup import MUP
 from hf_warmscale.cli.parser import Parser, UsageError
@@ -110,6 +111,8 @@ def run(arguments: Namespace) -> int:
     except Exception as error:
         if interrupt.pressed:
             return stop(arguments)
+        if not arguments.debug and is_out_of_memory(error):
+            return refuse(OSError(f"Out of memory: {arguments.when_out_of_memory}"))
         if arguments.debug or not isinstance(error, ValueError | OSError):
             raise
         return refuse(error)

@@ -98,4 +98,6 @@ TRAIN = Verb(
     add_arguments=add_arguments,
     run=run,
     after_interrupt="run the same command again to continue from the last checkpoint.",
+    when_out_of_memory="lower per_device_train_batch_size and raise gradient_accumulation_steps by as much, set "
+    "activation_checkpointing or dtype: bfloat16, or train adapters with lora.",
 )

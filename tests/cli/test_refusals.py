@@ -33,6 +33,9 @@ REFUSALS = {
     "a misspelt key": ("train misspelt.yaml", ["learning_rat", "learning_rate"]),
     "a misspelt option": ("train stage.yaml --learning_rat 1", ["learning_rat", "learning_rate"]),
     "a file of another tool": ("train launch.yaml", ["compute_environment", "known are model_name_or_path", "more"]),
+    "a tab in a recipe": ("train tabs.yaml", ["tabs.yaml", "line 4 has a tab; indent with spaces"]),
+    "a line that is indented too far": ("train indented.yaml", ["indented.yaml", "line 5", "the indentation"]),
+    "a model beyond the memory": ("train huge.yaml", ["Out of memory", "lower per_device_train_batch_size"]),
     "a wrong type": ("train stage.yaml --max_steps many", ["max_steps", "many"]),
     "no such data": ("train stage.yaml --mixture {a:{path:none,weight:1}}", ["none"]),
     "no such checkpoint": ("merge model ./none --output out", ["./none"]),
@@ -128,6 +131,10 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder / "other")
     recipe = (folder / "stage.yaml").read_text(encoding="utf-8")
     (folder / "misspelt.yaml").write_text(recipe.replace("learning_rate", "learning_rat"), encoding="utf-8")
+    source = "  sayings: {path: packed, weight: 1.0}\n"
+    (folder / "tabs.yaml").write_text(recipe.replace(source, source.replace("  ", "\t", 1)), encoding="utf-8")
+    (folder / "indented.yaml").write_text(recipe.replace(source, source + "    more: 1\n"), encoding="utf-8")
+    (folder / "huge.yaml").write_text(recipe.replace("model_name_or_path: model", HUGE), encoding="utf-8")
     (folder / "numbers.jsonl").write_text('{"text": 5}\n{"text": 6}\n', encoding="utf-8")
     (folder / "one.jsonl").write_text('{"text": "Once."}\n{"text": "Once."}\n', encoding="utf-8")
     (folder / "empty.jsonl").write_text('{"text": ""}\n{"text": " "}\n' * 4, encoding="utf-8")
@@ -142,6 +149,10 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     return folder
 
+
+HUGE = """tokenizer_name_or_path: model
+model_config: {model_type: llama, vocab_size: 1000000000000, hidden_size: 64, num_hidden_layers: 1}"""
+"""An embedding of 256 TB: no machine even tries."""
 
 AT_THE_SHELL = ("no such model", "a misspelt key", "no such checkpoint", "no token", "a budget too small")
 """One of each group of verbs: what differs at a shell is what is imported."""

@@ -42,10 +42,20 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not YAML: {_fault(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no keys; write one `key: value` per line.")
     return {str(key): value for key, value in content.items()}
+
+
+def _fault(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Return what is wrong with a file, and in which line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    line = f"line {error.problem_mark.line + 1}"
+    if "'\\t'" in (error.problem or ""):
+        return f"{line} has a tab; indent with spaces"
+    return f"{line}: {error.problem}; look at the indentation and the colons there and in the line before"
 
 
 def as_mapping(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
