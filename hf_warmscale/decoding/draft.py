@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT, croppable_cache
-from hf_warmscale.decoding.members import Member
+from hf_warmscale.decoding.members import Member, positions_in
 
 TOKENS, CONFIDENCE = 20, 0.4
 """What transformers takes for a draft whose generation config does not say."""
@@ -87,9 +87,7 @@ class Draft(CandidateGenerator):
         inputs: dict[str, Any] = {"input_ids": ids[:, seen:], CACHE_ARGUMENT: self.cache, "use_cache": True}
         if self.prompt_mask is not None:
             mask = torch.nn.functional.pad(self.prompt_mask, (0, ids.shape[1] - self.prompt_mask.shape[1]), value=1)
-            # Left padding takes no position.
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, seen:]
-            inputs |= {"attention_mask": mask, "position_ids": positions}
+            inputs |= {"attention_mask": mask, "position_ids": positions_in(mask)[:, seen:]}
         # To where the ids are: processors such as a repetition penalty read both.
         return self.assistant.logits({**inputs, "logits_to_keep": 1})[:, -1].float().to(ids.device)
 

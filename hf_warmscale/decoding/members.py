@@ -123,6 +123,11 @@ class Member:
         return frozenset(inspect.signature(self.plain.forward).parameters)
 
 
+def positions_in(mask: Tensor) -> Tensor:
+    """Return the position of each token of an attention mask `[batch, tokens]`: padding on the left takes none."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 def _refuse_what_is_no_decoder(role: str, model: nn.Module) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from hf_warmscale.decoding.members import positions_in
+
 FAMILIES = ("tuned", "reference")
 """Whose prompt may differ from that of the base; all tuned models share one."""
 
@@ -45,8 +47,7 @@ class OwnPrompts:
         # What is in the cache and new, beyond the member's own prompt.
         generated = past + new.shape[1] - prompt.shape[1]
         mask = torch.cat([mask, mask.new_ones(len(mask), generated)], dim=1)
-        # Left padding takes no position.
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        positions = positions_in(mask)[:, -new.shape[1] :]
         kept = 1 if past == 0 else shared["logits_to_keep"]  # of a prompt only the last position is comparable
         return {"input_ids": new, "attention_mask": mask, "position_ids": positions, "logits_to_keep": kept}
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_warmscale.compat.peft import without_adapter
-from hf_warmscale.decoding.members import Member
+from hf_warmscale.decoding.members import Member, positions_in
 from hf_warmscale.decoding.uncertainty import best_threshold, mean_entropy, mean_kl
 from hf_warmscale.decoding.vocabulary import shared_vocabulary
 from hf_warmscale.evaluation.cross_entropy import token_nll
@@ -209,7 +209,7 @@ def _positions(model: nn.Module, mask: Tensor | None) -> dict[str, Tensor]:
     """
     if mask is None or mask.all() or "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    return {"position_ids": (mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
+    return {"position_ids": positions_in(mask)}
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
