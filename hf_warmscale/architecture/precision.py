@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+NARROWER = (torch.float32, torch.bfloat16, torch.float16)
 PRODUCTS = (torch.ops.aten.bmm.default, torch.ops.aten.mm.default)
 """Operations that refuse to mix dtypes. transformers before 5.18 multiplies float32 frequencies by positions so."""
 
 
 class StayInFloat64(TorchDispatchMode):
-    """Ignore casts from float64 to float32 while active.
+    """Ignore casts from float64 to a narrower type while active.
 
     transformers' norms, softmaxes and rotary embeddings compute in float32 whatever the model's dtype, which costs
-    5e-7 on the logits; with this mode a float64 model computes in float64 throughout.
+    5e-7 on the logits; torch's Muon orthogonalises in bfloat16. With this mode a float64 model computes in float64
+    throughout.
 
     Example:
 
@@ -43,4 +45,4 @@ class StayInFloat64(TorchDispatchMode):
 
 
 def _is_downcast(tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
-    return tensor.dtype == torch.float64 and dtype == torch.float32
+    return tensor.dtype == torch.float64 and dtype in NARROWER

@@ -8,8 +8,6 @@ from scipy.stats import norm
 from hf_warmscale.evaluation.scores import FloatArray
 from hf_warmscale.merging.search.posterior import Posterior
 
-RNG = np.random.default_rng(0)
-
 
 def bowl(points: FloatArray) -> FloatArray:
     loss: FloatArray = 3.0 + 0.2 * np.sum((points - 0.6) ** 2, axis=-1)
@@ -17,11 +15,12 @@ def bowl(points: FloatArray) -> FloatArray:
 
 
 def test_a_smooth_loss_is_interpolated_and_predicted() -> None:
-    points = RNG.random((25, 2))
+    rng = np.random.default_rng(0)
+    points = rng.random((25, 2))
     posterior = Posterior.fit(points, bowl(points).tolist())
     mean, deviation = posterior.predict(points)
     assert mean == pytest.approx(bowl(points), abs=1e-3)
-    new = RNG.random((200, 2))
+    new = rng.random((200, 2))
     mean, deviation = posterior.predict(new)
     error = mean - bowl(new)
     assert np.sqrt(np.mean(error**2)) < 0.1 * bowl(new).std()
@@ -29,7 +28,8 @@ def test_a_smooth_loss_is_interpolated_and_predicted() -> None:
 
 
 def test_far_from_the_data_the_posterior_is_the_prior() -> None:
-    points = RNG.random((6, 1))
+    rng = np.random.default_rng(0)
+    points = rng.random((6, 1))
     posterior = Posterior.fit(points, bowl(points).tolist())
     mean, deviation = posterior.predict([[1e6]])
     assert mean[0] == pytest.approx(bowl(points).mean())
@@ -37,7 +37,8 @@ def test_far_from_the_data_the_posterior_is_the_prior() -> None:
 
 
 def test_expected_improvement_is_the_integral() -> None:
-    points = RNG.random((5, 1))
+    rng = np.random.default_rng(0)
+    points = rng.random((5, 1))
     posterior = Posterior.fit(points, bowl(points).tolist())
     at = np.array([[0.05], [0.6], [0.99]])
     incumbent = float(bowl(points).min())
@@ -48,7 +49,8 @@ def test_expected_improvement_is_the_integral() -> None:
 
 
 def test_there_is_nothing_to_gain_at_a_point_that_is_known() -> None:
-    points = RNG.random((9, 1))
+    rng = np.random.default_rng(0)
+    points = rng.random((9, 1))
     losses = bowl(points)
     posterior = Posterior.fit(points, losses.tolist())
     best = points[[losses.argmin()]]

@@ -37,7 +37,7 @@ def train(model: PreTrainedModel, optimizer: torch.optim.Optimizer, first: int, 
             loss = model(input_ids=tokens, labels=tokens).loss
             optimizer.zero_grad()
             loss.backward()
-        optimizer.step()
+            optimizer.step()  # torch's Muon orthogonalises in bfloat16, whose rounding depends on the shape
         losses.append(float(loss.detach()))
     return losses
 
@@ -196,8 +196,7 @@ def test_muon_momentum(tmp_path: Path) -> None:
         )
         moved.load_state_dict(state)
         losses = train(grown, moved, STEPS_BEFORE, STEPS)
-        # torch orthogonalises in bfloat16, whose rounding depends on the shape
-        assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) <= 2e-3, name
+        assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) <= 1e-8, name
 
 
 # ---- What is refused ----
