@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_warmscale import shrink_from_pretrained
 from hf_warmscale.cli import main
+from hf_warmscale.compression import RecipeHealing
 from tests.cli.shell import assert_sentence
 
 
@@ -32,6 +35,24 @@ def test_a_budget_is_met(workspace: Path, tmp_path: Path, capsys: pytest.Capture
     vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (output, workspace / "model")]
     assert vocabularies[0] == vocabularies[1]
     assert (output / "budget_search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_adapters_that_healed_are_merged(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a model of bfloat16, which is trained in float32 as the recipe says."""
+    shutil.copytree(workspace, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = Path("stage.yaml").read_text(encoding="utf-8").replace("model_name_or_path: model\n", "")
+    Path("heal.yaml").write_text(recipe + "lora: {r: 2, init_lora_weights: false}\n", encoding="utf-8")
+    ids = torch.arange(16)[None]
+    large = AutoModelForCausalLM.from_pretrained("model", dtype=torch.bfloat16)
+    student = shrink_from_pretrained(large, intermediate_size=48, calibration=ids, verify=False)
+    before = student(input_ids=ids).logits
+    RecipeHealing("heal.yaml", "model")(student, large)
+    cut = AutoModelForCausalLM.from_pretrained("run/_cut", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(cut, "run/checkpoint-4")
+    assert student.dtype == torch.bfloat16
+    error = (student(input_ids=ids).logits - adapted(input_ids=ids).logits).abs().max()
+    assert error < 0.1 * (student(input_ids=ids).logits - before).abs().max()
 
 
 def test_a_frontier_is_shown_and_written(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
