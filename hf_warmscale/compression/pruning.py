@@ -12,6 +12,7 @@ from hf_warmscale.architecture import Role
 from hf_warmscale.compression.magnitude import check_schedule, extend_masks, num_pruned, sparsity_at
 from hf_warmscale.compression.master_weights import MasterWeights, master_weights
 from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.training.resuming import MUST_CONTINUE
 
 
 class MagnitudePruningCallback(TrainerCallback, ExportableState):
@@ -24,7 +25,8 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
 
     Works with any `Trainer`, on one or more processes (each holds one byte a weight), and under ZeRO, where the
     float32 master weights are pruned. A run that was killed continues bit for bit: the masks are read off the weights,
-    where a pruned weight is +0 and another weight that happens to be zero is -0.
+    where a pruned weight is +0 and another weight that happens to be zero is -0. A pruned stage is not
+    resumed without the callback.
 
     Args:
         schedule (`Sequence[float]`): ascending shares of zeros, each in (0, 1).
@@ -66,7 +68,7 @@ class MagnitudePruningCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what every checkpoint records: the arguments. The masks follow from the weights."""
         settings = {"schedule": list(self.schedule), "every": self.every, "roles": list(self.roles)}
-        return {"args": {**settings, "keep_zeros": self.keep_zeros}, "attributes": {}}
+        return {"args": {**settings, "keep_zeros": self.keep_zeros}, "attributes": {}, MUST_CONTINUE: True}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_warmscale.checkpoints import open_checkpoint
 from hf_warmscale.checkpoints.conversion import loading_groups
-from hf_warmscale.checkpoints.run_folder import run_checkpoints
+from hf_warmscale.checkpoints.run_folder import read_trainer_state, run_checkpoints
 from hf_warmscale.training.stage import StageRecord
+
+MUST_CONTINUE = "must_continue"
+"""In the state of a callback: without it the run would become another one."""
 
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 """What torch, json and safetensors raise on a file that is cut off or holds something else."""
@@ -68,6 +72,26 @@ def missing_files(checkpoint: str | os.PathLike[str], *, process: int, processes
     # The state of another number of processes is there, but of no use: see the warning in `missing_random_state`.
     wanted += [] if any(folder.glob("rng_state*.pth")) else [rng_file(process, processes)]
     return [name for name in wanted if not (folder / name).exists()]
+
+
+def refuse_lost_callbacks(checkpoint: str | os.PathLike[str], present: Sequence[str]) -> None:
+    """Refuse to continue a run without a callback that it depends on: one whose state says `MUST_CONTINUE`.
+
+    Args:
+        checkpoint (`str` or `PathLike`): the folder.
+        present (`Sequence[str]`): the class names of the trainer's callbacks.
+
+    Raises:
+        ValueError: naming the callback and what it was made with.
+    """
+    states = (read_trainer_state(checkpoint) or {}).get("stateful_callbacks") or {}
+    for name, found in states.items():
+        state = found[0] if isinstance(found, list) else found  # a list where there are several of one class
+        if state.get(MUST_CONTINUE) and name not in present:
+            raise ValueError(
+                f"{checkpoint} is of a run with a {name} ({state['args']}), and there is none now; pass it again, or "
+                "begin a new stage from these weights."
+            )
 
 
 def rng_file(process: int, processes: int) -> str:

@@ -40,6 +40,7 @@ from hf_warmscale.training.resuming import (
     advice,
     checkpoint_to_resume,
     missing_files,
+    refuse_lost_callbacks,
     resumed_record,
 )
 from hf_warmscale.training.saving import sweep
@@ -161,6 +162,7 @@ class ContinualMixin(EvaluationMixin):
             run = self._new_run(stage, saved.batch_sizes)
             run = run.continue_from(checkpoint, self.args, on_mismatch, self._samples_per_step()).refuse_dry_sources()
             self._refuse_lost_files(checkpoint)
+            refuse_lost_callbacks(checkpoint, [type(each).__name__ for each in self.callback_handler.callbacks])
         else:
             run = self._new_run(stage, BatchSizes(self._samples_per_step())).refuse_dry_sources()
             self._start(run, checkpoint)

@@ -121,6 +121,15 @@ def test_another_schedule_is_refused_on_resume(
         trainer(tmp_path, pruning).train(resume_from_checkpoint=True)
 
 
+def test_a_pruned_run_is_not_resumed_without_the_callback(finished: ContinualTrainer, tmp_path: Path) -> None:
+    """Its zeros would be trained again."""
+    shutil.copytree(Path(str(finished.args.output_dir)) / "checkpoint-3", tmp_path / "checkpoint-3")
+    with pytest.raises(
+        ValueError, match=r"is of a run with a MagnitudePruningCallback \(.*0.37.*\), and there is none"
+    ):
+        trainer(tmp_path, None).train(resume_from_checkpoint=True)
+
+
 def test_a_run_that_was_not_pruned_is_refused_on_resume(tmp_path: Path) -> None:
     trainer(tmp_path, None, save_steps=3).train()
     shutil.rmtree(tmp_path / f"checkpoint-{STEPS}")
