@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_warmscale import EmulatedFineTuningForCausalLM
 from hf_warmscale.checkpoints import save_model
 from hf_warmscale.cli import main
-from tests.cli.shell import assert_refused, assert_sentence, files_below, warmscale
+from tests.cli.shell import assert_sentence, files_below, warmscale
 from tests.cli.workspace import make_tokenizer
 from tests.decoding.tiny import tiny
 from tests.hub.tiny import tiny_tokenizer
@@ -116,10 +116,6 @@ REFUSALS = {
     "an output that is not empty": (f"{GENERATE} --output small", ["small", "not empty"]),
     "a prompt too long": (f"generate {MEMBERS} --prompt {'Brevity,' * 40}", ["takes 64"]),
 }
-
-
-def test_refused_at_the_shell(folder: Path) -> None:
-    assert_refused(warmscale(*REFUSALS["another language"][0].split(), cwd=folder), "do not share a vocabulary")
 
 
 @pytest.mark.parametrize("mistake", REFUSALS)
