@@ -53,6 +53,10 @@ class Template:
     smallest: PreTrainedConfig
 
 
+class _TooLargeError(UnknownLayoutError):
+    """The smallest model that a config allows is too large for a proof."""
+
+
 def describe(config: PreTrainedConfig) -> ModelMap:
     """Describe a causal language model: every parameter, the axis of each of its dimensions, and its role.
 
@@ -102,6 +106,8 @@ def _describe(keyed: _Keyed) -> ModelMap:
     for layers in _layers_to_try(config):
         try:
             return _expand(config, _template_of(config, layers), model)
+        except _TooLargeError as error:
+            raise failure or error from None  # more blocks were tried only because fewer had failed
         except UnknownLayoutError:
             raise
         except ValueError as error:  # the blocks may differ more than so few layers show
@@ -166,7 +172,7 @@ def _template(tiny: str, layers: int) -> Template:
     shapes = probe(config, layers)
     smallest = tiny_config(config, {**shapes.law.settings(shapes.sizes), Axis.LAYERS: layers})
     if (size := build_meta(smallest).num_parameters()) > MAX_TINY_PARAMETERS:
-        raise UnknownLayoutError(
+        raise _TooLargeError(
             f"{config.model_type} still has {size:,} parameters at the smallest sizes, so nothing is proved about it; "
             "set the sizes that have no axis (ranks, further vocabularies) smaller."
         )

@@ -203,6 +203,12 @@ def test_no_family_takes_a_common_list_for_one_by_layer() -> None:
         }
 
 
+def test_a_missing_setting_is_named_also_where_more_blocks_are_too_many_for_a_proof() -> None:
+    """The default config of DeepSeek-V2 does not tell how many experts a token uses."""
+    with pytest.raises(ValueError, match=r"cannot be built or run at a tiny size.*NoneType"):
+        describe(default("deepseek_v2"))
+
+
 LATENT = {
     "num_hidden_layers": 5,
     "first_k_dense_replace": 3,
