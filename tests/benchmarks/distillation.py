@@ -1,6 +1,7 @@
 """A distillation step against a student step plus a teacher's forward pass, and its peak memory.
 
-    python tests/benchmarks/distillation.py [--pairs 7] [--steps 8] [--vocabularies 1024 49152 151936] [--memory]
+    python tests/benchmarks/distillation.py [--pairs 7] [--steps 8] [--vocabularies 1024 49152 151936]
+        [--hidden-sizes 64 96] [--memory]
 
 Time is the median processor time of a step after the second: other work on the machine takes none of it. A pair is a
 run of `DistillationTrainer`, a run of `ContinualTrainer` on the same rows, and forward passes of the teacher on them,
@@ -39,8 +40,8 @@ from hf_warmscale import (
 VOCABULARIES = (1024, 49152, 151936)
 TOKENS = {1024: (8, 256), 49152: (4, 128), 151936: (2, 128)}
 """Rows and tokens in a row of a step, by vocabulary."""
-STUDENT, TEACHER = 64, 96
-"""Hidden sizes."""
+HIDDEN_SIZES = (64, 96)
+"""Of student and teacher: small, so that the loss is a large part of a step."""
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, choices=VOCABULARIES)
+    parser.add_argument("--hidden-sizes", type=int, nargs=2, default=HIDDEN_SIZES, metavar=("STUDENT", "TEACHER"))
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--direction", choices=("forward", "reverse"), default="forward")
     parser.add_argument("--cached", action="store_true")
@@ -73,7 +75,7 @@ def compare_time(vocabulary: int, arguments: argparse.Namespace) -> None:
     for pair in range(arguments.pairs + 1):
         order = (False, True) if pair % 2 else (True, False)
         seconds = {distilled: measure(vocabulary, arguments, distilled=distilled) for distilled in order}
-        teacher = 0.0 if arguments.cached else forward(vocabulary, arguments.steps)
+        teacher = 0.0 if arguments.cached else forward(vocabulary, arguments)
         ratios.append(seconds[True] / (seconds[False] + teacher))
     listed = " ".join(f"{ratio:.3f}" for ratio in ratios[1:])  # the first warms up
     print(f"vocabulary {vocabulary:,}: median {median(ratios[1:]):.4f} of student + teacher ({listed})", flush=True)
@@ -84,6 +86,7 @@ def compare_memory(vocabulary: int, arguments: argparse.Namespace) -> None:
     peaks = {}
     for kind in ("plain", "ours"):
         command = [sys.executable, __file__, "--once", kind, "--vocabularies", str(vocabulary), "--steps", "3"]
+        command += ["--hidden-sizes", *map(str, arguments.hidden_sizes)]
         command += ["--alpha", str(arguments.alpha), "--direction", arguments.direction]
         command += ["--cached"] if arguments.cached else []
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -106,16 +109,16 @@ def measure(vocabulary: int, arguments: argparse.Namespace, *, distilled: bool) 
             output_dir=str(Path(folder) / "run"), per_device_train_batch_size=batch, learning_rate=1e-3,
             save_strategy="no", logging_steps=10, use_cpu=True, disable_tqdm=True, report_to="none",
         )  # fmt: skip
+        student = model(arguments.hidden_sizes[0], vocabulary)
         if distilled:
-            teacher: Any = model(TEACHER, vocabulary)
+            teacher: Any = model(arguments.hidden_sizes[1], vocabulary)
             if arguments.cached:
                 teacher = TeacherCache.write(Path(folder) / "cache", teacher, content, batch_size=batch)
             trainer: ContinualTrainer = DistillationTrainer(
-                model(STUDENT, vocabulary), settings, teacher=teacher, stage=stage, alpha=arguments.alpha,
-                direction=arguments.direction,
-            )  # fmt: skip
+                student, settings, teacher=teacher, stage=stage, alpha=arguments.alpha, direction=arguments.direction
+            )
         else:
-            trainer = ContinualTrainer(model(STUDENT, vocabulary), settings, stage=stage)
+            trainer = ContinualTrainer(student, settings, stage=stage)
         trainer.remove_callback(PrinterCallback)
         clock = Clock()
         trainer.add_callback(clock)
@@ -124,11 +127,14 @@ def measure(vocabulary: int, arguments: argparse.Namespace, *, distilled: bool) 
 
 
 @torch.no_grad()
-def forward(vocabulary: int, steps: int) -> float:
+def forward(vocabulary: int, arguments: argparse.Namespace) -> float:
     """Return the processor seconds of a forward pass of the teacher on the rows of a step."""
-    teacher, tokens = model(TEACHER, vocabulary).eval(), torch.randint(vocabulary, TOKENS[vocabulary])
+    teacher, tokens = (
+        model(arguments.hidden_sizes[1], vocabulary).eval(),
+        torch.randint(vocabulary, TOKENS[vocabulary]),
+    )
     seconds = []
-    for _ in range(steps):
+    for _ in range(arguments.steps):
         started = time.process_time()
         teacher(input_ids=tokens, use_cache=False)
         seconds.append(time.process_time() - started)
