@@ -35,6 +35,14 @@ class RecipeHealing:
     Raises:
         ValueError, FileNotFoundError: for a mistake in the recipe, if its run folder holds another run, or if there
             are several processes.
+
+    Example:
+
+    ```python
+    >>> healing = RecipeHealing("heal.yaml", "large")
+    >>> small = shrink_to_budget("large", parameters=100e6, calibration=texts, documents=held_out, heal=healing)
+    >>> small.budget_search["healed"]["minus_unhealed"]
+    ```
     """
 
     stage: StageRecord
