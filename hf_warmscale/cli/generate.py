@@ -160,7 +160,9 @@ def generate(
         record["block_lengths"] = prepare_draft(model, inputs["input_ids"], options, arguments.block_length)
         options["assistant_model"] = model.tuned[0]
     torch.manual_seed(arguments.seed)
-    produced = model.generate(**inputs, **options, streamer=TextStreamer(tokenizer, skip_special_tokens=True))
+    # A continuation is read with its beginning, an answer without the question.
+    streamer = TextStreamer(tokenizer, skip_prompt=arguments.chat, skip_special_tokens=True)
+    produced = model.generate(**inputs, **options, streamer=streamer)
     new = produced[0, inputs["input_ids"].shape[1] :]
     return {**record, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
 

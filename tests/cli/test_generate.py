@@ -90,7 +90,7 @@ def test_with_chat_the_tuned_model_alone_sees_its_template(
     tokenizer, tuned = AutoTokenizer.from_pretrained("chatty"), AutoModelForCausalLM.from_pretrained("chatty")
     prompt = tokenizer("user: Brevity\nwit:", return_tensors="pt")
     answer = tuned.generate(**prompt, max_new_tokens=6, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    assert capsys.readouterr().out == f"Brevity{tokenizer.decode(answer, skip_special_tokens=True)}\n"
+    assert capsys.readouterr().out == f"{tokenizer.decode(answer, skip_special_tokens=True)}\n"
 
 
 REFUSALS = {
