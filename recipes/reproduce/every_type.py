@@ -68,6 +68,8 @@ SMALL_SIZES = {
     "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
 }
 """Sizes of latent attention and recurrent mixers that have no axis: with the published ones a tiny model has millions
 of parameters."""

@@ -82,6 +82,27 @@ MIXTURE: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts_per_tok": 2
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
 
+ROUTED: dict[str, Any] = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+LEADING: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v2": {**LATENT, **ROUTED},
+    "deepseek_v32": {**LATENT, **ROUTED, "index_head_dim": 16, "index_n_heads": 2},
+    "glm4_moe": {**ROUTED, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("family", LEADING)
+def test_mixtures_behind_dense_blocks_grow_exactly(family: str) -> None:
+    source = random_model(AutoConfig.for_model(family, **{**SIZES, **MIXTURE, **LEADING[family]}))
+    growths: list[dict[str, Any]] = [
+        {"num_hidden_layers": 6, "depth": "identity"},
+        {"hidden_size": 64, "intermediate_size": 96, "snr_db": None},
+    ]
+    for growth in growths:
+        grown: Any = grow_from_pretrained(source, **growth, verify=False)
+        assert grown.growth_receipt["exact"], grown.growth_receipt["inexact_because"]
+        assert logit_error(source, grown) <= 5e-6  # their routers compute in float32
+
+
 def test_dense_blocks_before_a_mixture_stay_in_front() -> None:
     config = DeepseekV3Config(
         **SIZES | LATENT | MIXTURE, n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1
