@@ -14,6 +14,8 @@ from transformers.utils import (
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
+from hf_warmscale.checkpoints.run_folder import run_checkpoints
+
 CONFIG_FILE: str = CONFIG_NAME
 SINGLE_FILE: str = SAFE_WEIGHTS_NAME
 INDEX_FILE: str = SAFE_WEIGHTS_INDEX_NAME
@@ -50,4 +52,7 @@ def folder_kind(folder: Path) -> str:
     converted = next(folder.glob("*.gguf"), None)
     if converted is not None:
         return f"it holds {converted.name}, a file for llama.cpp; name the model that it was converted from"
+    saved = run_checkpoints(folder)
+    if saved:
+        return f"it is the folder of a training run; name one of its checkpoints, such as {saved[-1]}"
     return "it is not a model folder" if any(folder.iterdir()) else "the folder is empty; check its name"

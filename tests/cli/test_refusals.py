@@ -22,6 +22,7 @@ TO_A_BUDGET = "shrink model out --parameters 20K --calibration stage.yaml --eval
 REFUSALS = {
     "no such model": ("grow ./none out --hidden-size 64", ["./none", "no folder"]),
     "no such model on a Hub out of reach": ("grow me/none out --hidden-size 64", ["me/none"]),
+    "a run in place of its checkpoint": ("grow finished out --hidden-size 64", ["finished/checkpoint-20"]),
     "too small": ("grow model out --hidden-size 16", ["hidden_size", "32 to 16"]),
     "nothing to grow": ("grow model out", ["name at least one"]),
     "an output that is not empty": ("grow model packed --hidden-size 64", ["packed", "not empty"]),
@@ -123,6 +124,7 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     poison(folder / "poisoned" / "model.safetensors")
     for twin in ("huge", "huge2"):
         overflow(folder / twin / "model.safetensors")
+    shutil.copytree(folder / "model", folder / "finished" / "checkpoint-20")
     make_model().bfloat16().save_pretrained(folder / "short")
     make_model(vocab_size=310).save_pretrained(folder / "wide")
     config = LlamaConfig(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -216,9 +217,24 @@ def _with_adapters(model: PreTrainedModel, config: "LoraConfig") -> PreTrainedMo
     from peft import get_peft_model
 
     try:
-        return cast(PreTrainedModel, get_peft_model(model, config))
+        adapted = get_peft_model(model, config)
     except TypeError as error:  # a value of another type than peft computes with
         raise ValueError(f"lora cannot be used: {error}") from error
+    if config.use_dora:
+        _refuse_rows_of_zeros(adapted)
+    return cast(PreTrainedModel, adapted)
+
+
+def _refuse_rows_of_zeros(adapted: nn.Module) -> None:
+    """Refuse DoRA on a zero-initialised block of a growth: it divides by the norm of each row, and gives NaN."""
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, nn.Linear) and not bool(base.weight.any(dim=1).all()):
+            raise ValueError(
+                f"use_dora divides by the norm of each row, and {name.removeprefix('base_model.model.')} has "
+                "rows of zeros, as a growth leaves them in new blocks; leave "
+                "use_dora out, or name the other blocks in layers_to_transform."
+            )
 
 
 def _lacks_tokenizer(folder: str) -> bool:
