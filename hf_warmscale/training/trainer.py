@@ -27,9 +27,9 @@ from hf_warmscale.training.data.batches import SOURCE_NUMBER
 from hf_warmscale.training.data.collators import (
     RowCollator,
     SourceCollator,
+    packed_collator,
     packed_sources,
     refuse_contamination,
-    refuse_inseparable,
 )
 from hf_warmscale.training.data.mixture import ReplayMixture, Rows
 from hf_warmscale.training.data.separation import separation_of
@@ -74,6 +74,7 @@ class ContinualMixin(EvaluationMixin):
     _token_loss: TokenLoss | None = None
     _measured_nll: Tensor | None = None
     _in_step = _is_measured = _said = False
+    _weights_of: str | None = None
 
     def __init__(
         self,
@@ -85,20 +86,21 @@ class ContinualMixin(EvaluationMixin):
         **kwargs: Any,
     ) -> None:
         self.stage = stage
-        # Read before `Trainer` turns `use_cache` off for the training.
-        self._keeps_cache = stage is not None and bool(getattr(getattr(model, "config", None), "use_cache", False))
+        packed: dict[str, Rows] = {}
+        self._note_cache_setting(model)
         if stage is not None:
             # Before `super().__init__`, which reads both the arguments and the collator.
             args = stage_arguments(stage.name, args)
             given = dict(zip(("train_dataset", "eval_dataset"), rest, strict=False)) | kwargs
-            packed = packed_sources(stage.mixture or given.get("train_dataset"), given.get("eval_dataset"))
-            if data_collator in (None, default_data_collator) and packed:
-                separation = separation_of(model)
-                refuse_inseparable(packed, separation)
-                data_collator = RowCollator(default_data_collator, separation)
+            if data_collator in (None, default_data_collator):
+                packed = packed_sources(stage.mixture or given.get("train_dataset"), given.get("eval_dataset"))
+            if packed:
+                data_collator = packed_collator(packed, model)
         super().__init__(model, args, data_collator, *rest, **kwargs)
         if stage is None:
             return
+        if model is None and packed:  # of `model_init`, there is one only now
+            self.data_collator = packed_collator(packed, self.model)
         if self.data_collator is default_data_collator or type(self.data_collator) is DataCollatorWithPadding:
             self.data_collator = RowCollator(self.data_collator)
         if self.lr_scheduler is not None:
@@ -113,6 +115,19 @@ class ContinualMixin(EvaluationMixin):
         check_balance(self.accelerator.unwrap_model(self.model), self._continual_arguments().router_aux_loss_coef)
         self._asked_eval_on_start = self.args.eval_on_start
 
+    def _note_cache_setting(self, model: nn.Module | None) -> None:
+        """Note the `use_cache` of a model, before `Trainer` turns it off for the training."""
+        config = getattr(model, "config", None)
+        self._keeps_cache = self.stage is not None and bool(getattr(config, "use_cache", False))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the model anew; in a stage that starts from a checkpoint, with its weights."""
+        model = super().call_model_init(trial)
+        self._note_cache_setting(model)
+        if self._weights_of is not None:  # `Trainer.train` replaces the model that already has them
+            self._load_from_checkpoint(self._weights_of, model)
+        return model
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any) -> TrainOutput:
         """Train the stage, from its start or from a checkpoint; see `Trainer.train`.
 
@@ -123,6 +138,7 @@ class ContinualMixin(EvaluationMixin):
         """
         if self.stage is None:
             return super().train(resume_from_checkpoint, *rest, **kwargs)
+        self._weights_of = None
         if kwargs.get("trial", rest[0] if rest else None) is not None:  # begins in _hp_search_setup
             output = super().train(None, *rest, **kwargs)
         else:
@@ -221,6 +237,7 @@ class ContinualMixin(EvaluationMixin):
         if self._has_engine():
             raise ValueError(f"Under DeepSpeed and FSDP load {checkpoint} with from_pretrained and name it as parent.")
         self._load_from_checkpoint(checkpoint)
+        self._weights_of = checkpoint
 
     def _adopt_batch_size(self, checkpoint: str) -> None:
         """Take the batch size that `auto_find_batch_size` found before the checkpoint, as Trainer will."""

@@ -135,9 +135,11 @@ def test_a_domain_without_a_loss_is_left_out_of_the_mean(tmp_path: Path) -> None
     assert "eval_old_loss" not in last
 
 
-def test_the_model_is_saved_as_it_came(tmp_path: Path) -> None:
-    trainer = ContinualTrainer(tiny_model(), arguments(tmp_path / "run"), stage=stage())
-    trainer.train()
+@pytest.mark.parametrize("made", [{"model": tiny_model()}, {"model_init": lambda: tiny_model()}])
+def test_the_model_is_saved_as_it_came(made: dict[str, Any], tmp_path: Path) -> None:
+    trainer = ContinualTrainer(args=arguments(tmp_path / "run"), stage=stage(), **made)
+    if "model" in made:
+        trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     assert '"use_cache": true' in (tmp_path / "final" / "config.json").read_text()
 

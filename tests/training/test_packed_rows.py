@@ -12,6 +12,7 @@ from hf_warmscale.cli import main
 from hf_warmscale.training import ContinualTrainer, ReplayMixture, Stage
 from hf_warmscale.training.data.collators import RowCollator, collate_packed
 from hf_warmscale.training.data.packing import load_packed
+from hf_warmscale.training.data.separation import separation_of
 from tests.test_package import ROOT
 from tests.training.tiny import arguments, train_tokenizer, write_corpus
 
@@ -55,6 +56,15 @@ def test_packed_rows_train_and_are_evaluated_without_a_mask(
         expected = model().eval()(**batch, use_cache=False).loss
     found = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert found == [pytest.approx(float(expected), rel=1e-6)] * 2
+
+
+def test_packed_rows_are_laid_out_for_the_model_of_model_init(packed: Path, tmp_path: Path) -> None:
+    trainer = ContinualTrainer(
+        None, arguments(tmp_path), stage=Stage("packed", "constant", max_steps=2), train_dataset=load_packed(packed),
+        model_init=model,
+    )  # fmt: skip
+    assert isinstance(trainer.data_collator, RowCollator)
+    assert trainer.data_collator.separation == separation_of(model()) is not None
 
 
 def test_unpacked_rows_beside_packed_ones_are_documents_of_their_own(packed: Path) -> None:

@@ -209,6 +209,16 @@ def test_keep_takes_over_the_moments_and_reset_forgets_them(
     assert steps == {"reset": {1}, "keep": {STEPS + 1}}
 
 
+def test_a_model_of_model_init_starts_from_the_checkpoint(
+    finished: tuple[Path, ContinualTrainer], tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, learning_rate=0.0, save_strategy="no")
+    next_stage = stage("second", schedule="constant", max_steps=1)
+    trainer = ContinualTrainer(None, args, stage=next_stage, model_init=lambda: tiny_model(seed=1))
+    trainer.train(str(finished[0] / "checkpoint-20"))
+    assert torch.equal(weights(trainer), weights(finished[1]))
+
+
 def test_replay_holds_only_rows_that_the_first_stage_saw(finished: tuple[Path, ContinualTrainer]) -> None:
     checkpoint = finished[0] / "checkpoint-10"
     drawn = [replay()[index] for index in range(40)]

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import default_data_collator
 
 from hf_warmscale.training.data.batches import PACKED_COLUMNS, SOURCE_NUMBER, is_packed
 from hf_warmscale.training.data.mixture import ReplayMixture, Row, Rows, is_streamed
-from hf_warmscale.training.data.separation import Layout, Separation
+from hf_warmscale.training.data.separation import Layout, Separation, separation_of
 
 Collator = Callable[[list[Row]], dict[str, Any]]
 
@@ -78,6 +79,17 @@ def packed_sources(*data: Any) -> dict[str, Rows]:
             name: each for name, each in named.items() if isinstance(each, Rows) and len(each) and is_packed(each)
         }
     return found
+
+
+def packed_collator(sources: Mapping[str, Rows], model: nn.Module | None) -> RowCollator:
+    """Return the collator of packed rows in a layout that is safe for the model.
+
+    Raises:
+        ValueError: if there is none, see `refuse_inseparable`.
+    """
+    separation = separation_of(model)
+    refuse_inseparable(sources, separation)
+    return RowCollator(default_data_collator, separation)
 
 
 def refuse_inseparable(sources: Mapping[str, Rows], separation: Separation | None) -> None:
