@@ -36,6 +36,12 @@ TYPED = [
     for guide in GUIDES
     for command in re.findall(r"^    (?:.*-m hf_warmscale|warmscale) (.+)$", guide.read_text("utf-8"), re.MULTILINE)
 ]
+ROUTED = {
+    "model_type": "mixtral", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4,
+}  # fmt: skip
+"""Where a recipe trains a mixture of experts."""
+
 ON_THIS_MACHINE = {
     "bf16": False,
     "max_steps": 2,
@@ -66,6 +72,9 @@ def with_stand_ins(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
             "intermediate_size": 64,
         }
         small["model_config"] |= {"num_hidden_layers": 1, "mup": {"base_hidden_size": 32}}
+    elif "router_aux_loss_coef" in small:
+        del small["model_name_or_path"]
+        small |= {"model_config": ROUTED, "tokenizer_name_or_path": str(folder / "model")}
     else:
         small["model_name_or_path"] = str(folder / "model")
     if "layers_to_transform" in small.get("lora", {}):
