@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_warmscale.checkpoints import write_json, write_text
+from hf_warmscale.checkpoints.files import CONFIG_FILE, folder_kind
 from hf_warmscale.checkpoints.source import Source, find_source
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 from hf_warmscale.decoding.members import Member, Model
@@ -39,6 +40,8 @@ def load_member(name: str | os.PathLike[str], **options: Any) -> tuple[Model, En
     source = find_source(name)
     if (source.folder / ADAPTER_FILE).is_file():
         return _load_adapter(source, options), _entry(source)
+    if not (source.folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{name} has no {CONFIG_FILE}; {folder_kind(source.folder)}.")
     model = AutoModelForCausalLM.from_pretrained(source.folder, trust_remote_code=False, **options)
     return model, _entry(source)
 

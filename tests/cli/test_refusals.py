@@ -23,6 +23,14 @@ REFUSALS = {
     "no such model": ("grow ./none out --hidden-size 64", ["./none", "no folder"]),
     "no such model on a Hub out of reach": ("grow me/none out --hidden-size 64", ["me/none"]),
     "a run in place of its checkpoint": ("grow finished out --hidden-size 64", ["finished/checkpoint-20"]),
+    "a run in place of a tuned model": (
+        "generate model --tuned finished --reference model --prompt hi",
+        ["finished has no config.json", "finished/checkpoint-20"],
+    ),
+    "a balance without routers": (
+        "train stage.yaml --output_dir out --router_aux_loss_coef 0.1",
+        ["has no balance loss"],
+    ),
     "too small": ("grow model out --hidden-size 16", ["hidden_size", "32 to 16"]),
     "nothing to grow": ("grow model out", ["name at least one"]),
     "an output that is not empty": ("grow model packed --hidden-size 64", ["packed", "not empty"]),
