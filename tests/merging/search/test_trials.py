@@ -203,6 +203,8 @@ def test_a_lost_proposal_is_tried_again_though_another_worker_withdrew_from_it()
     trials.sweep()
     second = begin(trials)
     assert trials.ask((str(second.number), second.params), limit=100) is None  # as a worker that asked at that moment
+    other = begin(trials)  # without it, the same point would be proposed again
+    trials.tell(other, outcome(bowl(other.params["lambda"])))
     kill(second)
     trials.sweep()
     assert begin(trials).params == first.params
