@@ -1,13 +1,13 @@
 """A distillation step against a student step plus a teacher's forward pass, and its peak memory.
 
-    python tests/benchmarks/distillation.py [--pairs 7] [--steps 8] [--vocabularies 1024 49152 151936]
+    python tests/benchmarks/distillation.py [--pairs 7] [--steps 12] [--vocabularies 1024 49152 151936]
         [--hidden-sizes 64 96] [--memory]
 
-Time is the median processor time of a step after the second: other work on the machine takes none of it. A pair is a
-run of `DistillationTrainer`, a run of `ContinualTrainer` on the same rows, and forward passes of the teacher on them,
-in turns; every ratio is printed, and the median. Wanted: at most 1.10. With `--memory`, the peak memory of one process
-per trainer instead; the plain one holds the student alone. Wanted: at most 1.2. `--cached` reads a `TeacherCache` of
-64 tokens in place of the teacher, and leaves its forward pass out of the sum.
+`DistillationTrainer`, `ContinualTrainer` on the same rows and forward passes of the teacher take turns after every
+step, so that the steps that are compared are neighbours in time. Time is processor time; a pair gives the median over
+its steps of ours divided by the sum of the other two. Wanted: at most 1.10. With `--memory`, the peak memory of one
+process per trainer instead; the plain one holds the student alone. Wanted: at most 1.2. `--cached` reads a
+`TeacherCache` of 64 tokens in place of the teacher, and leaves its forward pass out of the sum.
 """
 
 import argparse
@@ -15,8 +15,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from transformers.utils import logging
+from turns import EndStep, Step, Turns  # type: ignore[import-not-found]  # a script finds its neighbours
 
 from hf_warmscale import (
     ContinualTrainer,
@@ -48,7 +47,7 @@ def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, choices=VOCABULARIES)
     parser.add_argument("--hidden-sizes", type=int, nargs=2, default=HIDDEN_SIZES, metavar=("STUDENT", "TEACHER"))
     parser.add_argument("--alpha", type=float, default=0.5)
@@ -71,14 +70,25 @@ def main() -> None:
 
 def compare_time(vocabulary: int, arguments: argparse.Namespace) -> None:
     """Print a step as a multiple of its parts, pair by pair."""
-    ratios = []
-    for pair in range(arguments.pairs + 1):
-        order = (False, True) if pair % 2 else (True, False)
-        seconds = {distilled: measure(vocabulary, arguments, distilled=distilled) for distilled in order}
-        teacher = 0.0 if arguments.cached else forward(vocabulary, arguments)
-        ratios.append(seconds[True] / (seconds[False] + teacher))
-    listed = " ".join(f"{ratio:.3f}" for ratio in ratios[1:])  # the first warms up
-    print(f"vocabulary {vocabulary:,}: median {median(ratios[1:]):.4f} of student + teacher ({listed})", flush=True)
+    ratios = [pair(vocabulary, arguments, first=number % 2) for number in range(arguments.pairs)]
+    listed = " ".join(f"{ratio:.3f}" for ratio in ratios)
+    print(f"vocabulary {vocabulary:,}: median {median(ratios):.4f} of student + teacher ({listed})", flush=True)
+
+
+def pair(vocabulary: int, arguments: argparse.Namespace, *, first: int) -> float:
+    """Let all three take turns, and return the median of the ratios of neighbouring steps."""
+    turns = Turns(3, first)
+    turns.run(
+        [
+            lambda end_step: measure(vocabulary, arguments, distilled=True, callback=Step(end_step)),
+            lambda end_step: measure(vocabulary, arguments, distilled=False, callback=Step(end_step)),
+            lambda end_step: forward(vocabulary, arguments, end_step),
+        ]
+    )
+    ours, plain, teacher = turns.seconds
+    parts = [one + (0.0 if arguments.cached else other) for one, other in zip(plain, teacher, strict=True)]
+    ratio: float = median(step / part for step, part in zip(ours, parts, strict=True))
+    return ratio
 
 
 def compare_memory(vocabulary: int, arguments: argparse.Namespace) -> None:
@@ -95,8 +105,10 @@ def compare_memory(vocabulary: int, arguments: argparse.Namespace) -> None:
     print(f"vocabulary {vocabulary:,}: {peaks['ours']:.0f} MB, plain {peaks['plain']:.0f} MB, {ratio:.4f}", flush=True)
 
 
-def measure(vocabulary: int, arguments: argparse.Namespace, *, distilled: bool) -> float:
-    """Return the processor seconds of an optimizer step."""
+def measure(
+    vocabulary: int, arguments: argparse.Namespace, *, distilled: bool, callback: TrainerCallback | None = None
+) -> None:
+    """Train one of the two."""
     batch, length = TOKENS[vocabulary]
     steps = arguments.steps
     tokens = torch.randint(vocabulary, (steps * batch, length), generator=torch.Generator().manual_seed(1))
@@ -120,36 +132,19 @@ def measure(vocabulary: int, arguments: argparse.Namespace, *, distilled: bool) 
         else:
             trainer = ContinualTrainer(student, settings, stage=stage)
         trainer.remove_callback(PrinterCallback)
-        clock = Clock()
-        trainer.add_callback(clock)
+        if callback is not None:
+            trainer.add_callback(callback)
         trainer.train()
-        return median(later - earlier for earlier, later in pairwise(clock.times[1:]))
 
 
 @torch.no_grad()
-def forward(vocabulary: int, arguments: argparse.Namespace) -> float:
-    """Return the processor seconds of a forward pass of the teacher on the rows of a step."""
-    teacher, tokens = (
-        model(arguments.hidden_sizes[1], vocabulary).eval(),
-        torch.randint(vocabulary, TOKENS[vocabulary]),
-    )
-    seconds = []
+def forward(vocabulary: int, arguments: argparse.Namespace, end_step: EndStep) -> None:
+    """Let the teacher read the rows of a step, as often as there are steps."""
+    teacher = model(arguments.hidden_sizes[1], vocabulary).eval()
+    tokens = torch.randint(vocabulary, TOKENS[vocabulary])
     for _ in range(arguments.steps):
-        started = time.process_time()
         teacher(input_ids=tokens, use_cache=False)
-        seconds.append(time.process_time() - started)
-    return median(seconds)
-
-
-class Clock(TrainerCallback):
-    """Note the processor time at the end of every step."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note it."""
-        self.times.append(time.process_time())
+        end_step()
 
 
 def model(hidden_size: int, vocabulary: int) -> LlamaForCausalLM:

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from threading import Condition, Thread
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
+from turns import Step, Turns  # type: ignore[import-not-found]  # a script finds its neighbours
 
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage
 from hf_warmscale.training.data.collators import collate_packed
@@ -39,8 +39,6 @@ CASES = ("idle", "stage", "stage packed")
 TOKENS = {1024: (8, 256), 49152: (4, 128), 151936: (2, 128)}
 """Rows and tokens in a row of a step, by vocabulary: with a large one the head and the loss are most of the step."""
 SAVES = 60
-WARM_UP = 2
-"""Steps of each run that are not counted."""
 
 
 def main() -> None:
@@ -79,61 +77,16 @@ def compare_time(case: str, vocabulary: int, steps: int, pairs: int) -> None:
 
 def pair(case: str, vocabulary: int, steps: int, *, first: int) -> float:
     """Train both, step by step in turn, and return the median of the ratios of neighbouring steps."""
-    turns = Turns(first)
-    threads = [Thread(target=turns.run, args=(ours, case, vocabulary, steps)) for ours in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    turns = Turns(2, first)
+    turns.run(
+        [
+            lambda end_step, ours=ours: train(case, vocabulary, steps, ours=ours, callback=Step(end_step))
+            for ours in (False, True)
+        ]
+    )
     theirs, ours = turns.seconds
-    return median(one / other for one, other in zip(theirs[WARM_UP:], ours[WARM_UP:], strict=True))
-
-
-class Turns(TrainerCallback):
-    """Let two threads train in turn, one step at a time, and note the processor time of every step.
-
-    Args:
-        first (`int`): which of the two begins; 0 is Trainer.
-    """
-
-    def __init__(self, first: int) -> None:
-        self.seconds: tuple[list[float], list[float]] = ([], [])
-        self._turn, self._began, self._changed = first, [0.0, 0.0], Condition()
-
-    def run(self, ours: int, case: str, vocabulary: int, steps: int) -> None:
-        """Train one of the two in this thread."""
-        self._wait(ours)
-        try:
-            train(case, vocabulary, steps, ours=bool(ours), callback=Step(self, ours))
-        finally:
-            self._pass_on(ours)
-
-    def end_step(self, ours: int) -> None:
-        """Note the time of the step and let the other one make its own."""
-        self.seconds[ours].append(time.thread_time() - self._began[ours])
-        self._pass_on(ours)
-        self._wait(ours)
-
-    def _pass_on(self, ours: int) -> None:
-        with self._changed:
-            self._turn = 1 - ours
-            self._changed.notify_all()
-
-    def _wait(self, ours: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._turn == ours)
-        self._began[ours] = time.thread_time()
-
-
-class Step(TrainerCallback):
-    """Tell `Turns` when a step of one of the two has ended; fetching its rows and logging belong to a step."""
-
-    def __init__(self, turns: Turns, ours: int) -> None:
-        self.turns, self.ours = turns, ours
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say so."""
-        self.turns.end_step(self.ours)
+    ratio: float = median(one / other for one, other in zip(theirs, ours, strict=True))
+    return ratio
 
 
 def compare_memory(case: str, vocabulary: int, steps: int) -> None:
