@@ -6,14 +6,13 @@ python recipes/reproduce/compression/report.py RESULTS [--pictures FOLDER]
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
-from scipy.stats import t
 
 from hf_warmscale.report import figure, markdown_table
-from hf_warmscale.studies import provenance_line, read_runs
+from hf_warmscale.studies import mean_over_seeds, provenance_line, read_runs
 
 HERE = Path(__file__).parent
 Result = dict[str, Any]
@@ -103,11 +102,8 @@ def verdict(one: Sequence[Result | None], other: Sequence[Result | None]) -> str
     """Return the mean paired difference over seeds with its 95 % t interval."""
     pairs = zip(one, other, strict=True)
     found = [float(a["judge"]) - float(b["judge"]) for a, b in pairs if a is not None and b is not None]
-    if len(found) < 2:
-        return f"{len(found)} paired seeds, no interval"
-    half = float(t.ppf(0.975, len(found) - 1)) * stdev(found) / len(found) ** 0.5
-    middle = mean(found)
-    return f"{middle:+.4f} nats per token, {middle - half:+.4f} to {middle + half:+.4f} ({len(found)} seeds)"
+    known = mean_over_seeds(found)
+    return f"{len(found)} paired seeds, no interval" if known is None else f"{known} nats per token"
 
 
 def draw(results: Sequence[Result], path: Path) -> None:

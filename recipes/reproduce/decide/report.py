@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
-from scipy.stats import t
 
 from hf_warmscale.report import figure, markdown_table
-from hf_warmscale.studies import provenance_line, read_runs
+from hf_warmscale.studies import SeedMean, mean_over_seeds, provenance_line, read_runs
 
 HERE = Path(__file__).parent
 Result = dict[str, Any]
@@ -120,7 +119,7 @@ def schedule_table(runs: Sequence[Result], part: dict[str, Any]) -> None:
                 "cooldown": loss(one, place),
                 "cosine": loss(other, -1),
                 "difference": verdict(one, other, place, -1),
-                "within": equivalence(interval(differences(one, other, place, -1)), float(part["equivalence"])),
+                "within": equivalence(mean_over_seeds(differences(one, other, place, -1)), float(part["equivalence"])),
             }
         )
     print(markdown_table(rows))
@@ -144,31 +143,21 @@ def differences(one: Arm, other: Arm, place: int = -1, rival: int = -1) -> list[
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
-def interval(found: Sequence[float]) -> tuple[float, float, float] | None:
-    """Return mean and 95 % t interval of paired differences."""
-    if len(found) < 2:
-        return None
-    half = float(t.ppf(0.975, len(found) - 1)) * stdev(found) / len(found) ** 0.5
-    return mean(found), mean(found) - half, mean(found) + half
-
-
 def verdict(one: Arm, other: Arm, place: int = -1, rival: int = -1) -> str:
     """Return the difference of two arms in words."""
     found = differences(one, other, place, rival)
-    if (known := interval(found)) is None:
-        return f"{found[0]:+.3f} (1 seed)" if found else "no pair"
-    lower = sum(each < 0 for each in found)
-    return f"{known[0]:+.3f} [{known[1]:+.3f}, {known[2]:+.3f}], below 0 on {lower} of {len(found)} seeds"
+    if (known := mean_over_seeds(found)) is None:
+        return f"{found[0]:+.4f} (1 seed)" if found else "no pair"
+    return f"{known}, below 0 on {sum(each < 0 for each in found)}"
 
 
-def equivalence(known: tuple[float, float, float] | None, margin: float) -> str:
+def equivalence(known: SeedMean | None, margin: float) -> str:
     """Return whether an interval lies within a margin, outside of it, or neither."""
     if known is None:
         return "one seed"
-    _, low, high = known
-    if -margin <= low and high <= margin:
+    if -margin <= known.low and known.high <= margin:
         return "yes"
-    return "no" if high < -margin or low > margin else "not determined"
+    return "no" if known.high < -margin or known.low > margin else "not determined"
 
 
 def mean_share(arm: Arm, scratch: Arm, charged: dict[str, float]) -> float | None:

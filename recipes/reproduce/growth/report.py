@@ -17,10 +17,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.axes import Axes
-from scipy.stats import t
 
 from hf_warmscale.checkpoints import write_json, write_text
 from hf_warmscale.report import figure, markdown_table
+from hf_warmscale.studies import mean_over_seeds
 
 HERE = Path(__file__).parent
 HIGHEST_DRAWN = 4.5
@@ -103,8 +103,8 @@ def interval(gaps: list[float]) -> str | None:
         return None
     if len(gaps) == 1:
         return f"{gaps[0]:+.4f}"
-    half = float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
-    return f"{mean(gaps):+.4f} ± {half:.4f}"
+    known = mean_over_seeds(gaps)
+    return None if known is None else f"{known.mean:+.4f} ± {known.high - known.mean:.4f}"
 
 
 def scratch_of(results: dict[str, Result], part: str, run: Result) -> Result | None:
