@@ -115,14 +115,17 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def draw_stage(path: Path, name: str, history: History) -> None:
-    """Draw validation loss by domain, training loss by source and the learning rate of every group."""
+    """Draw what was logged of losses by domain and by source, divergences from teachers, and learning rates."""
     panels = {
         "validation loss": _curves(history, "eval_", "_loss"),
         "training loss": _curves(history, "loss/") or {"": logged(history, "loss")},
+        "divergence from the teacher": _curves(history, "distillation/"),
         "learning rate": _curves(history, "lr/"),
     }
-    with figure(path, size=(12.0, 3.6)) as drawing:
-        for axes, (title, lines) in zip(drawing.subplots(1, len(panels)), panels.items(), strict=True):
+    panels = {title: lines for title, lines in panels.items() if any(lines.values())} or {"nothing was logged": {}}
+    with figure(path, size=(4.0 * len(panels), 3.6)) as drawing:
+        grid = drawing.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, lines) in zip(grid, panels.items(), strict=True):
             for label, line in lines.items():
                 if not line:
                     continue

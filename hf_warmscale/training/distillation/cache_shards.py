@@ -53,11 +53,11 @@ def write_shard(
         batches (`Iterator[list[Row]]`): the rows.
         k, draws, temperature, dtype: see `TeacherCache.write`.
     """
-    device = next(teacher.model.parameters()).device
-    generator = torch.Generator(device).manual_seed(keyed_generator(path.name).initial_seed())
     columns: dict[str, list[Tensor]] = {name: [] for name in ("keys", "lengths", "ids", "log_probs", "log_tail")}
-    for rows in batches:
-        ids, log_probs, log_tail = _predicted(teacher, rows, k - draws, draws, temperature, generator)
+    for number, rows in enumerate(batches):
+        ids, log_probs, log_tail = _predicted(
+            teacher, rows, k - draws, draws, temperature, seed=keyed_generator(f"{path.name} {number}").initial_seed()
+        )
         columns["keys"].append(torch.tensor([row_key(row) for row in rows]))
         columns["lengths"].append(torch.tensor([row_length(row) for row in rows]))
         columns["ids"].append(ids.int())
@@ -78,14 +78,17 @@ def positions_of(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _predicted(
-    teacher: LiveTeacher, rows: list[Row], likeliest: int, draws: int, temperature: float, generator: torch.Generator
+    teacher: LiveTeacher, rows: list[Row], likeliest: int, draws: int, temperature: float, *, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids, log-probabilities and tails of all positions of some rows, end to end, on the CPU."""
     collate = RowCollator(default_data_collator, separation_of(next(iter(causal_models(teacher.model).values()))))
     batch = collate([{**row, "labels": row.get("labels", row["input_ids"])} for row in rows])
     device = next(teacher.model.parameters()).device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    logits = cast(Logits, teacher.predict(inputs)).logits[positions_of(inputs), : teacher.num_ids]
+    logits = cast(Logits, teacher.predict(inputs)).logits
+    # A teacher that is spread over devices may answer on another one than it is asked on.
+    logits = logits[positions_of(inputs).to(logits.device), : teacher.num_ids]
+    generator = torch.Generator(logits.device).manual_seed(seed)
     size = max(1, CHUNK_ELEMENTS // teacher.num_ids)
     parts = [_chosen(part.float() / temperature, likeliest, draws, generator) for part in logits.split(size)]
     ids, log_probs, log_tail = (torch.cat(each) for each in zip(*parts, strict=True))
