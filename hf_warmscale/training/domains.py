@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_warmscale.training.data.collators import num_tokens
-from hf_warmscale.training.data.mixture import Rows
+from hf_warmscale.training.data.rows import Rows
 
 Gather = Callable[[Tensor], Tensor]
 

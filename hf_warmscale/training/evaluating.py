@@ -9,7 +9,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_warmscale.training.arguments import ContinualArguments
 from hf_warmscale.training.checkpointing import CheckpointMixin
-from hf_warmscale.training.data.mixture import Rows
+from hf_warmscale.training.data.rows import Rows
 from hf_warmscale.training.domains import SharedEvaluation, bits_per_byte, summarise
 
 

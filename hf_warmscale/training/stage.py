@@ -13,7 +13,8 @@ from hf_warmscale.checkpoints.run_folder import STAGE_FILE, read_stage, total_to
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.staging import as_json
 from hf_warmscale.training.data.batch_sizes import BatchSizes
-from hf_warmscale.training.data.mixture import ReplayMixture, Rows, SeenRows, refuse_other_rows
+from hf_warmscale.training.data.mixture import ReplayMixture, SeenRows
+from hf_warmscale.training.data.rows import Rows, refuse_other_rows
 from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
 
 OptimizerPolicy = Literal["reset", "keep"]

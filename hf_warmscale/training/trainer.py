@@ -31,7 +31,8 @@ from hf_warmscale.training.data.collators import (
     packed_sources,
     refuse_contamination,
 )
-from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.data.rows import Rows
 from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.evaluating import EvaluationMixin
 from hf_warmscale.training.launch import check_engine

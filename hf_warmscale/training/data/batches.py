@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch.utils.data import Dataset
 
-from hf_warmscale.training.data.mixture import ReplayMixture, Row, Rows, ends
+from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.data.rows import Row, Rows, ends
 
 PACKED_COLUMNS = ("input_ids", "position_ids", "labels")
 

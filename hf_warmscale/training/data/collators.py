@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import default_data_collator
 
 from hf_warmscale.training.data.batches import PACKED_COLUMNS, SOURCE_NUMBER, is_packed
-from hf_warmscale.training.data.mixture import ReplayMixture, Row, Rows, is_streamed
+from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.data.rows import Row, Rows, is_streamed
 from hf_warmscale.training.data.separation import Layout, Separation, separation_of
 
 Collator = Callable[[list[Row]], dict[str, Any]]

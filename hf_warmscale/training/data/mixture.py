@@ -1,9 +1,7 @@
 """Which row each sample of a stage is, as a pure function of the seed and the global sample index."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +11,8 @@ from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.data.apportionment import Apportionment
 from hf_warmscale.training.data.change_points import ChangedApportionment, apportioned, same_weights, upcoming
 from hf_warmscale.training.data.permutation import Integers, key_of, permuted
-from hf_warmscale.training.data.streaming import StreamedRows
+from hf_warmscale.training.data.rows import Row, Rows, fetch, identity, is_streamed, refuse_other_rows
 
-Row = dict[str, Any]
 Weights = Mapping[str, float] | Sequence[float]
 
 SOURCE = "source"
@@ -24,18 +21,6 @@ SOURCE = "source"
 CHUNK = 1 << 16
 BLOCK = 1 << 12
 """Samples that are located together: locating one at a time would take longer than reading its row."""
-
-HASHED_ROWS = 1_024
-"""Rows in the hash of a source: all of a small source, else rows at even distances."""
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """A map-style dataset: `datasets.Dataset`, a torch dataset, a list of rows."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class ReplayMixture(Dataset[Row]):
@@ -366,47 +351,6 @@ class SeenRows(Dataset[Row]):
         return fetch(self.rows, places.tolist())
 
 
-def fetch(rows: Rows, indices: list[int]) -> list[Row]:
-    """Return rows together where the dataset can: for `datasets` it is several times faster than one by one."""
-    together = getattr(rows, "__getitems__", None)
-    return [rows[index] for index in indices] if together is None else list(together(indices))
-
-
-def is_streamed(rows: Rows) -> bool:
-    """Tell whether rows are read in their own order, see `StreamedRows`; looking at the last one would read all."""
-    return isinstance(rows, StreamedRows)
-
-
-def ends(rows: Rows) -> tuple[int, ...]:
-    """Return the first row and, where it is cheap to read, the last."""
-    return (0,) if is_streamed(rows) else (0, len(rows) - 1)
-
-
-def fingerprint(rows: Rows) -> str:
-    """Return a short hash of the number of rows and of the first and the last row."""
-    digest = hashlib.blake2b(str(len(rows)).encode(), digest_size=8)
-    for index in ends(rows):
-        digest.update(json.dumps(rows[index], sort_keys=True, default=_plain).encode())
-    return digest.hexdigest()
-
-
-def content(rows: Rows) -> str:
-    """Return a short hash of up to `HASHED_ROWS` rows, the same for lists, arrays and tensors."""
-    digest = hashlib.blake2b(digest_size=8)
-    places = np.linspace(0, len(rows) - 1, min(len(rows), HASHED_ROWS)).round().astype(int)
-    for row in fetch(rows, places.tolist()):
-        for name, value in sorted(row.items()):
-            digest.update(name.encode())
-            digest.update(_as_bytes(value))
-    return digest.hexdigest()
-
-
-def identity(rows: Rows) -> dict[str, Any]:
-    """Return what identifies the rows of a source; of a stream, only the first row is read."""
-    found = {"rows": len(rows), "fingerprint": fingerprint(rows)}
-    return found if is_streamed(rows) else {**found, "content": content(rows)}
-
-
 def same_sequence(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Tell whether two descriptions define one sequence. Older ones have no `content`; it is taken as equal."""
 
@@ -420,21 +364,6 @@ def same_sequence(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return comparable(first, second) == comparable(second, first)
 
 
-def refuse_other_rows(name: str, rows: Rows, saved: Mapping[str, Any]) -> None:
-    """Refuse rows that are not those of a saved description.
-
-    Raises:
-        ValueError: naming the source.
-    """
-    if len(rows) != saved["rows"]:
-        raise ValueError(
-            f"The source {name!r} has {len(rows)} rows and the checkpoint saw {saved['rows']}; give it the same data."
-        )
-    found = identity(rows)
-    if any(found[key] != saved[key] for key in found if key in saved):
-        raise ValueError(f"The source {name!r} holds other rows than the checkpoint saw; give it the same data.")
-
-
 def _by_text(by_start: Mapping[int, Any]) -> dict[str, Any]:
     return {str(start): value for start, value in by_start.items()}
 
@@ -445,19 +374,3 @@ def _saved_weights(weights: Mapping[str, Any]) -> dict[int, dict[str, float]]:
 
 def _saved_changes(description: Mapping[str, Any]) -> dict[int, dict[int, dict[str, float]]]:
     return {int(point): _saved_weights(later) for point, later in description.get("changes", {}).items()}
-
-
-def _as_bytes(value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", errors="surrogatepass")
-    array = np.asarray(value)
-    # Packed rows are int32 on disk and int64 as tensors: both must give one hash.
-    if array.dtype.kind in "iub":
-        return array.astype(np.int64).tobytes()
-    if array.dtype.kind == "f":
-        return array.astype(np.float64).tobytes()
-    return json.dumps(value, sort_keys=True, default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -13,7 +13,7 @@ from hf_warmscale.evaluation.cross_entropy import CHUNK_ELEMENTS
 from hf_warmscale.keyed_random import keyed_generator
 from hf_warmscale.staging import staged_file
 from hf_warmscale.training.data.collators import RowCollator
-from hf_warmscale.training.data.mixture import Row, Rows, fetch
+from hf_warmscale.training.data.rows import Row, Rows, fetch
 from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.distillation.predictions import Logits
 from hf_warmscale.training.distillation.row_keys import row_key, row_length

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import find_tokenizer, require_one_language
-from hf_warmscale.training.data.mixture import HASHED_ROWS, is_streamed
+from hf_warmscale.training.data.rows import HASHED_ROWS, is_streamed
 from hf_warmscale.training.distillation.distillation_loss import DistillationLoss
 from hf_warmscale.training.distillation.divergence import Direction
 from hf_warmscale.training.distillation.mixed_loss import Pull

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_warmscale.training.data.collators import Collator
-from hf_warmscale.training.data.mixture import Row
+from hf_warmscale.training.data.rows import Row
 
 ROW_KEYS = "warmscale_row_keys"
 """The key that carries the keys of the rows with a batch; the trainer takes it out before the model."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_warmscale.checkpoints import check_format_version, find_tokenizer, write_json
 from hf_warmscale.staging import locked, read_json, staged_directory
 from hf_warmscale.studies.study import differences
-from hf_warmscale.training.data.mixture import Row, Rows, identity
+from hf_warmscale.training.data.rows import Row, Rows, identity
 from hf_warmscale.training.distillation.cache_shards import (
     batches_of,
     positions_of,

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from hf_warmscale.checkpoints import load_model, require_model
 from hf_warmscale.refusals import refuse_unknown
-from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.data.mixture import ReplayMixture
+from hf_warmscale.training.data.rows import Rows
 from hf_warmscale.training.distillation.settings import DistillationSettings
 from hf_warmscale.training.distillation.teacher_cache import TeacherCache
 from hf_warmscale.training.recipe.yaml_file import as_mapping

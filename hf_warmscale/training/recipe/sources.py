@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.data.documents import stream_documents
-from hf_warmscale.training.data.mixture import ReplayMixture, Rows
+from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.data.packing import load_packed, stream_packed
+from hf_warmscale.training.data.rows import Rows
 from hf_warmscale.training.data.streaming import StreamedRows
 from hf_warmscale.training.recipe.fields import StageArguments
 from hf_warmscale.training.recipe.yaml_file import as_mapping
