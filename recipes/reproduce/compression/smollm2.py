@@ -56,8 +56,10 @@ def main() -> None:
     if not record.exists():
         search(arguments, base, tokenizer, record)
     draw_budget_search(arguments.results / "smollm2.png", json.loads(record.read_text()))
+    if not (arguments.results / "smollm2_cuts.json").exists():
+        compare(arguments, base, tokenizer, heal=False)
     if arguments.heal:
-        heal_all(arguments, base, tokenizer, json.loads(record.read_text()))
+        compare(arguments, base, tokenizer, heal=True)
 
 
 def stored_base(work: Path) -> Path:
@@ -120,24 +122,29 @@ def rows_of(corpora: Path, tokenizer: PreTrainedTokenizerBase, count: int) -> to
     raise SystemExit(f"The training file has fewer than {count * ROW} tokens in its first documents.")
 
 
-def heal_all(
-    arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, found: dict[str, Any]
-) -> None:
-    """Heal the winner and the plain cuts on the same tokens, and compare them before and after."""
+def compare(arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, *, heal: bool) -> None:
+    """Compare the winner and the plain cuts as they are, or healed on the same tokens, on documents of their own."""
+    found = json.loads((arguments.results / "smollm2.json").read_text())
     fresh = texts_of(arguments.corpora, DOCUMENTS, None)  # the search saw none of them, to select or to report
     judge = EvaluationSet.from_documents(fresh, tokenizer)
     arms = {each["how"]: each["sizes"] for each in found["judged"] if each["how"] in PLAIN}
     arms = {"searched": found["winner"]["sizes"], **arms}
-    before = {name: judge.nll(cut(arguments, base, tokenizer, sizes)) for name, sizes in arms.items()}
-    after = {name: judge.nll(healed(arguments, base, tokenizer, name, sizes)) for name, sizes in arms.items()}
-    rows = {
-        name: {"before": against(before["searched"], before[name]), "after": against(after["searched"], after[name])}
-        for name in arms
+    scores = {
+        name: judge.nll(
+            healed(arguments, base, tokenizer, name, sizes) if heal else cut(arguments, base, tokenizer, sizes)
+        )
+        for name, sizes in arms.items()
     }
-    settings = {"tokens": arguments.heal_tokens, "learning_rate": HEAL_RATE, "batch_rows": HEAL_BATCH, "row": ROW}
-    content = {"settings": settings, "documents": len(fresh), "source": judge.nll(load_model(base)).mean, "arms": rows}
-    write_result(arguments.results / "smollm2_healed.json", content, code=HERE)
-    print(json.dumps(rows, indent=2), flush=True)
+    content: dict[str, Any] = {
+        "documents": len(fresh),
+        "source": judge.nll(load_model(base)).mean,
+        "arms": {name: against(scores["searched"], each) for name, each in scores.items()},
+    }
+    if heal:
+        settings = {"tokens": arguments.heal_tokens, "learning_rate": HEAL_RATE, "batch_rows": HEAL_BATCH, "row": ROW}
+        content["settings"] = settings
+    write_result(arguments.results / ("smollm2_healed.json" if heal else "smollm2_cuts.json"), content, code=HERE)
+    print(json.dumps(content, indent=2), flush=True)
 
 
 def against(searched: DocumentNLL, other: DocumentNLL) -> dict[str, Any]:
