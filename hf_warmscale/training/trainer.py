@@ -98,6 +98,9 @@ class ContinualMixin(EvaluationMixin):
             if packed:
                 data_collator = packed_collator(packed, model)
         super().__init__(model, args, data_collator, *rest, **kwargs)
+        coefficient = self._continual_arguments().router_aux_loss_coef
+        if stage is not None or coefficient is not None:
+            check_balance(self.accelerator.unwrap_model(self.model), coefficient)
         if stage is None:
             return
         if model is None and packed:  # of `model_init`, there is one only now
@@ -113,7 +116,6 @@ class ContinualMixin(EvaluationMixin):
         if self.is_deepspeed_enabled:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             refuse_deepspeed_blocks(config, "optimizer", "scheduler")
-        check_balance(self.accelerator.unwrap_model(self.model), self._continual_arguments().router_aux_loss_coef)
         self._asked_eval_on_start = self.args.eval_on_start
 
     def _note_cache_setting(self, model: nn.Module | None) -> None:
@@ -370,7 +372,7 @@ class ContinualMixin(EvaluationMixin):
         Given the tokens of the step, `Trainer` adds the losses of micro-batches and ranks: each is a part of a mean by
         tokens. The balance loss of each is a mean of its own.
         """
-        coefficient = None if self.stage is None else self._continual_arguments().router_aux_loss_coef
+        coefficient = self._continual_arguments().router_aux_loss_coef
         if coefficient is None or num_items is None:
             return coefficient
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
