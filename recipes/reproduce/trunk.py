@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
@@ -44,6 +45,8 @@ class Regime:
         selection_rows (`int`): as many others at the end of a branch, where the rates of a study are chosen on rows
             that judge none of them.
         save_every (`int`): steps between states to resume from.
+        bf16 (`bool`): train and evaluate in mixed precision of bfloat16; the weights stay in float32.
+        torch_compile (`bool`): compile the model.
     """
 
     batch_size: int = 16
@@ -58,6 +61,8 @@ class Regime:
     evaluation_rows: int = 192
     selection_rows: int = 0
     save_every: int = 200
+    bf16: bool = False
+    torch_compile: bool = False
 
     def warmup(self, steps: int) -> int:
         """Return the warmup of a trunk of `steps` steps."""
@@ -167,6 +172,9 @@ def train_stage(
         per_device_train_batch_size=regime.batch_size,
         per_device_eval_batch_size=regime.batch_size,
         max_grad_norm=0.0,
+        bf16=regime.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # which `bf16` asks for by name
+        torch_compile=regime.torch_compile,
         eval_strategy="steps",
         eval_steps=regime.evaluate_every,
         logging_steps=regime.evaluate_every,
