@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_DOCUMENTS = 1024
 """As many as Minitron measures importance on (arXiv:2407.14679); a training corpus would take an epoch."""
+FINALIST_STEPS = 20
 PURPOSE = {"--calibration": "measure importance", "--eval-data": "select sizes and judge them"}
 
 
@@ -60,6 +61,15 @@ def add_budget(parser: Parser) -> None:
         "distillation names another; the same command continues from the last checkpoint of its output_dir, and with "
         "--storage without another search",
     )
+    budget.add_argument(
+        "--finalists",
+        type=positive_int,
+        metavar="K",
+        help="with --heal: first heal the K best cuts for a few steps each, and go on with the one that is best then",
+    )
+    budget.add_argument(
+        "--finalist-steps", type=positive_int, metavar="N", help="steps for each finalist; 20 by default"
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -68,7 +78,7 @@ def run(arguments: Namespace) -> None:
     if any(amount is not None for amount in budgets):
         shrink_within(arguments)
         return
-    for option in ("eval_data", "storage", "heal"):
+    for option in ("eval_data", "storage", "heal", "finalists", "finalist_steps"):
         if getattr(arguments, option) is not None:
             raise ValueError(
                 f"--{option.replace('_', '-')} is for a search under a budget; add --parameters or --memory, or leave "
@@ -80,8 +90,7 @@ def run(arguments: Namespace) -> None:
 def shrink_within(arguments: Namespace) -> None:
     """Search the sizes within a budget, heal the winner if asked to, write it, then show what was tried."""
     from hf_warmscale.checkpoints import load_tokenizer, refuse_existing
-    from hf_warmscale.cli.quiet import show_slow_bars_only
-    from hf_warmscale.compression import RecipeHealing, shrink_to_budget
+    from hf_warmscale.compression import shrink_to_budget
 
     named = [name for name, size in chosen_sizes(arguments).items() if size is not None]
     if named:
@@ -89,13 +98,9 @@ def shrink_within(arguments: Namespace) -> None:
     for option, value in {"--calibration": arguments.calibration, "--eval-data": arguments.eval_data}.items():
         if value is None:
             raise ValueError(f"A budget needs text for {option}, to {PURPOSE[option]}; add it.")
+    refuse_finalists_without_healing(arguments)
     refuse_existing(arguments.output)
-    healing = None
-    if arguments.heal is not None:
-        show_slow_bars_only()
-        healing = RecipeHealing(arguments.heal, arguments.source)
-        if healing.run_folder.resolve().is_relative_to(Path(arguments.output).resolve()):
-            raise ValueError(f"The output_dir of {arguments.heal} lies in {arguments.output}; name another OUTPUT.")
+    healing = read_healing(arguments)
     small = shrink_to_budget(
         arguments.source,
         parameters=arguments.parameters,
@@ -108,9 +113,12 @@ def shrink_within(arguments: Namespace) -> None:
         seed=arguments.seed,
         heal=healing,
         storage=arguments.storage,
+        **finalists_of(arguments, healing),
     )
     write_winner(small, arguments, healing)
     found = vars(small)["budget_search"]
+    if rows := finalist_rows(found):
+        show(rows, title="Finalists: nats per token on the documents of the selection, as cut and briefly healed")
     show(judged_rows(found), title="Nats per token on the documents that the search never saw (* the winner)")
     if healing is None:
         show([], written=[arguments.output], then=healing_command(arguments))
@@ -118,6 +126,36 @@ def shrink_within(arguments: Namespace) -> None:
         show(healed_rows(found), title="The winner before and after healing, on the same documents")
         following = ["warmscale", "push", arguments.output, "REPO_ID", "--private"]
         show([], written=[arguments.output, healing.run_folder], then=following)
+
+
+def read_healing(arguments: Namespace) -> "RecipeHealing | None":
+    """Read the recipe that heals, if there is one."""
+    from hf_warmscale.cli.quiet import show_slow_bars_only
+    from hf_warmscale.compression import RecipeHealing
+
+    if arguments.heal is None:
+        return None
+    show_slow_bars_only()
+    healing = RecipeHealing(arguments.heal, arguments.source)
+    if healing.run_folder.resolve().is_relative_to(Path(arguments.output).resolve()):
+        raise ValueError(f"The output_dir of {arguments.heal} lies in {arguments.output}; name another OUTPUT.")
+    return healing
+
+
+def finalists_of(arguments: Namespace, healing: "RecipeHealing | None") -> dict[str, Any]:
+    """Return what the search does with its finalists, if there are to be any."""
+    if healing is None or arguments.finalists is None:
+        return {}
+    steps = arguments.finalist_steps or FINALIST_STEPS
+    return {"heal_briefly": healing.briefly(steps), "finalists": arguments.finalists}
+
+
+def refuse_finalists_without_healing(arguments: Namespace) -> None:
+    """Refuse options of a healing that is not asked for."""
+    if arguments.finalists is not None and arguments.heal is None:
+        raise ValueError("--finalists are healed by the recipe of --heal; add --heal CONFIG.yaml, or leave it out.")
+    if arguments.finalist_steps is not None and arguments.finalists is None:
+        raise ValueError("--finalist-steps is for --finalists; add --finalists 4, or leave it out.")
 
 
 def write_winner(small: "PreTrainedModel", arguments: Namespace, healing: "RecipeHealing | None") -> None:
@@ -154,21 +192,37 @@ def healed_rows(found: dict[str, Any]) -> list[dict[str, object]]:
 
 def judged_rows(found: dict[str, Any]) -> list[dict[str, object]]:
     """Return a row for each cut that was judged, the best first."""
-    winner = {key: value for key, value in found["winner"].items() if key != "report"}
     rows = sorted(found["judged"], key=lambda row: float(row["report"]["nll"]))
     return [
         {
-            "cut": ("* " if all(row[key] == value for key, value in winner.items()) else "") + row["how"],
-            "blocks": row["sizes"]["num_hidden_layers"],
-            "hidden": row["sizes"]["hidden_size"],
-            "MLP": next((size for name, size in row["sizes"].items() if name.endswith("intermediate_size")), None),
-            "heads": row["sizes"].get("num_attention_heads"),
-            "M": f"{row['parameters'] / 1e6:.4g}",
+            **shape_of(row, found),
             "NLL": f"{row['report']['nll']:.3f}",
             "minus winner": "{low:+.2f} to {high:+.2f}".format(**row["report"]["difference"]),
         }
         for row in rows
     ]
+
+
+def finalist_rows(found: dict[str, Any]) -> list[dict[str, object]]:
+    """Return a row for each finalist, the one that healed best first."""
+    rows = [row for row in found["candidates"] if "healed_nll" in row]
+    return [
+        {**shape_of(row, found), "as cut": f"{row['nll']:.3f}", "healed": f"{row['healed_nll']:.3f}"}
+        for row in sorted(rows, key=lambda row: float(row["healed_nll"]))
+    ]
+
+
+def shape_of(row: dict[str, Any], found: dict[str, Any]) -> dict[str, object]:
+    """Return the first columns of a candidate; the winner has a star."""
+    sizes = row["sizes"]
+    return {
+        "cut": ("* " if sizes == found["winner"]["sizes"] else "") + row["how"],
+        "blocks": sizes["num_hidden_layers"],
+        "hidden": sizes["hidden_size"],
+        "MLP": next((size for name, size in sizes.items() if name.endswith("intermediate_size")), None),
+        "heads": sizes.get("num_attention_heads"),
+        "M": f"{row['parameters'] / 1e6:.4g}",
+    }
 
 
 def num_bytes(text: str) -> int:

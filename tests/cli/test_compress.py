@@ -74,14 +74,16 @@ def test_the_winner_is_healed_by_a_recipe_and_a_killed_healing_continues(
     Path("heal.yaml").write_text(recipe + "save_strategy: steps\n", encoding="utf-8")
     command = "shrink model healed --memory 120KB --calibration train.jsonl --eval-data held-out.jsonl --trials 2"
     heal = [*command.split(), "--storage", "journal.json", "--heal", "heal.yaml"]
-    assert main(heal) == 0
+    briefly = ["--finalists", "2", "--finalist-steps", "1"]
+    assert main([*heal, *briefly]) == 0
     shown = capsys.readouterr().out
-    assert "winner, healed" in shown and "Next:    warmscale push healed" in shown
+    assert len(list(Path("run/_finalists").glob("*/checkpoint-1"))) == 2
+    assert "briefly" in shown and "winner, healed" in shown and "Next:    warmscale push healed" in shown
     first, cut = (load_file(Path(folder) / "model.safetensors") for folder in ("healed", "run/_cut"))
     assert not all(torch.equal(weight, cut[name]) for name, weight in first.items())
     for lost in ("healed", "run/checkpoint-4"):  # as after a kill
         shutil.rmtree(lost)
-    assert main(heal) == 0
+    assert main([*heal, *briefly]) == 0
     assert all(torch.equal(weight, first[name]) for name, weight in load_file("healed/model.safetensors").items())
     for name in ("shrink_receipt.json", "stage.json", "budget_search.json", "budget_search.png", "tokenizer.json"):
         assert (Path("healed") / name).is_file()
@@ -92,3 +94,22 @@ def test_the_winner_is_healed_by_a_recipe_and_a_killed_healing_continues(
     other.remove("--storage")
     assert_sentence(main(other), capsys.readouterr(), "run holds the healing of another cut", "output_dir")
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--heal heal.yaml", "--heal is for a search under a budget"),
+        ("--finalists 2 --hidden-size 16", "--finalists is for a search under a budget"),
+        ("--parameters 1M --hidden-size 16", "--hidden-size names a size, and a budget searches sizes"),
+        ("--parameters 1M --calibration a.txt", "A budget needs text for --eval-data"),
+        ("--parameters 1M --calibration a.txt --eval-data b.txt --finalists 2", "add --heal CONFIG.yaml"),
+        ("--parameters 1M --calibration a.txt --eval-data b.txt --finalist-steps 2", "add --finalists 4"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["shrink", "model", "never", *options.split()])
+    assert_sentence(code, capsys.readouterr(), sentence)
+    assert not Path("never").exists()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from hf_warmscale import shrink_from_pretrained, shrink_to_budget
 from hf_warmscale.architecture import Axis, describe
@@ -156,6 +156,27 @@ def test_the_winner_is_healed_on_request(searched: tuple[LlamaForCausalLM, Llama
     assert gain != 0 and healed["minus_unhealed"]["estimate"] == pytest.approx(gain)
 
 
+def test_the_winner_is_the_finalist_that_heals_best() -> None:
+    """Not the one that lost least when it was cut: this healing harms each finalist less than the one before."""
+    teacher, students = large(), []
+
+    def heal(student: PreTrainedModel, source: PreTrainedModel) -> None:
+        assert source is teacher
+        students.append(student.config)
+        with torch.no_grad():
+            student.get_output_embeddings().weight.mul_(3000.0 / 10 ** len(students))
+
+    small = shrink_to_budget(teacher, parameters=34_000, heal_briefly=heal, finalists=3, **GIVEN)
+    found = vars(small)["budget_search"]
+    by_loss = sorted(found["candidates"], key=lambda row: row["nll"])
+    blocks = [row["sizes"]["num_hidden_layers"] for row in by_loss]
+    assert [config.num_hidden_layers for config in students] == blocks[:3]
+    assert ["healed_nll" in row for row in by_loss] == [True] * 3 + [False] * (len(by_loss) - 3)
+    assert found["winner"]["sizes"] == by_loss[2]["sizes"]
+    assert small.config.intermediate_size == by_loss[2]["sizes"]["intermediate_size"]
+    assert {row["healed_nll"] for row in by_loss[:3]} <= {row.get("healed_nll") for row in found["judged"]}
+
+
 def test_healing_by_a_recipe_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process; search alone first"):
@@ -179,6 +200,7 @@ def embedding() -> int:
         ({"parameters": 34_000, "calibration": []}, "There is no calibration"),
         ({"parameters": 34_000, "documents": ["one", "two"]}, "2 different documents"),
         ({"parameters": 34_000, "n_trials": 0}, "n_trials is 0"),
+        ({"parameters": 34_000, "finalists": 0}, "finalists is 0"),
     ],
 )
 def test_bad_input_is_refused(settings: dict[str, Any], sentence: str) -> None:

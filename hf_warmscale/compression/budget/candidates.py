@@ -28,6 +28,7 @@ class ScoredShape:
         parameters (`int`): scalars.
         scores (`DocumentNLL`): on the documents of the selection.
         how (`str`): the name of a plain cut, or `"search"`.
+        healed (`DocumentNLL`, *optional*): the scores of a finalist after its brief healing.
     """
 
     sizes: Sizes
@@ -35,6 +36,7 @@ class ScoredShape:
     parameters: int
     scores: DocumentNLL
     how: str
+    healed: DocumentNLL | None = None
 
     def trial(self, shapes: Shapes) -> FrozenTrial:
         """Return the candidate in Optuna's terms."""
@@ -104,12 +106,14 @@ class Journal:
 
 def record(candidate: ScoredShape) -> dict[str, Any]:
     """Return plain values."""
+    healed = {} if candidate.healed is None else {"healed_nll": candidate.healed.mean}
     return {
         "how": candidate.how,
         "sizes": {str(axis): size for axis, size in candidate.sizes.items()},
         "parameters": candidate.parameters,
         "spent": candidate.spent,
         "nll": candidate.scores.mean,
+        **healed,
     }
 
 

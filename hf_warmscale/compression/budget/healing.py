@@ -1,7 +1,8 @@
-"""Heal the winner of a search by a recipe of `warmscale train`."""
+"""Heal what a search found by a recipe of `warmscale train`: the winner to the end, and finalists briefly."""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftModel
@@ -12,13 +13,14 @@ from hf_warmscale.checkpoints.source import find_source
 from hf_warmscale.resize import ShrinkReceipt
 from hf_warmscale.staging import read_json
 from hf_warmscale.training.launch import launched_processes
-from hf_warmscale.training.recipe.configuration import read_configuration
-from hf_warmscale.training.recipe.run import prepare_stage, train
+from hf_warmscale.training.recipe.configuration import TrainingConfiguration, read_configuration
+from hf_warmscale.training.recipe.run import prepare_stage, train_configuration
 from hf_warmscale.training.recipe.yaml_file import as_mapping
 from hf_warmscale.training.stage import StageRecord
+from hf_warmscale.training.trainer import ContinualTrainer
 
-CUT = "_cut"
-"""The folder of the unhealed model in the run folder. Uploads of a run leave out what begins with an underscore."""
+CUT, FINALISTS = "_cut", "_finalists"
+"""Folders in the run folder: the unhealed winner, and a run for each finalist. Uploads of a run leave them out."""
 
 
 class RecipeHealing:
@@ -76,21 +78,62 @@ class RecipeHealing:
         Raises:
             ValueError: if the run folder holds the healing of another model.
         """
-        trainer = train(self.recipe, self._overrides(str(self._write_cut(student))))
-        healed = trainer.accelerator.unwrap_model(trainer.model)
-        whole = healed.merge_and_unload() if isinstance(healed, PeftModel) else healed
-        student.load_state_dict(whole.state_dict())
+        trainer = self._train(student, self.run_folder)
         assert trainer.stage_run is not None
         self.stage = trainer.stage_run.record
 
-    def _write_cut(self, student: PreTrainedModel) -> Path:
-        cut, receipt = self.run_folder / CUT, vars(student)[ShrinkReceipt.attribute]
+    def briefly(self, steps: int) -> Callable[[PreTrainedModel, PreTrainedModel], None]:
+        """Return the same training in `steps` steps, for the finalists of a search: its `heal_briefly`.
+
+        The schedule is that of the recipe, compressed. Each finalist has a run folder of its own in `_finalists`, from
+        which it continues after a kill; these folders can be deleted once the search has ended.
+
+        Raises:
+            ValueError: if `steps` is below 1.
+        """
+        if steps < 1:
+            raise ValueError(f"A finalist is healed for {steps} steps; heal it for at least one.")
+
+        def heal(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+            self._train(student, self.run_folder / FINALISTS / _name_of(student), steps)
+
+        return heal
+
+    def _train(self, student: PreTrainedModel, folder: Path, steps: int | None = None) -> ContinualTrainer:
+        cut = self._write_cut(student, folder / CUT)
+        configuration = read_configuration(self.recipe, self._overrides(str(cut)))
+        configuration.training.output_dir = str(folder)
+        if steps is not None:
+            _shorten(configuration, steps)
+        trainer = train_configuration(configuration)
+        healed = trainer.accelerator.unwrap_model(trainer.model)
+        whole = healed.merge_and_unload() if isinstance(healed, PeftModel) else healed
+        student.load_state_dict(whole.state_dict())
+        return trainer
+
+    def _write_cut(self, student: PreTrainedModel, cut: Path) -> Path:
+        receipt = vars(student)[ShrinkReceipt.attribute]
         if not cut.is_dir():
             side_files = find_source(self.source).folder
             save_model(student, cut, side_files=side_files, receipts={ShrinkReceipt.file_name: receipt})
         elif read_json(cut / ShrinkReceipt.file_name, f"delete {cut}") != json.loads(json.dumps(receipt)):
-            raise ValueError(f"{self.run_folder} holds the healing of another cut; set another output_dir.")
+            raise ValueError(f"{cut.parent} holds the healing of another cut; set another output_dir.")
         return cut
 
     def _overrides(self, model: str) -> list[str]:
         return ["--model_name_or_path", model, "--distillation", self._distillation]
+
+
+def _shorten(configuration: TrainingConfiguration, steps: int) -> None:
+    """Train for some steps only, report to nobody, and keep no more than the last checkpoint."""
+    configuration.stage.max_tokens = None
+    training = configuration.training
+    training.max_steps, training.save_total_limit = steps, 1
+    training.report_to, training.push_to_hub = [], False
+
+
+def _name_of(student: PreTrainedModel) -> str:
+    """Return the sizes that were cut, as the name of a folder."""
+    receipt = vars(student)[ShrinkReceipt.attribute]
+    source, sizes = receipt["source_sizes"], receipt["sizes"]
+    return "_".join(f"{axis}-{size}" for axis, size in sizes.items() if size != source[axis])

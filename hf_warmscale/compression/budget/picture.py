@@ -7,6 +7,7 @@ from typing import Any
 from hf_warmscale.report import figure
 
 COLOURS = {"searched": "tab:blue", "plain cut": "tab:gray"}
+HEALED = "finalist, healed briefly"
 
 
 def draw_budget_search(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -25,6 +26,10 @@ def draw_budget_search(path: str | os.PathLike[str], record: Mapping[str, Any]) 
                 left.scatter(
                     [row["parameters"] / 1e6 for row in rows], [row["nll"] for row in rows], c=colour, label=kind
                 )
+        healed = [row for row in record["candidates"] if "healed_nll" in row]
+        if healed:
+            losses = [row["healed_nll"] for row in healed]
+            left.scatter([row["parameters"] / 1e6 for row in healed], losses, c="tab:green", marker="v", label=HEALED)
         front = record["front"]
         left.step([row["parameters"] / 1e6 for row in front], [row["nll"] for row in front], "k", where="post", lw=1)
         left.set(xlabel="million parameters", ylabel="nats per token (documents of the selection)")

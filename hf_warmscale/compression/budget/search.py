@@ -1,8 +1,8 @@
-"""Shrink a model to a budget: the sizes are searched, on the loss right after the cut."""
+"""Shrink a model to a budget: the sizes are searched, on the loss right after the cut or after a brief healing."""
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from hf_warmscale.architecture import Axis, ModelMap, describe, on_cpu
 from hf_warmscale.checkpoints import find_tokenizer
 from hf_warmscale.compression.budget.budget import Ledger, SizeBudget, one_budget
 from hf_warmscale.compression.budget.candidates import Journal, ScoredShape, front, journal_path, record
+from hf_warmscale.compression.budget.finalists import Heal, best, heal_finalists
 from hf_warmscale.compression.budget.shapes import Shapes, Sizes
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
 from hf_warmscale.evaluation.evaluation_set import DEFAULT_BATCH_TOKENS, default_max_length
@@ -40,9 +41,6 @@ RANDOM_TRIES = 1000
 LEAST_SPENT = 0.95
 """Of the budget: with less, a candidate is tried only if there is no other."""
 
-Heal = Callable[[PreTrainedModel, PreTrainedModel], None]
-"""Train a student, in place, towards a teacher."""
-
 
 def shrink_to_budget(
     source: str | os.PathLike[str] | PreTrainedModel,
@@ -56,6 +54,8 @@ def shrink_to_budget(
     n_trials: int = 30,
     seed: int = 0,
     heal: Heal | None = None,
+    heal_briefly: Heal | None = None,
+    finalists: int = 4,
     storage: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     max_length: int | None = None,
@@ -70,6 +70,10 @@ def shrink_to_budget(
     smaller hidden size only, a smaller MLP only, hidden size and MLP together). The other half of the documents then
     judges the best candidate, the plain cuts and the Pareto front. No candidate is written or loaded.
 
+    The candidate that loses least when it is cut need not be the one that heals best. With `heal_briefly`, the best
+    candidates are trained for a while and scored again, and the winner is the best of these finalists (lightweight
+    retraining, arXiv:2407.14679, section 3.2).
+
     Args:
         source (`str`, `PathLike` or `PreTrainedModel`): a folder, a Hub id (`id@revision` too) or a live model, which
             is not changed.
@@ -83,6 +87,8 @@ def shrink_to_budget(
         seed (`int`): of the proposals.
         heal (`Callable`, *optional*): called with the best candidate and the source; trains the first in place, for
             example with [`HealingTrainer`], or as a recipe says: [`RecipeHealing`].
+        heal_briefly (`Callable`, *optional*): as `heal`, for each finalist; [`RecipeHealing.briefly`] is one.
+        finalists (`int`): how many candidates are healed briefly, the best as they were cut.
         storage (`str` or `PathLike`, *optional*): a JSON file of the finished candidates; a search that was killed
             continues from it.
         dtype (`torch.dtype`, *optional*): of all weights of the result; by default each keeps its own.
@@ -109,6 +115,8 @@ def shrink_to_budget(
     budget = one_budget(parameters, active_parameters, memory_bytes)
     if n_trials < 1:
         raise ValueError(f"n_trials is {n_trials}; try at least one candidate.")
+    if finalists < 1:
+        raise ValueError(f"finalists is {finalists}; heal at least one candidate briefly.")
     if calibration is None or not len(calibration):
         raise ValueError("There is no calibration; give texts or token ids on which to measure importance.")
     select, confirm = split_documents(documents, "documents")
@@ -142,7 +150,10 @@ def shrink_to_budget(
                 f"No shape within {budget} is one that a {described.model_type} config accepts; raise the budget, or "
                 "give sizes."
             )
-        winner = min(candidates, key=lambda each: each.scores.mean)
+    if heal_briefly is not None:
+        candidates = heal_finalists(measured, candidates, finalists, heal_briefly, sets[0], dtype)
+    winner = best(candidates)
+    with on_cpu():
         judged = search.judge(candidates, winner, sets[1])
         small = shrink_measured(measured, winner.sizes, dtype=dtype, verify=verify)
     result: dict[str, Any] = {"format_version": 1, "budget": {"kind": budget.kind, "amount": budget.amount}, **judged}
@@ -190,18 +201,18 @@ class BudgetSearch:
     def judge(self, candidates: Sequence[ScoredShape], winner: ScoredShape, confirm: EvaluationSet) -> dict[str, Any]:
         """Return the record of the search, with paired intervals on documents that it never saw."""
         source = confirm.nll(self.measured.source.model)
-        best = confirm.nll(self._cut(winner.sizes))
+        as_cut = confirm.nll(self._cut(winner.sizes))
         on_front = front(candidates)
         rows = []
-        judged = [each for each in candidates if each.how != "search" or each in on_front]
+        judged = [each for each in candidates if each.how != "search" or each in on_front or each.healed is not None]
         for each in tqdm(judged, desc="judging", unit="candidate", leave=False):
-            scores = best if each is winner else self._score(each.sizes, confirm)
-            rows.append({**record(each), "report": _against(scores, best, self.seed)})
+            scores = as_cut if each is winner else self._score(each.sizes, confirm)
+            rows.append({**record(each), "report": _against(scores, as_cut, self.seed)})
         return {
             "candidates": [record(each) for each in candidates],
             "front": [record(each) for each in on_front],
             "judged": rows,
-            "winner": {**record(winner), "report": _against(best, source, self.seed)},
+            "winner": {**record(winner), "report": _against(as_cut, source, self.seed)},
             "source_nll": source.mean,
             "select": {"documents": len(self.select), "tokens": self.select.num_tokens, "sha256": self.select.sha256},
             "report": {"documents": len(confirm), "tokens": confirm.num_tokens, "sha256": confirm.sha256},

@@ -62,7 +62,11 @@ def train(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Contin
     >>> train("recipes/llama/continue/config_german.yaml", ["--output_dir", "runs/german"])
     ```
     """
-    configuration = read_configuration(path, overrides)
+    return train_configuration(read_configuration(path, overrides))
+
+
+def train_configuration(configuration: TrainingConfiguration) -> ContinualTrainer:
+    """Train the stage of a configuration that has been read, or continue it; see [`train`]."""
     trainer = build_trainer(configuration)
     training = configuration.training
     output = str(training.output_dir)
