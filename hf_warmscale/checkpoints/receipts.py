@@ -67,6 +67,10 @@ class Receipt(Protocol):
         """Return the rows of a table, one for each domain: `domain`, `metric`, `before`, `after`, ..."""
         return ()
 
+    def details(self) -> dict[str, Any]:
+        """Return what the card shows of the receipt; `comparisons` are a table of their own."""
+        return {key: value for key, value in self.to_dict().items() if key != "domains"}
+
     def scores(self) -> Mapping[tuple[str, str], float]:
         """Return what the model in the folder scored, by domain and metric."""
         return {(row["domain"], row["metric"]): row["after"] for row in self.comparisons()}

@@ -163,11 +163,11 @@ def write_winner(small: "PreTrainedModel", arguments: Namespace, healing: "Recip
     from hf_warmscale.checkpoints import save_model, staged_directory
     from hf_warmscale.checkpoints.source import find_source
     from hf_warmscale.compression.budget.picture import draw_budget_search
+    from hf_warmscale.hub.push import live_receipts
 
     found = vars(small)["budget_search"]
-    receipts = {"shrink_receipt.json": vars(small)["shrink_receipt"], "budget_search.json": found}
     with staged_directory(arguments.output) as folder:
-        save_model(small, folder, side_files=find_source(arguments.source).folder, receipts=receipts)
+        save_model(small, folder, side_files=find_source(arguments.source).folder, receipts=live_receipts(small))
         draw_budget_search(folder / "budget_search.png", found)
         if healing is not None:
             healing.stage.save(folder)

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_warmscale import __version__
 from hf_warmscale.checkpoints import Receipt
 from hf_warmscale.checkpoints.portable import is_hub_id, portable, portable_text
+from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
 from hf_warmscale.decoding.receipt import CombinationReceipt
 from hf_warmscale.merging import MergeReceipt, MergeResult
 from hf_warmscale.mup import ExportReceipt
@@ -21,6 +22,7 @@ from hf_warmscale.training.stage import StageRecord
 KINDS: tuple[type[Receipt], ...] = (
     GrowthReceipt,
     ShrinkReceipt,
+    BudgetSearchReceipt,
     StageRecord,
     MergeResult,
     MergeReceipt,
@@ -124,7 +126,7 @@ def _cell(value: object) -> object:
 
 
 def _yaml(receipt: Receipt) -> str:
-    shown = {key: _abbreviated(value) for key, value in receipt.to_dict().items() if key != "domains"}
+    shown = _abbreviated(receipt.details())
     text: str = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
     return text
 

@@ -33,7 +33,7 @@ from hf_warmscale.checkpoints import (
 from hf_warmscale.checkpoints.files import SMALL_FILES
 from hf_warmscale.checkpoints.model_weights import is_quantized
 from hf_warmscale.checkpoints.portable import content_to_publish
-from hf_warmscale.compression.budget.search import ATTRIBUTE, SEARCH_FILE
+from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
 from hf_warmscale.hub.cards import make_card
 from hf_warmscale.resize import GrowthReceipt, ShrinkReceipt
 
@@ -109,7 +109,7 @@ def push_to_hub(
 
 def live_receipts(model: PreTrainedModel) -> dict[str, Mapping[str, Any]]:
     """Return what growing, shrinking and a budget search left on a live model, by file name."""
-    files = {kind.attribute: kind.file_name for kind in (GrowthReceipt, ShrinkReceipt)} | {ATTRIBUTE: SEARCH_FILE}
+    files = {kind.attribute: kind.file_name for kind in (GrowthReceipt, ShrinkReceipt, BudgetSearchReceipt)}
     return {file: vars(model)[attribute] for attribute, file in files.items() if attribute in vars(model)}
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from hf_warmscale.checkpoints import Receipt, write_json
 from hf_warmscale.checkpoints.portable import portable, portable_json
+from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
 from hf_warmscale.decoding.receipt import CombinationReceipt
 from hf_warmscale.hub import make_card
 from hf_warmscale.hub.cards import KINDS
@@ -48,9 +49,24 @@ COMBINATION = {
     "beta": 1.0,
     "upscale_top_p": None,
 }
+CUT = {"how": "search", "sizes": {"num_hidden_layers": 26}, "parameters": 99_867_456, "spent": 99_867_456, "nll": 3.93}
+AGAINST = {"nll": 4.031, "difference": {"estimate": 1.076, "low": 1.0, "high": 1.2, "confidence": 0.95}}
+SEARCH = {
+    "budget": {"kind": "parameters", "amount": 100_000_000},
+    "candidates": [CUT] * 30,
+    "front": [CUT],
+    "judged": [{**CUT, "report": AGAINST}],
+    "winner": {**CUT, "report": AGAINST},
+    "source_nll": 2.955,
+    "select": {"documents": 24, "tokens": 900, "sha256": "00ff"},
+    "report": {"documents": 25, "tokens": 901, "sha256": "11ee"},
+    "calibration_tokens": 4096,
+    "seed": 0,
+}
 EXAMPLES: dict[type[Receipt], dict[str, Any]] = {
     GrowthReceipt: GROWTH,
     ShrinkReceipt: SHRINK,
+    BudgetSearchReceipt: SEARCH,
     StageRecord: STAGE,
     MergeResult: MERGE,
     MergeReceipt: stored("merging/format_0_1_0/merge_receipt.json"),
@@ -62,7 +78,7 @@ EXAMPLES: dict[type[Receipt], dict[str, Any]] = {
 def with_paths(content: Any) -> Any:
     """Return plain values in which every text is a path and every sentence names one; names of choices stay."""
     if isinstance(content, dict):
-        choices = ("width", "depth", "how", "method", "rescale", "to", "optimizer", "metric", "role")
+        choices = ("width", "depth", "how", "method", "rescale", "to", "optimizer", "metric", "role", "kind")
         return {key: value if key in choices else with_paths(value) for key, value in content.items()}
     if isinstance(content, list):
         return [with_paths(value) for value in content]
@@ -102,6 +118,20 @@ def test_a_grown_model(tmp_path: Path) -> None:
     sizes = f"{GROWTH['source_parameters']:,} to {GROWTH['parameters']:,} parameters"
     assert f"Grown from `org/base`, {sizes}" in str(card)
     assert 'from_pretrained("me/grown")' in str(card)
+
+
+def test_a_model_whose_sizes_were_searched(tmp_path: Path) -> None:
+    """The card has the winner and what it lost, not every candidate; healing counts where there was one."""
+    write_json(tmp_path / "budget_search.json", SEARCH)
+    card = make_card(tmp_path, repo_id="me/small")
+    assert "within 100,000,000 parameters: the best of 30 candidates. On 25 documents" in str(card)
+    assert "it is 1.076 nats per token above its source." in str(card)
+    assert "nll | 2.955 | 4.031 | +1 to +1.2 |" in str(card)
+    block = yaml.safe_load(str(card).split("```yaml\n")[1].split("```")[0])
+    assert block["candidates"] == 30 and block["winner"] == SEARCH["winner"]
+    healed = {"report": {**AGAINST, "nll": 3.275}, "minus_unhealed": AGAINST["difference"]}
+    write_json(tmp_path / "budget_search.json", {**SEARCH, "healed": healed})
+    assert "nll | 2.955 | 3.275 |" in str(make_card(tmp_path)) and "after healing." in str(make_card(tmp_path))
 
 
 def test_a_merged_model(tmp_path: Path) -> None:

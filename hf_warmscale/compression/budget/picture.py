@@ -54,6 +54,6 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 def _title(record: Mapping[str, Any]) -> str:
     winner = f"Winner {record['winner']['report']['nll']:.3f}"
-    if "healed" in record:
+    if record.get("healed") is not None:
         winner += f" as cut, {record['healed']['report']['nll']:.3f} healed"
     return f"{winner}, source {record['source_nll']:.3f}"

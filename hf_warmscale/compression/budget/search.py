@@ -18,6 +18,7 @@ from hf_warmscale.checkpoints import find_tokenizer
 from hf_warmscale.compression.budget.budget import Ledger, SizeBudget, one_budget
 from hf_warmscale.compression.budget.candidates import Journal, ScoredShape, front, journal_path, record
 from hf_warmscale.compression.budget.finalists import Heal, best, heal_finalists
+from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
 from hf_warmscale.compression.budget.shapes import Shapes, Sizes
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
 from hf_warmscale.evaluation.evaluation_set import DEFAULT_BATCH_TOKENS, default_max_length
@@ -34,9 +35,6 @@ from hf_warmscale.resize.shrinking.selection import select_blocks
 
 logger = logging.getLogger(__name__)
 
-SEARCH_FILE = "budget_search.json"
-ATTRIBUTE = "budget_search"
-"""The attribute of the live result that holds the record of the search as a dict."""
 RANDOM_TRIES = 1000
 LEAST_SPENT = 0.95
 """Of the budget: with less, a candidate is tried only if there is no other."""
@@ -156,14 +154,14 @@ def shrink_to_budget(
     with on_cpu():
         judged = search.judge(candidates, winner, sets[1])
         small = shrink_measured(measured, winner.sizes, dtype=dtype, verify=verify)
-    result: dict[str, Any] = {"format_version": 1, "budget": {"kind": budget.kind, "amount": budget.amount}, **judged}
+    receipt = BudgetSearchReceipt(budget={"kind": budget.kind, "amount": budget.amount}, **judged)
     if heal is not None:
         unhealed = sets[1].nll(small)
         heal(small, model.model)
         after = sets[1].nll(small.eval())
         gain = paired_bootstrap(after, unhealed, seed=seed).to_dict()
-        result["healed"] = {"report": _against(after, sets[1].nll(model.model), seed), "minus_unhealed": gain}
-    setattr(small, ATTRIBUTE, result)
+        receipt.healed = {"report": _against(after, sets[1].nll(model.model), seed), "minus_unhealed": gain}
+    setattr(small, BudgetSearchReceipt.attribute, receipt.to_dict())
     return small
 
 
