@@ -2,23 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import snapshot_download
 
 from hf_warmscale.checkpoints.files import (
+    ADAPTER_CONFIG,
     CHAT_TEMPLATES,
     CONFIG_FILE,
     INDEX_FILE,
@@ -28,6 +18,7 @@ from hf_warmscale.checkpoints.files import (
     SMALL_FILES,
     folder_kind,
 )
+from hf_warmscale.checkpoints.hub_errors import Kind, explained_reading
 from hf_warmscale.checkpoints.receipts import public_name
 
 
@@ -63,6 +54,7 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
 
     Raises:
         FileNotFoundError: if there is no such folder or model, or it is not in the cache and there is no network.
+        OSError: if the Hub refuses; see `hub_errors`.
         ValueError: if `source` is a file or not a possible name, or if a folder is named with a revision.
     """
     name = os.fspath(source)
@@ -74,8 +66,9 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
     if path.exists():
         raise ValueError(f"{name} is a file; name the folder that holds it.")
     repo_id, revision = hub_name(source, revision)
-    with _explained(repo_id, revision):
+    with explained_reading(repo_id, revision):
         folder = _fetch_small_files(repo_id, revision)
+        _refuse_no_model(repo_id, folder, (CONFIG_FILE, ADAPTER_CONFIG))
         files = _weights_to_fetch(folder, allow_pickle)
         # A snapshot folder is named after its commit. Asking for that commit keeps config and weights together even
         # if the branch moves between the two downloads.
@@ -83,22 +76,27 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
     return Source(name, folder, repo_id=repo_id, revision=folder.name)
 
 
-def find_config(source: str | os.PathLike[str]) -> Path:
+def find_config(source: str | os.PathLike[str], *, kind: Kind = "model") -> Path:
     """Return the folder, or the JSON file, that holds the config of a model; no weights are downloaded.
 
     Args:
         source (`str` or `PathLike`): a folder, a JSON file, a Hub id, or a Hub id with a revision, `id@revision`.
+        kind (`str`): what it is called if it cannot be had: `"model"` or `"tokenizer"`.
 
     Raises:
         FileNotFoundError: if there is no such model, or it is not in the cache and there is no network.
+        OSError: if the Hub refuses; see `hub_errors`.
         ValueError: if `source` is not a possible name.
     """
     path = Path(source).expanduser()
     if path.exists():
         return path
     repo_id, revision = hub_name(source)
-    with _explained(repo_id, revision):
-        return _fetch_small_files(repo_id, revision)
+    with explained_reading(repo_id, revision, kind=kind):
+        folder = _fetch_small_files(repo_id, revision)
+    if kind == "model":
+        _refuse_no_model(repo_id, folder, (CONFIG_FILE,))
+    return folder
 
 
 def hub_name(source: str | os.PathLike[str], revision: str | None = None) -> tuple[str, str | None]:
@@ -110,7 +108,7 @@ def hub_name(source: str | os.PathLike[str], revision: str | None = None) -> tup
 
     Raises:
         FileNotFoundError: if it can only be a path.
-        ValueError: if there is no revision after the @, or a second one.
+        ValueError: if there is no id before the @, no revision after it, or a second one.
 
     Example:
         >>> hub_name("EleutherAI/pythia-410m@step1000")
@@ -121,8 +119,8 @@ def hub_name(source: str | os.PathLike[str], revision: str | None = None) -> tup
     is_path = isinstance(source, os.PathLike) or Path(name).is_absolute() or name.startswith((".", "~"))
     if is_path or repo_id.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {name}; name a checkpoint folder or a Hub id.")
-    if at and (revision is not None or not typed):
-        raise ValueError(f"{name} needs one revision after its @; write id@revision.")
+    if at and (revision is not None or not typed or not repo_id):
+        raise ValueError(f"{name} needs a Hub id before its @ and one revision after it; write id@revision.")
     return repo_id, typed or revision
 
 
@@ -134,32 +132,12 @@ def _fetch_small_files(repo_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-@contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn errors of the Hub's client into one sentence."""
-    at = f"{repo_id} at revision {revision}" if revision else repo_id
-    try:
-        yield
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{repo_id} is neither a folder nor a possible Hub id; check the name.") from error
-    except GatedRepoError as error:
-        raise OSError(f"{at} is gated: accept its terms on the Hub and log in with `hf auth login`.") from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id} has no revision {revision} on the Hub.") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"There is neither a folder nor a model {repo_id} on the Hub.") from error
-    except (EntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(_missing(at)) from error
-    except HfHubHTTPError as error:
-        raise OSError(f"The Hub refused to send {at}: {error.server_message or error}.") from error
-
-
-def _missing(at: str) -> str:
-    if constants.HF_HUB_OFFLINE:
-        return f"There is no folder {at} and it is not in the Hub cache; HF_HUB_OFFLINE forbids a download."
-    return (
-        f"{at} is neither a folder nor in the Hub cache, and it cannot be downloaded; check the name and the network."
-    )
+def _refuse_no_model(repo_id: str, folder: Path, files: tuple[str, ...]) -> None:
+    """Refuse a repository that holds something else, under its own name and not that of its folder in the cache."""
+    if not any((folder / file).is_file() for file in files):
+        raise FileNotFoundError(
+            f"{repo_id} has no {CONFIG_FILE}, so it holds no model of transformers; name the repository of one."
+        )
 
 
 def _weights_to_fetch(folder: Path, allow_pickle: bool) -> list[str]:

@@ -7,6 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_warmscale.checkpoints.source import find_config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -134,6 +136,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
 
     Raises:
         FileNotFoundError: if there is no such folder, and no such tokenizer on the Hub or in its cache.
+        OSError: if the Hub refuses; see `hub_errors`.
         ValueError: if the folder or the Hub id holds no tokenizer, or one whose vocabulary is missing.
 
     Example:
@@ -144,12 +147,15 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    name, revision = _name_and_revision(source)
-    options = {} if revision is None else {"revision": revision}
+    folder = find_config(source, kind="tokenizer")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a tokenizer raises what it likes, the Rust library Exception itself
-        raise _explained(source, error) from error
+        raise ValueError(
+            f"{source} holds no tokenizer that transformers can load; name another folder or a Hub id."
+        ) from error
+    if not Path(source).expanduser().exists():
+        tokenizer.name_or_path = os.fspath(source)  # and not its folder in the cache
     if _lacks_vocabulary(tokenizer):
         raise ValueError(
             f"{source} holds no vocabulary of a tokenizer, only special tokens; copy its tokenizer files."
@@ -170,22 +176,6 @@ def find_tokenizer(source: str | os.PathLike[str] | None) -> "PreTrainedTokenize
         return load_tokenizer(source)
     except (OSError, ValueError):
         return None
-
-
-def _name_and_revision(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    path = Path(source).expanduser()
-    if path.exists():
-        return str(path), None
-    name, at, revision = os.fspath(source).partition("@")
-    if at and not (name and revision):
-        raise ValueError(f"{source} needs a Hub id before its @ and a revision after it; write id@revision.")
-    return name, revision or None
-
-
-def _explained(source: str | os.PathLike[str], error: Exception) -> ValueError | FileNotFoundError:
-    if Path(source).expanduser().exists() or not isinstance(error, OSError):
-        return ValueError(f"{source} holds no tokenizer that transformers can load; name another folder or a Hub id.")
-    return FileNotFoundError(f"{source} is neither a folder nor a tokenizer of the Hub that can be reached.")
 
 
 def _lacks_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -5,19 +5,11 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client the library chose
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
@@ -31,6 +23,7 @@ from hf_warmscale.checkpoints import (
     shared_ids,
 )
 from hf_warmscale.checkpoints.files import SMALL_FILES
+from hf_warmscale.checkpoints.hub_errors import explained_writing
 from hf_warmscale.checkpoints.model_weights import is_quantized
 from hf_warmscale.checkpoints.portable import content_to_publish
 from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
@@ -126,10 +119,10 @@ def _push(
     files = _files(folder)
     token = token or get_token()
     if not token:
-        raise ValueError("There is no Hub token; set HF_TOKEN or run `hf auth login`.")
+        raise ValueError(f"There is no Hub token to push {repo_id} with; set HF_TOKEN or run `hf auth login`.")
     _check_texts(folder, files, repo_id)
     api = HfApi(token=token)
-    with _hub_errors(repo_id):
+    with explained_writing(repo_id, token):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -151,22 +144,6 @@ def _push(
             parent_commit=parent,
         )
     return str(commit.commit_url)
-
-
-@contextmanager
-def _hub_errors(repo_id: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one sentence."""
-    try:
-        yield
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id} is not a possible repository id; use the form organisation/name.") from error
-    except RepositoryNotFoundError as error:
-        raise OSError(f"The Hub has no repository {repo_id} that this token may write to.") from error
-    except HfHubHTTPError as error:
-        reason = error.server_message or f"HTTP status {error.response.status_code}"
-        raise OSError(f"The Hub refused the push to {repo_id}: {reason.rstrip('.')}.") from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        raise OSError(f"The Hub cannot be reached ({type(error).__name__}); push again with a network.") from error
 
 
 def _files(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_warmscale.checkpoints import explained_full_disk
+from hf_warmscale.checkpoints.hub_errors import explained_writing
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.checkpoints.saving import unset_unused_sampling
 from hf_warmscale.compat.transformers import replaced_uploads
@@ -111,14 +112,23 @@ class CheckpointMixin(Trainer):
         publish(run, name)
         rotate(run_checkpoints(run), self.args.save_total_limit, self.state.best_model_checkpoint)
 
+    def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Make the repository, or say in one sentence why it cannot be pushed to; see `Trainer.init_hf_repo`."""
+        with self._explained_push(token):
+            super().init_hf_repo(token, *args, **kwargs)
+
+    def _explained_push(self, token: str | None = None) -> AbstractContextManager[None]:
+        name = self.args.hub_model_id or Path(self._run_folder()).absolute().name
+        return explained_writing(name, token or self.args.hub_token)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writes_staged:
-            with self._uploads_without_paths():
+            with self._explained_push(), self._uploads_without_paths():
                 super()._push_from_checkpoint(checkpoint_folder)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Upload the run folder without local paths; see `Trainer.push_to_hub`."""
-        with self._uploads_without_paths():
+        with self._explained_push(), self._uploads_without_paths():
             return super().push_to_hub(*args, **kwargs)
 
     def _uploads_without_paths(self) -> AbstractContextManager[None]:

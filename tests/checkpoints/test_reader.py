@@ -243,7 +243,9 @@ class TestSource:
 
     @pytest.mark.parametrize("name", ["nobody/nothing", "nothing-of-the-kind"])
     def test_a_hub_id_without_a_network(self, name: str) -> None:
-        with pytest.raises(FileNotFoundError, match=f"no folder {name} and it is not in the Hub cache") as refusal:
+        with pytest.raises(
+            FileNotFoundError, match=f"no folder {name}, and the Hub cache has no such model"
+        ) as refusal:
             open_checkpoint(name)
         assert "\n" not in str(refusal.value)
 

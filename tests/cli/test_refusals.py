@@ -35,6 +35,10 @@ REFUSALS = {
     "nothing to grow": ("grow model out", ["name at least one"]),
     "an output that is not empty": ("grow model packed --hidden-size 64", ["packed", "not empty"]),
     "no such text": ("data pack none.jsonl out --tokenizer model --sequence-length 8", ["none.jsonl"]),
+    "no such dataset on a Hub out of reach": (
+        "data pack me/none out --tokenizer model --sequence-length 8",
+        ["me/none", "dataset", "unset HF_HUB_OFFLINE"],
+    ),
     "no such tokenizer": ("data pack train.jsonl out --tokenizer none --sequence-length 8", ["none", "tokenizer"]),
     "no text at all": ("data pack noise.txt out --tokenizer model --sequence-length 8", ["noise.txt", "UTF-8"]),
     "no recipe": ("train none.yaml", ["none.yaml"]),

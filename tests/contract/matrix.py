@@ -75,7 +75,7 @@ del FINE["push", "ids beyond the table"]  # what is published must work for whoe
 SAID = re.compile(r"(?:Error|Traceback): [^\r\n\x1b]*")
 """An error on standard error, maybe behind a progress bar."""
 
-PUSHED = "The Hub cannot be reached"
+PUSHED = "the Hub cannot be reached"
 """The last thing that a push says without a network: everything before was accepted."""
 
 NOT_RUN = (READS_CONFIG, READS_TOKENIZER, NO_OUTPUT, "takes a folder of this machine")

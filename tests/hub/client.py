@@ -3,12 +3,15 @@
 Started as `python -m tests.hub.client`; each line it reads is a call, each line it answers the result.
 """
 
+import contextlib
+import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from tests.hub.server import TOKEN
@@ -125,10 +128,34 @@ def warmscale(*arguments: str) -> str:
     return str(main(arguments))
 
 
+def ask(repo_id: str, timeout: float) -> str:
+    """Ask for a model, and wait this many seconds; return its commit."""
+    from huggingface_hub import HfApi
+
+    from hf_warmscale.checkpoints.hub_errors import explained_reading
+
+    with explained_reading(repo_id):
+        return str(HfApi().model_info(repo_id, timeout=timeout).sha)
+
+
+def typed(command: str, folder: str) -> str:
+    """Run a command line in a folder; return its exit code, or the error that it did not explain, and its output."""
+    from hf_warmscale.cli import main
+
+    printed = io.StringIO()
+    try:
+        with contextlib.chdir(folder), redirect_stdout(printed), redirect_stderr(printed):
+            code = str(main(shlex.split(command)))
+    except Exception as error:
+        code = repr(error)
+    return f"{code}\n{printed.getvalue()}"
+
+
 def serve() -> None:
     """Answer calls until the input ends."""
     functions: dict[str, Callable[..., str]] = {
-        function.__name__: function for function in (push, push_grown, train, load, probe, describe, warmscale)
+        function.__name__: function
+        for function in (push, push_grown, train, load, probe, describe, warmscale, ask, typed)
     }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_write"
+READ_TOKEN = "hf_read"
+STRANGER = "theirs"
+"""An organisation that nobody here may write to."""
+
 Mode = Literal["regular", "lfs"]
 
 
@@ -30,6 +35,7 @@ class Repository:
     """A model repository: branches point to commits."""
 
     private: bool
+    gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
@@ -52,12 +58,18 @@ class HubServer:
 
     Args:
         mode (`str`): how weights travel: `"regular"` within the commit, `"lfs"` as large files before it.
+
+    `status` is the answer to every request while the Hub is out of order, `delay` the seconds before each answer;
+    `datasets` holds ids without content.
     """
 
     def __init__(self, mode: Mode = "lfs") -> None:
         self.mode = mode
         self.repositories: dict[str, Repository] = {}
+        self.datasets: set[str] = set()
         self.large_files: dict[str, bytes] = {}
+        self.status: int | None = None
+        self.delay = 0.0
         self.uploads = 0
         self.failing_commits = 0
         self.rival_commits = 0
@@ -138,6 +150,8 @@ class Handler(BaseHTTPRequestHandler):
             {
                 r"/api/whoami-v2": self._whoami,
                 r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?": self._model_info,
+                r"/api/datasets/(?P<repo>[^/]+/[^/]+)(/.+)?": self._dataset_info,
+                r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/.+": self._dataset_file,
                 r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)": self._tree,
                 r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": self._resolve,
             }
@@ -165,7 +179,9 @@ class Handler(BaseHTTPRequestHandler):
     # Reading
 
     def _whoami(self) -> None:
-        self._json({"name": "tester", "orgs": [], "type": "user", "auth": {"type": "access_token"}})
+        role = "read" if self._token() == READ_TOKEN else "write"
+        auth = {"type": "access_token", "accessToken": {"displayName": "laptop", "role": role}}
+        self._json({"name": "tester", "orgs": [], "type": "user", "auth": auth})
 
     def _model_info(self, repo: str, revision: str | None) -> None:
         if found := self._find(repo, revision or "main"):
@@ -173,6 +189,16 @@ class Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": path} for path in commit.files]
             info = {"id": repo, "modelId": repo, "sha": commit.oid, "siblings": files, "tags": []}
             self._json({**info, "private": repository.private})
+
+    def _dataset_info(self, repo: str, **_: str) -> None:
+        if repo in self.hub.datasets:
+            self._json({"id": repo, "sha": "0" * 40, "siblings": [], "tags": [], "private": False})
+        else:
+            self._fail(404, "Repository not found", code="RepoNotFound")
+
+    def _dataset_file(self, repo: str) -> None:
+        known = repo in self.hub.datasets
+        self._fail(404, "Not found", code="EntryNotFound" if known else "RepoNotFound")
 
     def _tree(self, repo: str, revision: str) -> None:
         if found := self._find(repo, revision):
@@ -202,9 +228,9 @@ class Handler(BaseHTTPRequestHandler):
         self._json({"errors": [], "warnings": []})
 
     def _create(self) -> None:
-        if not self._may_write():
-            return
         body = json.loads(self.body)
+        if not self._may_write(body.get("organization")):
+            return
         repo = f"{body.get('organization') or 'tester'}/{body['name']}"
         answer = {"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo}
         if repo in self.hub.repositories:
@@ -215,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
         self._json(answer)
 
     def _branch(self, repo: str, revision: str) -> None:
-        if self._may_write() and (found := self._find(repo, "main")):
+        if self._may_write(repo.split("/")[0]) and (found := self._find(repo, "main")):
             repository, commit = found
             if revision in repository.branches:
                 self._fail(409, "Reference already exists")
@@ -224,7 +250,7 @@ class Handler(BaseHTTPRequestHandler):
             self._json({})
 
     def _preupload(self, repo: str, revision: str) -> None:
-        if self._may_write() and (found := self._find(repo, revision)):
+        if self._may_write(repo.split("/")[0]) and (found := self._find(repo, revision)):
             commit = found[1]
             self._json({"commitOid": commit.oid, "files": [self._plan(file, commit) for file in self._sent_files()]})
 
@@ -239,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
     def _batch(self, repo: str) -> None:
-        if not self._may_write():
+        if not self._may_write(repo.split("/")[0]):
             return
         objects = []
         for item in json.loads(self.body)["objects"]:
@@ -258,7 +284,7 @@ class Handler(BaseHTTPRequestHandler):
         self._json({})
 
     def _commit(self, repo: str, revision: str) -> None:
-        if not (self._may_write() and (found := self._find(repo, revision))):
+        if not (self._may_write(repo.split("/")[0]) and (found := self._find(repo, revision))):
             return
         if self.hub.failing_commits:
             self.hub.failing_commits -= 1
@@ -294,6 +320,10 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self, routes: dict[str, Any]) -> None:
         self.body = self._read_body()
         path = unquote(urlsplit(self.path).path)
+        time.sleep(self.hub.delay)
+        if self.hub.status is not None:
+            self._fail(self.hub.status, "Out of order")
+            return
         for pattern, answer in routes.items():
             if match := re.fullmatch(pattern, path):
                 answer(**match.groupdict())
@@ -310,19 +340,32 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _authorized(self) -> bool:
-        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+    def _token(self) -> str | None:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
 
-    def _may_write(self) -> bool:
-        if not self._authorized():
+    def _authorized(self) -> bool:
+        return self._token() == TOKEN
+
+    def _may_write(self, owner: str | None) -> bool:
+        if self._token() == READ_TOKEN:
+            self._fail(403, "Forbidden: you must use a write token to upload to a repository.")
+        elif not self._authorized():
             self._fail(401, "Invalid username or password.")
-        return self._authorized()
+        elif owner == STRANGER:
+            self._fail(403, f"You don't have the rights to create a model under the namespace {STRANGER!r}.")
+        return self._authorized() and owner != STRANGER
 
     def _find(self, repo: str, revision: str) -> tuple[Repository, Commit] | None:
         """Return a repository and its commit, or answer 404."""
         repository = self.hub.repositories.get(repo)
         if repository is None or (repository.private and not self._authorized()):
             self._fail(404, "Repository not found", code="RepoNotFound")
+            return None
+        if repository.gated:  # nobody here has accepted the terms
+            self._fail(403 if self._authorized() else 401, f"Access to model {repo} is restricted.", code="GatedRepo")
+            return None
+        if self._token() not in (None, TOKEN, READ_TOKEN):
+            self._fail(401, "Invalid credentials in Authorization header")
             return None
         commit = repository.at(revision)
         if commit is None:

@@ -16,6 +16,8 @@ from tests.hub.server import HubServer, Mode
 from tests.hub.test_cards import GROWTH
 from tests.hub.tiny import tiny_folder, tiny_tokenizer
 
+NO_REVISION = "FileNotFoundError {} has no revision v2 on the Hub; name one of its branches, tags or commits."
+
 
 @pytest.mark.parametrize("mode", ["regular", "lfs"])
 def test_round_trip(tmp_path: Path, server: HubServer, client: HubClient, mode: Mode) -> None:
@@ -74,7 +76,7 @@ def test_an_interrupted_push_is_resumed(tmp_path: Path, server: HubServer, clien
     uploads = server.uploads
     server.failing_commits = 1
     message = client.call("push", folder, "me/resumed")
-    assert message == "OSError The Hub refused the push to me/resumed: The commit failed."
+    assert message == "OSError The push to me/resumed failed: the Hub refused (The commit failed)."
     assert set(server.files_at("me/resumed")) == {".gitattributes"}
     assert client.call("push", folder, "me/resumed").startswith(server.url)
     assert server.uploads == uploads + 1
@@ -85,7 +87,7 @@ def test_a_commit_in_between_is_not_overwritten(tmp_path: Path, server: HubServe
     folder = tiny_folder(tmp_path / "model", seed=6)
     server.rival_commits = 1
     message = client.call("push", folder, "me/raced")
-    assert message == "OSError The Hub refused the push to me/raced: A commit has happened since."
+    assert message.startswith("OSError me/raced was changed while it was pushed to; look at what is there now")
     assert set(server.files_at("me/raced")) == {".gitattributes", "notes.txt"}
 
 
@@ -118,9 +120,7 @@ def test_a_branch(tmp_path: Path, server: HubServer, client: HubClient) -> None:
 def test_what_the_hub_refuses(tmp_path: Path, server: HubServer, client: HubClient) -> None:
     folder = tiny_folder(tmp_path / "model")
     no_token = client.call("push", folder, "me/refused", token=None)
-    assert no_token == "ValueError There is no Hub token; set HF_TOKEN or run `hf auth login`."
-    wrong_token = client.call("push", folder, "me/refused", token="hf_other")
-    assert wrong_token == "OSError The Hub refused the push to me/refused: Invalid username or password."
+    assert no_token == "ValueError There is no Hub token to push me/refused with; set HF_TOKEN or run `hf auth login`."
     bad_id = client.call("push", folder, "me/re fused")
     assert bad_id == "ValueError me/re fused is not a possible repository id; use the form organisation/name."
     assert "me/refused" not in server.repositories
@@ -167,11 +167,11 @@ def test_the_reader_opens_a_hub_id(tmp_path: Path, server: HubServer, client: Hu
     head = server.repositories["me/read"].branches["main"]
     assert client.call("describe", "me/read") == f"{open_checkpoint(folder).content_hash()} me/read {head}"
     assert client.call("describe", "me/read@main") == client.call("describe", "me/read")
-    assert client.call("describe", "me/read@v2") == "FileNotFoundError me/read has no revision v2 on the Hub."
-    assert client.call("describe", "me/read@main", "main").startswith("ValueError me/read@main needs one revision")
-    assert client.call("describe", "me/read", "v2") == "FileNotFoundError me/read has no revision v2 on the Hub."
-    unknown = client.call("describe", "me/unknown")
-    assert unknown == "FileNotFoundError There is neither a folder nor a model me/unknown on the Hub."
+    assert client.call("describe", "me/read@v2") == NO_REVISION.format("me/read")
+    assert client.call("describe", "me/read@main", "main").startswith(
+        "ValueError me/read@main needs a Hub id before its @"
+    )
+    assert client.call("describe", "me/read", "v2") == NO_REVISION.format("me/read")
 
 
 def test_a_hub_id_is_grown_and_measured_on_text(tmp_path: Path, server: HubServer, client: HubClient) -> None:
@@ -180,7 +180,7 @@ def test_a_hub_id_is_grown_and_measured_on_text(tmp_path: Path, server: HubServe
     tokens = len(AutoTokenizer.from_pretrained(folder)(PROBE_TEXT).input_ids)
     assert client.call("probe", "me/small") == f"{tokens} me/small"
     assert client.call("probe", "me/small@main") == client.call("probe", "me/small")
-    assert client.call("probe", "me/small@v2") == "FileNotFoundError me/small has no revision v2 on the Hub."
+    assert client.call("probe", "me/small@v2") == NO_REVISION.format("me/small")
 
 
 def test_without_a_network(tmp_path: Path, server: HubServer, client: HubClient) -> None:
@@ -197,7 +197,7 @@ def test_without_a_network(tmp_path: Path, server: HubServer, client: HubClient)
         server.start()
     assert missing.startswith("FileNotFoundError me/missing is neither a folder nor in the Hub cache")
     assert len(missing.splitlines()) == 1
-    assert pushed == "OSError The Hub cannot be reached (ConnectError); push again with a network."
+    assert pushed.startswith("OSError The push to me/cached failed: the Hub cannot be reached (ConnectError)")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
+from hf_warmscale.checkpoints.hub_errors import explained_reading
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.data.corpus_files import BUILDERS, builder_of, corpus_files
 from hf_warmscale.training.data.document_faults import clean, first_unreadable
@@ -32,7 +35,8 @@ def load_documents(
         cache_dir (`str`, *optional*): of `datasets`.
 
     Raises:
-        FileNotFoundError: if a local path does not exist.
+        FileNotFoundError: if a local path or a named dataset does not exist.
+        OSError: if the Hub refuses; see `checkpoints.hub_errors`.
         ValueError: if a file is empty or cannot be read (naming file and line), formats are mixed or unknown, or the
             column is missing.
     """
@@ -97,10 +101,27 @@ def _load(source: str | os.PathLike[str], subset: str | None, *, split: str, col
     elif path.suffix in BUILDERS or path.suffix == ".gz" or path.is_absolute():
         raise FileNotFoundError(f"There is no file or folder {source}; check the path.")
     else:
-        dataset = load_dataset(str(source), subset, split=split, **options)
+        dataset = _load_named(str(source), subset, split=split, **options)
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         raise ValueError(f"The dataset {source} has the splits {', '.join(dataset)}; name one.")
     return dataset
+
+
+def _load_named(name: str, subset: str | None, **options: Any) -> Any:
+    try:
+        return load_dataset(name, subset, **options)
+    except (ValueError, DatasetsError, OSError, RuntimeError) as error:
+        if isinstance(error, ValueError):
+            raise ValueError(f"The dataset {name} cannot be loaded: {_sentence(error)}") from error
+        with explained_reading(name, kind="dataset"):
+            HfApi().dataset_info(name)  # datasets drops the error of the client on its way, so it is asked again
+        raise unreadable(name, "", error) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error of a builder on one line; its second line often names the choices."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
 
 
 def _load_files(path: Path, column: str, **options: Any) -> Any:
