@@ -152,6 +152,19 @@ TRAINER_HOOKS: Mapping[str, Sequence[str]] = {
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
     "_push_from_checkpoint": ("checkpoint_folder",),
+    "_run_epoch": (
+        "model",
+        "epoch",
+        "train_dataloader",
+        "steps_in_epoch",
+        "num_update_steps_per_epoch",
+        "trial",
+        "ignore_keys_for_eval",
+        "start_time",
+        "resume_from_checkpoint",
+        "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ),
     "_save_checkpoint": ("model", "trial"),
 }
 """The methods of `Trainer` that `ContinualMixin` overrides although they are private, with their parameters."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_warmscale.checkpoints.run_folder import run_checkpoints
+from hf_warmscale.training.data.batch_sizes import BatchPlan
 from hf_warmscale.training.data.mixture import ReplayMixture, same_sequence
 from hf_warmscale.training.schedules.rates import Shape
 from hf_warmscale.training.schedules.schedule import Schedule
@@ -18,6 +19,7 @@ def anneal_stage(
     max_steps: int | None = None,
     max_tokens: int | None = None,
     until_tokens: int | None = None,
+    total_batch_size: int | BatchPlan | None = None,
     shape: Shape | None = None,
     min_lr: float | None = None,
     name: str | None = None,
@@ -34,6 +36,8 @@ def anneal_stage(
         max_steps, max_tokens (`int`, *optional*): the length of the branch.
         until_tokens (`int`, *optional*): instead, the tokens of trunk and branch together; the branch ends with the
             first step that reaches them.
+        total_batch_size (`int` or `Mapping[int, int]`, *optional*): of the branch, see `Stage`; by default that of
+            the training arguments, also where the trunk declared another one.
         shape (`str`, *optional*): the shape of the decay, one of `Shape`; by default the exponential anneal of the
             infinite schedules if the trunk has one (2403.08763), else `"1-sqrt"` (2405.18392).
         min_lr (`float`, *optional*): the final rate; by default the floor of the trunk's schedule.
@@ -68,6 +72,7 @@ def anneal_stage(
         mixture,
         max_steps=max_steps,
         max_tokens=max_tokens if until_tokens is None else _missing_tokens(record, until_tokens, checkpoint),
+        total_batch_size=total_batch_size,
         optimizer="keep",
         parent=checkpoint,
     )

@@ -7,13 +7,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_warmscale.training.accumulating import AccumulationMixin
 from hf_warmscale.training.arguments import ContinualArguments
-from hf_warmscale.training.checkpointing import CheckpointMixin
 from hf_warmscale.training.data.rows import Rows
 from hf_warmscale.training.domains import SharedEvaluation, bits_per_byte, summarise
 
 
-class EvaluationMixin(CheckpointMixin):
+class EvaluationMixin(AccumulationMixin):
     """Evaluate a stage by domain. The base of `ContinualMixin`; without a stage it evaluates as `Trainer` does."""
 
     _shared_evaluation: SharedEvaluation | None = None

@@ -12,7 +12,7 @@ from hf_warmscale.checkpoints.receipts import FORMAT_VERSION, Receipt, check_for
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE, read_stage, total_tokens
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.staging import as_json
-from hf_warmscale.training.data.batch_sizes import BatchSizes
+from hf_warmscale.training.data.batch_sizes import BatchPlan, BatchSizes, batch_plan
 from hf_warmscale.training.data.mixture import ReplayMixture, SeenRows
 from hf_warmscale.training.data.rows import Rows, refuse_other_rows
 from hf_warmscale.training.schedules.schedule import Schedule, get_schedule
@@ -30,21 +30,28 @@ class Stage:
             other stage is where this one starts.
         schedule (`Schedule`, `str` or `Mapping`): from `get_schedule`, a name, or a name with its parameters.
         mixture (`ReplayMixture`, *optional*): the training data; by default the `train_dataset` of the trainer.
-        max_steps (`int`, *optional*): the length in optimizer steps. If the total batch is changed on the way, the
-            stage keeps its data, and the steps count as those of the first total batch.
+        max_steps (`int`, *optional*): the length in optimizer steps. If the total batch changes on the way, they are
+            steps of the first total batch: the stage reads `max_steps` times that many rows, and makes fewer or more
+            steps. The same holds for a schedule in steps: it is a function of the rows that were read.
         max_tokens (`int`, *optional*): instead, the length in tokens, for rows of equal length; the stage ends with
             the first step that reaches it.
+        total_batch_size (`int` or `Mapping[int, int]`, *optional*): rows in one optimizer step, over all ranks and
+            accumulation steps; by default those of the training arguments. One that changes along the stage is a
+            mapping from the sample at which it begins to rows: `{0: 16, 640: 32}`. The micro-batch stays, and the
+            accumulation steps follow from it, so leave `gradient_accumulation_steps` out. Each change point ends an
+            epoch of the trainer, for strategies by epoch.
         optimizer (`str`): whether to `"reset"` or `"keep"` the moments of the parent.
         parent (`str` or `PathLike`, *optional*): the checkpoint whose weights the model was loaded from; its lineage
             continues in this stage.
 
     Raises:
-        ValueError: unless exactly one positive length is given.
+        ValueError: unless exactly one positive length is given; if a total batch is not positive, or would begin in
+            the middle of a step.
 
     Example:
 
     ```python
-    >>> stage = Stage("german", "rewarm_cosine", max_steps=200)
+    >>> stage = Stage("german", "rewarm_cosine", max_steps=200, total_batch_size={0: 8, 800: 16})
     >>> stage.schedule.name, stage.num_steps(samples_per_step=8)
     ('rewarm_cosine', 200)
 
@@ -56,6 +63,7 @@ class Stage:
     mixture: ReplayMixture | None = None
     max_steps: int | None = None
     max_tokens: int | None = None
+    total_batch_size: dict[int, int] | None = None
     optimizer: OptimizerPolicy = "reset"
     parent: str | os.PathLike[str] | None = None
 
@@ -67,12 +75,14 @@ class Stage:
         *,
         max_steps: int | None = None,
         max_tokens: int | None = None,
+        total_batch_size: int | BatchPlan | None = None,
         optimizer: OptimizerPolicy = "reset",
         parent: str | os.PathLike[str] | None = None,
     ) -> None:
         self.name, self.mixture, self.parent = name, mixture, parent
         self.schedule = _schedule(schedule)
         self.max_steps, self.max_tokens = max_steps, max_tokens
+        self.total_batch_size = None if total_batch_size is None else batch_plan(total_batch_size)
         refuse_unknown("optimizer policy", optimizer, ("reset", "keep"))
         self.optimizer = optimizer
         if (max_steps is None) == (max_tokens is None):
@@ -84,7 +94,7 @@ class Stage:
         """Return the length in optimizer steps.
 
         Args:
-            samples_per_step (`int`): rows in one optimizer step, over all ranks.
+            samples_per_step (`int`): rows in the first optimizer step, over all ranks.
             row_length (`int`, *optional*): tokens in every row; `None` if rows differ.
         """
         if self.max_steps is not None:
@@ -139,8 +149,7 @@ class StageRecord(Receipt):
         arguments (`dict`): the training arguments that shape the trajectory.
         progress (`Progress`): how far it has come.
         start_losses (`dict`): evaluation loss by domain before the first step, `None` where it was not finite.
-        batch_changes (`list[dict]`): where the total batch was changed: `step`, `sample` and the new
-            `samples_per_step`.
+        batch_changes (`list[dict]`): where the total batch changes: `step`, `sample` and the new `samples_per_step`.
         num_steps (`int`): the length of the stage in the steps that it really takes, with these changes.
         lineage (`list[dict]`): the earlier stages, the first one first: name, mixture and progress at the branch.
         written_as (`int`): the format version of the file it was read from.

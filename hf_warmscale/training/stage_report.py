@@ -81,6 +81,7 @@ def _changes(record: StageRecord) -> list[str]:
     batches = [
         f"From step {change['step']} on (sample {change['sample']}) a step has {change['samples_per_step']} rows."
         for change in record.batch_changes
+        if change["step"] < record.num_steps
     ]
     mixtures = [
         f"From sample {point} on the weights are "

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from hf_warmscale.training.arguments import HYPERPARAMETERS, restore_arguments, trajectory_arguments
-from hf_warmscale.training.data.batch_sizes import BatchSizes
+from hf_warmscale.training.data.batch_sizes import BatchPlan, BatchSizes
 from hf_warmscale.training.data.batches import StageSamples, row_length
 from hf_warmscale.training.data.mixture import ReplayMixture, same_sequence
 from hf_warmscale.training.metering import SourceMeter
@@ -70,13 +70,22 @@ class StageRun:
         )
         self.batch_sizes, num_steps = sizes, self.record.num_steps
         self.num_samples = sizes.samples(num_steps)
-        # The places of the loader are counted in steps of the present size.
-        places = num_steps * sizes.last
-        self.samples = StageSamples(mixture, places, shift=self.num_samples - places)
         self.meter = SourceMeter(mixture.names, args.device)
         self.moments_of: str | None = None
-        self.resumed = False
+        self.resumed, self.start_step = False, 0
         self._since, self._tokens_then = time.perf_counter(), 0
+
+    @property
+    def samples(self) -> StageSamples:
+        """The data of the stage. A resumed loader skips places as if all steps before had had the present size."""
+        start = self.start_step
+        shift = self.batch_sizes.samples(start) - start * self.batch_sizes.at(start)
+        return StageSamples(self.mixture, self.num_samples - shift, shift=shift)
+
+    @property
+    def stretches(self) -> list[tuple[range, int]]:
+        """The steps that are still to be made, in stretches of one total batch, each with that batch."""
+        return self.batch_sizes.between(self.start_step, self.record.num_steps)
 
     def refuse_dry_sources(self) -> Self:
         """Return the run after seeing that every source lasts.
@@ -98,7 +107,7 @@ class StageRun:
         checkpoint: str | os.PathLike[str],
         args: TrainingArguments,
         on_mismatch: str,
-        samples_per_step: int | None = None,
+        plan: BatchPlan,
     ) -> Self:
         """Return the run that continues a checkpoint of this stage: this one, or the checkpoint's own.
 
@@ -109,19 +118,21 @@ class StageRun:
             checkpoint (`str` or `PathLike`): the folder.
             args (`TrainingArguments`): of the trainer.
             on_mismatch (`str`): one of `MISMATCH`.
-            samples_per_step (`int`, *optional*): rows in an optimizer step from now on; by default as before.
+            plan (`BatchPlan`): rows in an optimizer step by sample; what it says of earlier samples is ignored.
 
         Raises:
-            ValueError: naming every difference between the two, if `on_mismatch` is `"error"`.
+            ValueError: naming every difference between the two, if `on_mismatch` is `"error"`; if a planned total
+                batch would begin in the middle of a step.
         """
         saved = StageRecord.load(checkpoint)
-        samples, before = saved.progress.samples, saved.batch_sizes.last
-        now = before if samples_per_step is None else samples_per_step
+        samples, step = saved.progress.samples, saved.progress.step
+        sizes = saved.batch_sizes.continued(step=step, plan=plan)
         # What has been made is as the checkpoint has it; the arguments are asked only for what follows.
         mixture = self.mixture.continuing(saved.mixture, samples)
         goes_on = same_sequence(mixture.describe(), saved.mixture)
         run = self._with(mixture if goes_on else self.mixture, saved.batch_sizes, args)
-        differences = saved.differences(run.record) | ({} if now == before else {TOTAL_BATCH: (before, now)})
+        batches = (_total_batch(saved.batch_sizes, step), _total_batch(sizes, step))
+        differences = saved.differences(run.record) | ({} if sizes == saved.batch_sizes else {TOTAL_BATCH: batches})
         if differences:
             listed = "; ".join(f"{name} is {old} there and {new} now" for name, (old, new) in differences.items())
             if on_mismatch == "error":
@@ -133,12 +144,11 @@ class StageRun:
             if on_mismatch == "use_checkpoint":
                 run = self._as_saved(saved, args, differences)
             else:
-                sizes = saved.batch_sizes.changed(step=saved.progress.step, samples_per_step=now)
                 run = self._with(mixture, sizes, args)
         run.record.progress, run.record.start_losses = saved.progress, saved.start_losses
         run.record.lineage = saved.lineage
         # Speed is measured from here: an earlier process trained on the tokens before.
-        run._tokens_then, run.resumed = saved.progress.num_tokens(), True
+        run._tokens_then, run.resumed, run.start_step = saved.progress.num_tokens(), True, step
         return run
 
     def _as_saved(self, saved: StageRecord, args: TrainingArguments, differences: Differences) -> Self:
@@ -153,12 +163,19 @@ class StageRun:
             old, new = differences[TOTAL_BATCH]
             raise ValueError(
                 f"on_mismatch='use_checkpoint' cannot change the total batch: the trainer is already made with {new} "
-                f"rows in a step; make it with {old} (per_device_train_batch_size, gradient_accumulation_steps, "
-                f"processes), or set on_mismatch='override' to go on with {new}."
+                f"rows in a step; make it with {old} (total_batch_size; or per_device_train_batch_size, "
+                f"gradient_accumulation_steps, processes), or set on_mismatch='override' to go on with {new}."
             )
         restore_arguments(args, saved.arguments)
         mixture = self.mixture.like(saved.mixture)
-        stage = Stage(saved.name, saved.schedule, mixture, max_steps=saved.max_steps, optimizer=saved.optimizer)
+        stage = Stage(
+            saved.name,
+            saved.schedule,
+            mixture,
+            max_steps=saved.max_steps,
+            total_batch_size=self.stage.total_batch_size,
+            optimizer=saved.optimizer,
+        )
         return type(self)(stage, mixture, args, saved.batch_sizes, self.record.arguments | saved.arguments)
 
     def _with(self, mixture: ReplayMixture, sizes: BatchSizes, args: TrainingArguments) -> Self:
@@ -176,9 +193,9 @@ class StageRun:
         record = self.record
         if self.resumed:
             raise ValueError(
-                f"A batch of {self.batch_sizes.last} rows does not fit into memory, and inside the stage "
-                f"{record.name!r} it cannot become {samples_per_step} unasked; lower per_device_train_batch_size and "
-                "raise gradient_accumulation_steps by the same factor."
+                f"A batch of {self.batch_sizes.at(self.start_step)} rows does not fit into memory, and inside the "
+                f"stage {record.name!r} it cannot become {samples_per_step} unasked; lower "
+                "per_device_train_batch_size and raise gradient_accumulation_steps by the same factor."
             )
         run = type(self)(self.stage, self.mixture, args, samples_per_step, record.arguments)
         run.record.lineage, run.moments_of = record.lineage, self.moments_of
@@ -233,6 +250,12 @@ class StageRun:
             self.record.start_losses = {name: loss if isfinite(loss) else None for name, loss in losses.items()}
         starts = self.record.start_losses
         return {name: loss - start for name, loss in losses.items() if (start := starts.get(name)) is not None}
+
+
+def _total_batch(sizes: BatchSizes, step: int) -> int | dict[int, int]:
+    """Return the rows of a step from a zero-based `step` on; by sample, if they change."""
+    plan = sizes.upcoming(step)
+    return plan if len(plan) > 1 else sizes.at(step)
 
 
 def _meaning(differences: Iterable[str], samples: int) -> str:

@@ -116,6 +116,7 @@ class ContinualMixin(EvaluationMixin):
         if self.is_deepspeed_enabled:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             refuse_deepspeed_blocks(config, "optimizer", "scheduler")
+        self._check_total_batch(stage)
         self._asked_eval_on_start = self.args.eval_on_start
 
     def _note_cache_setting(self, model: nn.Module | None) -> None:
@@ -179,13 +180,14 @@ class ContinualMixin(EvaluationMixin):
             self._adopt_batch_size(checkpoint)
             on_mismatch = self._continual_arguments().on_mismatch
             run = self._new_run(stage, saved.batch_sizes)
-            run = run.continue_from(checkpoint, self.args, on_mismatch, self._samples_per_step()).refuse_dry_sources()
+            run = run.continue_from(checkpoint, self.args, on_mismatch, self._batch_plan(stage)).refuse_dry_sources()
             self._refuse_lost_files(checkpoint)
             refuse_lost_callbacks(checkpoint, [type(each).__name__ for each in self.callback_handler.callbacks])
         else:
-            run = self._new_run(stage, BatchSizes(self._samples_per_step())).refuse_dry_sources()
+            run = self._new_run(stage, BatchSizes.planned(self._batch_plan(stage))).refuse_dry_sources()
             self._start(run, checkpoint)
         run.apply_to(self.args)
+        self._prepare_accumulation(run)
         self.stage_run, self._is_first_batch = run, True
         evaluates = self.eval_dataset is not None and self.args.eval_strategy != "no"
         # Forgetting is measured against the losses at step 0, so a new stage evaluates before its first step.
@@ -204,12 +206,6 @@ class ContinualMixin(EvaluationMixin):
     def _recorded_arguments(self) -> dict[str, Any]:
         """Return what shapes the trajectory besides the stage, as plain values."""
         return trajectory_arguments(self.args, self.model)
-
-    def _samples_per_step(self) -> int:
-        """Return the rows of one optimizer step, over all ranks."""
-        if self.accelerator.split_batches:  # the batch size is already that of all ranks together
-            return int(self._train_batch_size) * self.args.gradient_accumulation_steps
-        return self.get_total_train_batch_size(self.args)
 
     def _train_dataset_alone(self, stage: Stage) -> ReplayMixture:
         rows = self.train_dataset
@@ -321,7 +317,8 @@ class ContinualMixin(EvaluationMixin):
         """Return the samples of the stage in their order, each batch with the sources of its rows."""
         if self.stage_run is None:
             return super().get_train_dataloader()
-        if self._samples_per_step() != self.stage_run.batch_sizes.last:  # found by auto_find_batch_size
+        run = self.stage_run
+        if self._samples_per_step() != run.batch_sizes.at(run.start_step):  # found by auto_find_batch_size
             self.stage_run = self.stage_run.with_samples_per_step(self._samples_per_step(), self.args)
             self.stage_run.apply_to(self.args)
         # `Trainer` builds the loader from `self.train_dataset`, and wraps its collator in the hook below. So both are

@@ -13,7 +13,9 @@ from hf_warmscale.training.launch import launched_processes
 from tests.training.families import family
 from tests.training.tiny import arguments, rows, weights
 
-STEPS = 6
+ROWS, STEPS = 28, 5
+PLAN = {0: 4, 12: 8}
+"""Three steps of one micro-batch, then two of two."""
 
 
 def uneven(count: int, seed: int) -> list[dict[str, list[int]]]:
@@ -34,13 +36,13 @@ DOMAINS = {"few": uneven(3, 3), "some": uneven(13, 4), "even": uneven(16, 5)}
 
 
 def trainer(output: Path, **settings: Any) -> ContinualTrainer:
-    """Return a trainer of steps of four rows over all ranks; each rank evaluates four rows at a time."""
+    """Return a trainer of micro-batches of four rows over all ranks; each rank evaluates four rows at a time."""
     settings |= {"per_device_train_batch_size": 4 // launched_processes(), "per_device_eval_batch_size": 4}
     args = arguments(output, save_steps=2, eval_strategy="steps", eval_steps=2, **settings)
     mixture = ReplayMixture({"new": mostly_blank(60, 1), "old": mostly_blank(40, 2)}, {"new": 0.7, "old": 0.3}, 0)
     model: Any = family("mixtral")
     model.router_aux_loss_coef = 0.0  # the router's loss of half a batch is another one
-    stage = Stage("ranks", "constant", mixture, max_steps=STEPS)
+    stage = Stage("ranks", "constant", mixture, max_steps=ROWS // 4, total_batch_size=PLAN)
     return ContinualTrainer(model, args, stage=stage, eval_dataset=DOMAINS)
 
 

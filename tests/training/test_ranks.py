@@ -9,7 +9,7 @@ import torch
 
 from hf_warmscale.training.domains import SharedEvaluation
 from tests.processes import launch
-from tests.training.ranks_worker import main
+from tests.training.ranks_worker import STEPS, main
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11, 13, 16])
@@ -59,7 +59,8 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
         assert seen["resumed"] and one["resumed"]
         assert seen["first"] == pytest.approx(one["first"], rel=1e-6)
         assert seen["tokens"] == one["tokens"]
-        # The losses by source too, in steps of which a rank, or both, have no label.
-        assert len(seen["losses"]) == len(one["losses"]) == 6
+        # The losses by source too, in steps of which a rank, or both, have no label, and behind a change of the total
+        # batch.
+        assert len(seen["losses"]) == len(one["losses"]) == STEPS
         for mine, expected in zip(seen["losses"], one["losses"], strict=True):
             assert mine == pytest.approx(expected, rel=1e-4)

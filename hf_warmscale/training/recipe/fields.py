@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any] | str | None
-"""A mapping in the file, JSON on the command line. Given `dict` alone, `HfArgumentParser` would refuse a name."""
+"""A mapping or one value in the file, JSON on the command line. Given `dict` alone, `HfArgumentParser` would refuse
+a name."""
 
 
 @dataclass
@@ -41,6 +42,14 @@ class StageArguments:
     max_tokens: float | None = field(
         default=None,
         metadata={"help": "Length of the stage in tokens, for packed rows; or give max_steps."},
+    )
+    total_batch_size: Json = field(
+        default=None,
+        metadata={
+            "help": "Rows in an optimizer step, over all ranks and accumulation steps, or rows by the sample at which "
+            "they begin: {0: 16, 640: 32}. The accumulation steps follow from it, so leave "
+            "gradient_accumulation_steps out. An anneal takes what its checkpoint stands at."
+        },
     )
     optimizer_state: str = field(
         default="reset",

@@ -24,6 +24,7 @@ from hf_warmscale.checkpoints import load_tokenizer, require_model
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.refusals import refuse_unknown
+from hf_warmscale.training.data.batch_sizes import BatchSizes
 from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.data.packing import read_manifest
 from hf_warmscale.training.distillation import DistillationTrainer
@@ -164,7 +165,8 @@ def show_schedule(
     mixture = load_mixture(configuration.stage, tokenizer_of(configuration.model))
     stage = plan_stage(configuration.stage, training, mixture=mixture)
     samples_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    schedule = StageRun(stage, mixture, training, samples_per_step).refuse_dry_sources().schedule
+    sizes = BatchSizes.planned(stage.total_batch_size or {0: samples_per_step})
+    schedule = StageRun(stage, mixture, training, sizes).refuse_dry_sources().schedule
     plot_schedule(schedule, picture)
     return schedule
 

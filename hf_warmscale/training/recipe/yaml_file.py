@@ -58,16 +58,25 @@ def _fault(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     return f"{line}: {error.problem}; look at the indentation and the colons there and in the line before"
 
 
+def as_value(name: str, value: Any) -> Any:
+    """Return a field that is a value in the file and JSON on the command line.
+
+    Raises:
+        ValueError: if text is no YAML.
+    """
+    try:
+        return yaml.load(value, Loader) if isinstance(value, str) else value  # a SafeLoader; JSON is YAML
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+
+
 def as_mapping(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Return a field that is a mapping in the file and JSON on the command line.
 
     Raises:
         ValueError: if it is neither.
     """
-    try:
-        content = yaml.load(value, Loader) if isinstance(value, str) else value  # a SafeLoader; JSON is YAML
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+    content = as_value(name, value)
     if not isinstance(content, Mapping):
         raise ValueError(f"{name} is {value!r}; it must be a mapping, such as {{name: value}}.")
     return dict(content)

@@ -2,11 +2,12 @@
 
 import random
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from hf_warmscale.training.data.batch_sizes import BatchSizes
+from hf_warmscale.training.data.batch_sizes import BatchChange, BatchSizes, batch_plan
 from hf_warmscale.training.data.batches import StageSamples
 from hf_warmscale.training.data.mixture import ReplayMixture, same_sequence
 
@@ -23,20 +24,56 @@ def located(drawn: ReplayMixture, count: int) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_steps_cover_the_samples_once(seed: int) -> None:
-    """Counted step by step, with the places that a resumed loader skips."""
+    """Counted step by step; a plan of the samples at which the sizes begin is the same."""
     draw = random.Random(seed)
     sizes, sample = BatchSizes(draw.randint(1, 9)), 0
     for step in range(40):
         if draw.random() < 0.2:
             sizes = sizes.changed(step=step, samples_per_step=draw.randint(1, 9))
-        places = StageSamples(mixture([0.5, 0.3, 0.2]), 40 * sizes.last, shift=sizes.samples(40) - 40 * sizes.last)
-        assert sizes.samples(step) == step * sizes.last + places.shift == sample
+        assert sizes.samples(step) == sample
         sample += sizes.at(step)
     assert sizes.samples(40) == sample
+    plan = {0: sizes.first} | {change.sample: change.samples_per_step for change in sizes.changes}
+    assert BatchSizes.planned(plan) == sizes
+    for step in range(40):
+        assert sizes.continued(step=step, plan=plan) == sizes
+    stretches = sizes.between(3, 40)
+    assert [step for steps, _ in stretches for step in steps] == list(range(3, 40))
+    assert all(sizes.at(step) == size for steps, size in stretches for step in steps)
+    assert all(one != other for (_, one), (_, other) in pairwise(stretches))
     assert all(sizes.num_steps(sizes.samples(step)) == step for step in range(41))
     assert all(
         sizes.samples(sizes.num_steps(rows) - 1) < rows <= sizes.samples(sizes.num_steps(rows)) for rows in (7, 50)
     )
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [
+        (0, "is 0 from sample 0 on; it must be at least 1"),
+        ({0: 4, 8: -2}, "is -2 from sample 8 on; it must be at least 1"),
+        ({0: 4, 10: 8}, "becomes 8 at sample 10, in the middle of a step of 4 rows; .* sample 8 or 12"),
+        ({0: 4, 8: 6, 18: 2}, "becomes 2 at sample 18, in the middle of a step of 6 rows; .* sample 14 or 20"),
+        ({8: 4}, r"begins at the samples \[8\]; begin with sample 0"),
+        ({0: 4, 16: 8, 8: 2}, r"begins at the samples \[0, 16, 8\]; .* let the others ascend"),
+        ({}, r"is {}; give the rows of a step, or the rows by sample, as in {0: 16, 640: 32}"),
+        ("half", "is 'half'; give the rows of a step"),
+        ({0: 4.0}, r"is {0: 4.0}; give the rows of a step"),
+        ({0: True}, r"is {0: True}; give the rows of a step"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused(plan: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^total_batch_size {sentence}"):
+        batch_plan(plan)
+
+
+def test_a_plan_begins_where_a_run_stands() -> None:
+    """Step 2 begins at sample 10, so the plan's own steps need not fit from sample 0 on."""
+    sizes = BatchSizes(5).continued(step=2, plan={0: 2, 7: 3, 16: 7})
+    assert sizes == BatchSizes(5, (BatchChange(2, 10, 3), BatchChange(4, 16, 7)))
+    assert sizes.upcoming(3) == {13: 3, 16: 7} and sizes.upcoming(4) == {16: 7}
+    with pytest.raises(ValueError, match=r"sample 15, in the middle of a step of 3 rows; .* sample 13 or 16"):
+        BatchSizes(5).continued(step=2, plan={0: 3, 15: 6})
 
 
 def test_the_schedule_is_measured_in_samples() -> None:

@@ -57,6 +57,22 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "a LoRA rank in words": (OTHER + "--lora {r:eight}", ["lora cannot be used"]),
     "a missing optimizer package": (OTHER + "--optim galore_adamw", ["galore"]),
     "a missing reporting package": (OTHER + "--report_to clearml", ["ClearML", "installed"]),
+    "a total batch in words": (
+        OTHER + "--total_batch_size large",
+        ["total_batch_size is 'large'", "as in {0: 16,"],
+    ),
+    "a total batch that begins inside a step": (
+        OTHER + "--total_batch_size {0:4,10:8}",
+        ["becomes 8 at sample 10", "in the middle of a step of 4 rows", "sample 8 or 12"],
+    ),
+    "a total batch that cannot be divided": (
+        OTHER + "--total_batch_size {0:4,8:6}",
+        ["total_batch_size is 6", "the 4 rows of one micro-batch", "or take 4"],
+    ),
+    "a total batch named twice": (
+        OTHER + "--total_batch_size 8 --gradient_accumulation_steps 2",
+        ["gradient_accumulation_steps is 2", "leave it out"],
+    ),
     "another learning rate": ("--learning_rate 0.5", ["learning_rate is 0.01 there and 0.5 now", "on_mismatch"]),
     "another batch size": (
         "--per_device_train_batch_size 2",
@@ -127,9 +143,11 @@ def test_an_anneal_and_an_average_from_the_shell(
 ) -> None:
     monkeypatch.chdir(folder)
     anneal = ["--anneal_from", "run/checkpoint-2", "--anneal_until", "768", "--output_dir", "annealed"]
-    assert main(["train", "stage.yaml", *anneal]) == 0
+    batches = ["--total_batch_size", "{0: 4, 16: 8}", "--per_device_train_batch_size", "2"]
+    assert main(["train", "stage.yaml", *anneal, *batches]) == 0
     record = json.loads((folder / "annealed" / "checkpoint-4" / "stage.json").read_text())
     assert (record["name"], record["optimizer"], record["mixture"]["first_sample"]) == ("sayings-anneal", "keep", 8)
+    assert record["samples_per_step"] == 4, "the total batch at which the trunk stands"
     assert record["lineage"][0]["progress"]["tokens"] == {"sayings": 256}
     assert main(["average", "run", "--output", "averaged", "--average", "swa"]) == 0
     assert (folder / "averaged" / "model.safetensors").is_file()
