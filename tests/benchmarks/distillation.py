@@ -1,6 +1,6 @@
 """A distillation step against a student step plus a teacher's forward pass, and its peak memory.
 
-    python tests/benchmarks/distillation.py [--pairs 7] [--steps 12] [--vocabularies 1024 49152 151936]
+    python -m tests.benchmarks.distillation [--pairs 7] [--steps 12] [--vocabularies 1024 49152 151936]
         [--hidden-sizes 64 96] [--memory]
 
 `DistillationTrainer`, `ContinualTrainer` on the same rows and forward passes of the teacher take turns after every
@@ -20,12 +20,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from transformers.utils import logging
-from turns import EndStep, Step, Turns  # type: ignore[import-not-found]  # a script finds its neighbours
 
 from hf_warmscale import (
     ContinualTrainer,
@@ -35,6 +35,7 @@ from hf_warmscale import (
     Stage,
     TeacherCache,
 )
+from tests.benchmarks.turns import EndStep, Step, Turns
 
 VOCABULARIES = (1024, 49152, 151936)
 TOKENS = {1024: (8, 256), 49152: (4, 128), 151936: (2, 128)}
@@ -95,7 +96,17 @@ def compare_memory(vocabulary: int, arguments: argparse.Namespace) -> None:
     """Print the peak memory of both, each in a process of its own."""
     peaks = {}
     for kind in ("plain", "ours"):
-        command = [sys.executable, __file__, "--once", kind, "--vocabularies", str(vocabulary), "--steps", "3"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.distillation",
+            "--once",
+            kind,
+            "--vocabularies",
+            str(vocabulary),
+            "--steps",
+            "3",
+        ]
         command += ["--hidden-sizes", *map(str, arguments.hidden_sizes)]
         command += ["--alpha", str(arguments.alpha), "--direction", arguments.direction]
         command += ["--cached"] if arguments.cached else []

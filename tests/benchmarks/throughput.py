@@ -1,8 +1,8 @@
 """Throughput of `ContinualTrainer` beside `Trainer` on the same model and rows.
 
-    python tests/benchmarks/throughput.py [--pairs 9] [--steps 12] [--vocabularies 1024 49152 151936]
-    python tests/benchmarks/throughput.py --memory --vocabularies 151936
-    python tests/benchmarks/throughput.py --saves
+    python -m tests.benchmarks.throughput [--pairs 9] [--steps 12] [--vocabularies 1024 49152 151936]
+    python -m tests.benchmarks.throughput --memory --vocabularies 151936
+    python -m tests.benchmarks.throughput --saves
 
 `idle` has neither stage nor mixture; `stage` has a mixture of two sources and reports losses by source, and its
 `Trainer` gets the same rows in the same order. Packed rows carry `position_ids`, and both get the packed collator.
@@ -19,20 +19,22 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
-from turns import Step, Turns  # type: ignore[import-not-found]  # a script finds its neighbours
 
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, ReplayMixture, Stage
 from hf_warmscale.training.data.collators import collate_packed
+from tests.benchmarks.turns import EndStep, Step, Turns
 
 VOCABULARIES = (1024, 49152, 151936)
 CASES = ("idle", "stage", "stage packed")
@@ -78,22 +80,32 @@ def compare_time(case: str, vocabulary: int, steps: int, pairs: int) -> None:
 def pair(case: str, vocabulary: int, steps: int, *, first: int) -> float:
     """Train both, step by step in turn, and return the median of the ratios of neighbouring steps."""
     turns = Turns(2, first)
-    turns.run(
-        [
-            lambda end_step, ours=ours: train(case, vocabulary, steps, ours=ours, callback=Step(end_step))
-            for ours in (False, True)
-        ]
-    )
+    turns.run([partial(one_of_a_pair, case, vocabulary, steps, ours) for ours in (False, True)])
     theirs, ours = turns.seconds
     ratio: float = median(one / other for one, other in zip(theirs, ours, strict=True))
     return ratio
+
+
+def one_of_a_pair(case: str, vocabulary: int, steps: int, ours: bool, end_step: EndStep) -> None:
+    """Train one of the two, and call the function at the end of every step."""
+    train(case, vocabulary, steps, ours=ours, callback=Step(end_step))
 
 
 def compare_memory(case: str, vocabulary: int, steps: int) -> None:
     """Print the peak memory of both, each in a process of its own."""
     peaks = {}
     for kind in ("theirs", "ours"):
-        command = [sys.executable, __file__, "--once", kind, "--steps", str(steps), "--cases", case]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.throughput",
+            "--once",
+            kind,
+            "--steps",
+            str(steps),
+            "--cases",
+            case,
+        ]
         done = subprocess.run(
             [*command, "--vocabularies", str(vocabulary)], capture_output=True, text=True, check=True
         )
