@@ -1,7 +1,8 @@
-"""The examples in the docstrings of the package's names run, on small stand-ins for what they name."""
+"""The examples in the docstrings of public names run, on small stand-ins for what they name."""
 
 import contextlib
 import doctest
+import inspect
 import io
 import shutil
 from importlib import import_module
@@ -44,13 +45,14 @@ SMALLER = {
     "factors=factors), ...)": "factors=factors), train_dataset=german)",
     "tokens=20_000_000)": "tokens=20_000_000, bootstrap=0)",
     "\n    90\n": "\n    9\n",
+    "{'o_proj': 0.5, 'down_proj': 0.5, 'lm_head': 0.0625}": "{'lm_head': 0.5}",
 }
 """What an example says of a real model, and what is run: 9 tensors in the one new block of the small model."""
 
 
-def examples(name: str) -> list[doctest.Example]:
-    """Return the statements of the examples of a name, with what they should print."""
-    text = (getattr(hf_warmscale, name).__doc__ or "") + "\n"
+def examples(item: Any) -> list[doctest.Example]:
+    """Return the statements of the examples of a class or a function, with what they should print."""
+    text = (item.__doc__ or "") + "\n"
     for typed, less in SMALLER.items():
         text = text.replace(typed, less)
     found = doctest.DocTestParser().get_examples("\n".join(line for line in text.splitlines() if "```" not in line))
@@ -124,11 +126,15 @@ SETUPS = {
     "EmulatedFineTuningConfig": TUNED + EMULATED,
     "EmulatedFineTuningForCausalLM": TUNED,
     "MagnitudePruningCallback": ARGS + STAGE,
+    "ExportReceipt": MUP + "model.save_pretrained('mup-1b')\n",
     "MupForCausalLM": MUP,
+    "TableRow": MUP,
+    "TrainingFactors": MUP,
     "TeacherCache": TUNED + ARGS + STAGE,
     "UncertaintyRouter": "model = PeftModel.from_pretrained(model, 'adapter')\n",
     "anneal_stage": ARGS + "mixture = ReplayMixture({'english': english}, [1.0])\n",
     "apply_majority_kernels": "from transformers import TrainingArguments as Args\n" + PLAIN,
+    "export_checkpoint": MUP + "model.save_pretrained('mup-1b')\n",
     "fold_majority_kernels": KERNELS,
     "fold_multipliers": MUP,
     "grow_adapter": "grow_checkpoint('small', 'large', hidden_size=64)\n",
@@ -137,9 +143,16 @@ SETUPS = {
     + "shutil.rmtree('run/checkpoint-1000')\nshutil.copytree('plain/checkpoint-1', 'run/checkpoint-1000')\n"
     + "model = grow_from_pretrained('run/checkpoint-1000', hidden_size=64)\n",
     "grow_vocabulary": "larger = extend_tokenizer(tokenizer, texts, 4)\n",
+    "init_mup": "config = base_config = small.config\n",
+    "is_mup": MUP,
+    "muon_param_groups": MUP,
+    "mup_optimizer": ARGS + MUP + "data = german\n",
     "mup_param_groups": MUP,
     "mup_table": MUP,
+    "paired_bootstrap": "merged = last = small\nheld_out = EvaluationSet.from_documents(documents, tokenizer)\n",
     "shrink_checkpoint": GROWN,
+    "token_nll": "ids = inputs.input_ids\n",
+    "training_factors": MUP,
 }  # fmt: skip
 """What is made before an example, beside what `stand_ins` gives to all of them."""
 
@@ -148,16 +161,49 @@ SETUPS = {
 def test_the_example_runs(name: str, made: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     shutil.copytree(made, here)
-    statements = examples(name)
-    assert statements
     with contextlib.chdir(here):
-        names = stand_ins(name)
-        for each in statements:
-            shown = io.StringIO()
-            mode = "single" if each.source.count("\n") == 1 or each.want else "exec"
-            with contextlib.redirect_stdout(shown):
-                exec(compile(each.source, f"example of {name}", mode), names)
-            options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-            assert not each.want or doctest.OutputChecker().check_output(each.want, shown.getvalue(), options), (
-                f"{each.source!r} printed {shown.getvalue()!r} in place of {each.want!r}"
-            )
+        run(name, examples(getattr(hf_warmscale, name)), stand_ins(name))
+
+
+def run(name: str, statements: list[doctest.Example], names: dict[str, Any]) -> None:
+    """Run an example, and compare what it prints."""
+    assert statements, f"{name} has no example"
+    for each in statements:
+        shown = io.StringIO()
+        mode = "single" if each.source.count("\n") == 1 or each.want else "exec"
+        with contextlib.redirect_stdout(shown):
+            exec(compile(each.source, f"example of {name}", mode), names)
+        options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert not each.want or doctest.OutputChecker().check_output(each.want, shown.getvalue(), options), (
+            f"{each.source!r} of {name} printed {shown.getvalue()!r} in place of {each.want!r}"
+        )
+
+
+# ---- The rooms' own names ----
+
+WITHOUT: dict[str, set[str]] = {
+    "evaluation": set(),
+    "merging": {"AlphaSweep", "MergeReceipt", "MergeResult", "MergeSource", "lm_eval_loss", "sweep_alphas"},
+    "mup": set(),
+    "report": set(),
+}
+"""The rooms whose names have examples that run, with the names that have none, or one that needs too much."""
+
+
+def own_names(room: str) -> list[str]:
+    """Return the classes and functions that a room exports and the package does not."""
+    exported = import_module(f"hf_warmscale.{room}")
+    names = [name for name in exported.__all__ if name not in hf_warmscale.__all__ and name not in WITHOUT[room]]
+    items = {name: getattr(exported, name) for name in names}
+    return [name for name, item in items.items() if inspect.isclass(item) or inspect.isfunction(item)]
+
+
+@pytest.mark.parametrize("room", WITHOUT)
+def test_the_examples_of_a_room_run(room: str, made: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(made, here)
+    with contextlib.chdir(here):
+        for name in own_names(room):
+            item = getattr(import_module(f"hf_warmscale.{room}"), name)
+            names = stand_ins(name)
+            run(name, examples(item), names)

@@ -24,6 +24,14 @@ class PairedDifference:
         low (`float`): lower end of the interval.
         high (`float`): upper end of the interval.
         confidence (`float`): nominal coverage of the interval.
+
+    Example:
+
+    ```python
+    >>> difference = PairedDifference(estimate=-0.03, low=-0.05, high=-0.01, confidence=0.95)
+    >>> difference.high < 0  # the first model is better
+    True
+    ```
     """
 
     estimate: float

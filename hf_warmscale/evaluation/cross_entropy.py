@@ -46,5 +46,12 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype in which losses are summed on `device`: float64 on the CPU, float32 elsewhere.
 
     Apple GPUs have no float64, and on other accelerators it is slow.
+
+    Example:
+
+    ```python
+    >>> sum_dtype(torch.device("cpu"))
+    torch.float64
+    ```
     """
     return torch.float64 if device.type == "cpu" else torch.float32

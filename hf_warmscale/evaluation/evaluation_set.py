@@ -254,7 +254,18 @@ def _check_language(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def default_max_length(model: nn.Module) -> int:
-    """Return 1024, or as many positions as the model takes if these are fewer."""
+    """Return 1024, or as many positions as the model takes if these are fewer.
+
+    Args:
+        model (`nn.Module`): a causal LM, whatever wraps it.
+
+    Example:
+
+    ```python
+    >>> default_max_length(model)  # of a model with 128 positions
+    128
+    ```
+    """
     return min(DEFAULT_MAX_LENGTH, _max_positions(model) or DEFAULT_MAX_LENGTH)
 
 
@@ -312,6 +323,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off inside the block; each module then has its own mode again.
 
     `model.train()` afterwards would also switch on a frozen part that was in evaluation mode before.
+
+    Example:
+
+    ```python
+    >>> with evaluation_mode(model):
+    ...     model.training
+    False
+    ```
     """
     training = [module for module in model.modules() if module.training]
     for module in training:

@@ -14,7 +14,18 @@ IntArray = NDArray[np.int64]
 
 
 class NonFiniteLossError(ValueError):
-    """A model, or a loss function, gave NaN or infinity: the model diverged, the data are not at fault."""
+    """A model, or a loss function, gave NaN or infinity: the model diverged, the data are not at fault.
+
+    Example:
+
+    ```python
+    >>> try:
+    ...     raise NonFiniteLossError("The model gave a loss of nan.")
+    ... except ValueError as error:
+    ...     print(error)
+    The model gave a loss of nan.
+    ```
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +37,15 @@ class DocumentNLL:
         tokens (`IntArray`): `[documents]`, the number of tokens scored: every token of the document.
         bytes (`IntArray`): `[documents]`, the length in UTF-8.
         digests (`tuple[str, ...]`): the SHA-256 of each document.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> scores = DocumentNLL(np.array([6.0, 2.0]), np.array([3, 1]), np.array([12, 4]), ("00ff", "11ee"))
+    >>> scores.mean, round(scores.bits_per_byte, 3)
+    (2.0, 0.721)
+    ```
     """
 
     nll: FloatArray

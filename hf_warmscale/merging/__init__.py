@@ -18,7 +18,6 @@ from hf_warmscale.merging.search.spaces import (
 )
 from hf_warmscale.merging.search.sweep import AlphaSweep, sweep_alphas
 from hf_warmscale.merging.sources import MergeSource
-from hf_warmscale.merging.weighted_sum import weighted_sum_
 from hf_warmscale.merging.weights import (
     decay_weights,
     ema_weights,
@@ -57,5 +56,4 @@ __all__ = [
     "sweep_alphas",
     "trajectory_weights",
     "uniform_weights",
-    "weighted_sum_",
 ]

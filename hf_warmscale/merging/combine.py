@@ -21,6 +21,14 @@ class Combiner(Protocol):
     applies them. The K models may be checkpoints, whose parameters are summed (`CheckpointCombiner`), adapters of one
     base, or the members of a composite model, whose log-probabilities are summed (then `combine` only sets K numbers).
     A weight of 1 for one of them, and 0 for the others, must give that model alone.
+
+    Example:
+
+    ```python
+    >>> checkpoints = [open_checkpoint(f"run/checkpoint-{step}") for step in (800, 900)]
+    >>> combiner: Combiner = CheckpointCombiner(model, checkpoints)
+    >>> combiner.combine(uniform_weights(2))
+    ```
     """
 
     model: PreTrainedModel

@@ -51,6 +51,13 @@ class MergeInput:
         revision (`str` or `None`): its commit on the Hub.
         step (`int` or `None`): its training step, from `trainer_state.json` or the name of the folder.
         sha256 (`str`): content hash of its tensors.
+
+    Example:
+
+    ```python
+    >>> MergeInput("org/model", revision="3f2a", step=1000, sha256="00ff").to_dict()["step"]
+    1000
+    ```
     """
 
     source: str

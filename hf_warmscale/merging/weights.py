@@ -10,12 +10,34 @@ LAWA_WINDOW = 5
 
 
 def pair_weights(later: float) -> Weights:
-    """Return `(1 - later, later)`; above 1 this extrapolates (arXiv 2403.19390, section 3)."""
+    """Return `(1 - later, later)`; above 1 this extrapolates (arXiv 2403.19390, section 3).
+
+    Args:
+        later (`float`): the weight of the later checkpoint.
+
+    Example:
+
+    ```python
+    >>> pair_weights(0.75)
+    (0.25, 0.75)
+    ```
+    """
     return (1.0 - later, later)
 
 
 def uniform_weights(count: int) -> Weights:
-    """Return `1 / count` for each of `count` checkpoints."""
+    """Return `1 / count` for each of `count` checkpoints.
+
+    Args:
+        count (`int`): number of checkpoints.
+
+    Example:
+
+    ```python
+    >>> uniform_weights(4)
+    (0.25, 0.25, 0.25, 0.25)
+    ```
+    """
     return (1.0 / count,) * count
 
 
@@ -30,12 +52,36 @@ def subset_weights(count: int, members: frozenset[int]) -> Weights:
 
 
 def lawa_weights(count: int, window: int = LAWA_WINDOW) -> Weights:
-    """Return the uniform average of the latest `window` checkpoints, or of all if fewer (arXiv 2209.14981)."""
+    """Return the uniform average of the latest `window` checkpoints, or of all if fewer (arXiv 2209.14981).
+
+    Args:
+        count (`int`): number of checkpoints, the oldest first.
+        window (`int`): how many of the latest are averaged.
+
+    Example:
+
+    ```python
+    >>> lawa_weights(4, window=2)
+    (0.0, 0.0, 0.5, 0.5)
+    ```
+    """
     return subset_weights(count, frozenset(range(max(0, count - window), count)))
 
 
 def ema_weights(count: int, decay: float) -> Weights:
-    """Return an exponential moving average that starts with the oldest: `decay**i * (1 - decay)` for age `i`."""
+    """Return an exponential moving average that starts with the oldest: `decay**i * (1 - decay)` for age `i`.
+
+    Args:
+        count (`int`): number of checkpoints, the oldest first.
+        decay (`float`): in [0, 1): the share that the average keeps at each new checkpoint.
+
+    Example:
+
+    ```python
+    >>> ema_weights(3, decay=0.5)
+    (0.25, 0.25, 0.5)
+    ```
+    """
     return (decay ** (count - 1), *((1 - decay) * decay ** (count - 1 - index) for index in range(1, count)))
 
 
@@ -44,6 +90,17 @@ def power_weights(count: int, exponent: float) -> Weights:
 
     This merge is equivalent to the learning-rate decay `1 - (i / count)**p` over the updates between the checkpoints
     (arXiv 2507.17634). `p = 1` is a linear decay, and the uniform average; above 1, newer checkpoints weigh more.
+
+    Args:
+        count (`int`): number of checkpoints, the oldest first.
+        exponent (`float`): p, above 0.
+
+    Example:
+
+    ```python
+    >>> power_weights(4, 2.0)
+    (0.0625, 0.1875, 0.3125, 0.4375)
+    ```
     """
     return trajectory_weights(count, float(count), exponent)
 
@@ -60,6 +117,13 @@ def trajectory_weights(count: int, window: float, exponent: float) -> Weights:
         count (`int`): number of checkpoints.
         window (`float`): in `(0, count]`, checkpoints.
         exponent (`float`): above 0.
+
+    Example:
+
+    ```python
+    >>> trajectory_weights(4, window=1.5, exponent=1.0)
+    (0.0, 0.0, 0.333..., 0.666...)
+    ```
     """
     start = count - window
     # Clamped, so the checkpoint at the edge of the window gets the increase over the part of its interval inside it.
@@ -74,6 +138,13 @@ def decay_weights(factors: Sequence[float]) -> Weights:
 
     Args:
         factors (`Sequence[float]`): learning-rate factors `w_1, ..., w_k` of a decay, in the order of the updates.
+
+    Example:
+
+    ```python
+    >>> decay_weights([1.0, 0.5])  # two updates between three checkpoints, the second at half the rate
+    (0.0, 0.5, 0.5)
+    ```
     """
     # Checkpoint j holds the updates 1 ... j. Update i is thus in all checkpoints from i on, and their weights must add
     # up to w_i: a telescoping sum of differences.

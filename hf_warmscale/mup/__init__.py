@@ -9,7 +9,7 @@ from hf_warmscale.mup.groups import mup_param_groups
 from hf_warmscale.mup.initialization import init_mup
 from hf_warmscale.mup.modeling import MupForCausalLM
 from hf_warmscale.mup.muon import muon_param_groups, muon_shape_factor
-from hf_warmscale.mup.optimizer import MupOptimizerFactory, mup_optimizer, refuse_deepspeed_optimizer
+from hf_warmscale.mup.optimizer import mup_optimizer
 from hf_warmscale.mup.rules import OptimizerFactors, Parametrization, Power, Ratios, Rule, rule_table
 from hf_warmscale.mup.table import Cell, TableRow, mup_table
 from hf_warmscale.mup.weight_decay import WeightDecayRule, group_weight_decay
@@ -21,7 +21,6 @@ __all__ = [
     "ExportReceipt",
     "MupConfig",
     "MupForCausalLM",
-    "MupOptimizerFactory",
     "OptimizerFactors",
     "Parametrization",
     "Power",
@@ -41,7 +40,6 @@ __all__ = [
     "mup_optimizer",
     "mup_param_groups",
     "mup_table",
-    "refuse_deepspeed_optimizer",
     "rule_table",
     "training_factors",
 ]

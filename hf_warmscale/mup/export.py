@@ -59,6 +59,14 @@ class ExportReceipt(Receipt):
         factors (`dict[str, float]`): what each kind of tensor was multiplied by, where that is not 1.
         exact (`bool`): all factors are powers of two, so no weight was rounded.
         limits (`list[str]`): engines that cannot run the result, and why.
+
+    Example:
+
+    ```python
+    >>> receipt = export_checkpoint("mup-1b", "exported")
+    >>> receipt.to, receipt.exact
+    ('llama', True)
+    ```
     """
 
     file_name: ClassVar[str] = "export.json"
@@ -167,6 +175,14 @@ def training_factors(config: GraniteConfig, *, folded: bool = True) -> TrainingF
     Args:
         config (`GraniteConfig`): of the Granite form.
         folded (`bool`): the multipliers are in the weights.
+
+    Example:
+
+    ```python
+    >>> role, own = training_factors(config).find("model.layers.0.mlp.up_proj.weight")
+    >>> role, own.lr  # of a model twice as wide as its base
+    ('hidden', 0.5)
+    ```
     """
     form = GraniteForm.from_config(config) if is_mup(config) else GraniteForm.standard(config)
     scalings = {

@@ -20,6 +20,15 @@ class TrainingFactors:
 
     Args:
         factors (`Mapping[str, tuple[Role, OptimizerFactors]]`): the role and the factors of every parameter.
+
+    Example:
+
+    ```python
+    >>> factors = training_factors(config)
+    >>> factors.save(folder)
+    >>> TrainingFactors.load(folder).find("model.norm.weight")[0]
+    'final_norm'
+    ```
     """
 
     factors: Mapping[str, tuple[Role, OptimizerFactors]]

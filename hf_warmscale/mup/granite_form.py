@@ -155,6 +155,14 @@ def is_mup(config: object) -> TypeGuard[GraniteConfig]:
 
     This is the package's only test for it. Neither the class nor the weights decide: the entry survives in the stock
     Granite config that `MupForCausalLM.save_pretrained` writes, and a `mup` key of another family is not ours.
+
+    Example:
+
+    ```python
+    >>> from transformers import GraniteConfig
+    >>> is_mup(config), is_mup(GraniteConfig())
+    (True, False)
+    ```
     """
     return isinstance(config, GraniteConfig) and getattr(config, "mup", None) is not None
 

@@ -105,6 +105,13 @@ def muon_shape_factor(shape: Shape, adjust_lr_fn: str | None) -> float:
     Args:
         shape (`tuple[float, ...]`): rows and columns, as stored.
         adjust_lr_fn (`str` or `None`): `"original"` (also `None`) or `"match_rms_adamw"`.
+
+    Example:
+
+    ```python
+    >>> muon_shape_factor((1024, 256), None), muon_shape_factor((256, 1024), None)
+    (2.0, 1.0)
+    ```
     """
     rows, columns = shape
     if adjust_lr_fn == "match_rms_adamw":

@@ -28,6 +28,13 @@ class Ratios:
     Widths that grow out of proportion keep the step of each matrix, but not what Adam's step of one matrix does
     through the next: for the MLP that part goes as (m_f / m_N)^0.5, m_f being the ratio of the intermediate sizes.
     Keep the proportions of the base; `recipes/reproduce/mup/README.md` has the derivation and the slopes.
+
+    Example:
+
+    ```python
+    >>> Ratios(width=4.0, depth=2.0, fan_in=4.0).seen_by("mup")
+    Ratios(width=4.0, depth=1.0, fan_in=4.0, fan_out=1.0)
+    ```
     """
 
     width: float = 1.0
@@ -45,7 +52,16 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Power:
-    """A monomial in the ratios, by its exponents."""
+    """A monomial in the ratios, by its exponents.
+
+    Example:
+
+    ```python
+    >>> rate = Power(fan_in=-1, depth=-0.5)
+    >>> rate(Ratios(fan_in=4.0, depth=4.0)), rate.formula("η")
+    (0.125, 'η/m_in·m_L^-0.5')
+    ```
+    """
 
     width: float = 0.0
     depth: float = 0.0
@@ -75,6 +91,13 @@ class OptimizerFactors:
     """What a parameter's own init, learning rate, weight decay and Adam eps are multiplied by.
 
     Weight decay is decoupled (the decay per step is `lr * weight_decay`); a factor of 0 marks what is not decayed.
+
+    Example:
+
+    ```python
+    >>> OptimizerFactors(lr=0.25).absorb(2.0)
+    OptimizerFactors(init=2.0, lr=0.5, weight_decay=0.5, eps=0.5)
+    ```
     """
 
     init: float = 1.0
@@ -103,6 +126,20 @@ class Rule:
 
     The `muon` columns hold for matrices whose update is orthogonalised to spectral norm 1 (Muon without a shape factor
     of its own); they are `None` for what Muon must not touch, which keeps its AdamW columns.
+
+    Args:
+        role (`Role`): whose row it is.
+        init, multiplier, lr, eps (`Power`): of the init std, the forward pass, the learning rate and Adam's eps.
+        weight_decay (`Power` or `None`): of the decoupled weight decay; `None` for what is not decayed.
+        reason (`str`): why, in a clause.
+        muon_lr, muon_weight_decay, muon_eps (`Power` or `None`): the same under Muon.
+
+    Example:
+
+    ```python
+    >>> rule_table()["readout"].multiplier.formula("1")
+    '1/m_N'
+    ```
     """
 
     role: Role
@@ -210,6 +247,16 @@ class Parametrization:
 
     Raises:
         ValueError: on an unknown rule or a constant out of its range.
+
+    Example:
+
+    ```python
+    >>> completep = Parametrization()
+    >>> completep.residual_multiplier(depth=4.0)
+    0.25
+    >>> completep.factors("hidden", Ratios(width=4.0, depth=4.0, fan_in=4.0)).lr
+    0.25
+    ```
     """
 
     rule: RuleName = "completep"

@@ -16,7 +16,19 @@ VECTORS = ("norm", "final_norm", "bias")
 
 @dataclass(frozen=True)
 class Cell:
-    """A factor, and the formula it comes from: σ, η, λ and ε are the base's init std, rate, weight decay and eps."""
+    """A factor, and the formula it comes from: σ, η, λ and ε are the base's init std, rate, weight decay and eps.
+
+    Args:
+        formula (`str`): in the symbols of the table.
+        value (`float`): its value for the model at hand.
+
+    Example:
+
+    ```python
+    >>> print(Cell("η/m_in", 0.25))
+    η/m_in = 0.25
+    ```
+    """
 
     formula: str
     value: float
@@ -46,6 +58,14 @@ class TableRow:
         muon_weight_decay (`Cell` or `None`): on the decoupled weight decay under Muon.
         muon_eps (`Cell` or `None`): on the eps under Muon.
         reason (`str`): why.
+
+    Example:
+
+    ```python
+    >>> row = mup_table(config)[0]
+    >>> row.role, row.place, row.lr.formula
+    ('embedding', 'outside', 'η')
+    ```
     """
 
     role: str

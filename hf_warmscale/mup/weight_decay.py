@@ -38,6 +38,15 @@ def group_weight_decay(
     Raises:
         ValueError: on an unknown rule, a missing or superfluous timescale, or a rate of 0 under a rule that divides by
             it.
+
+    Example:
+
+    ```python
+    >>> group_weight_decay("paper", factor=4.0, lr=0.01, group_lr=0.0025, weight_decay=0.1)
+    0.4
+    >>> group_weight_decay("ema_timescale", factor=4.0, lr=0.01, group_lr=0.0025, weight_decay=0.1, timescale=4000)
+    0.1
+    ```
     """
     if rule not in get_args(WeightDecayRule):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Tables and pictures. Stands at the bottom: it knows no operation."""
 
 from hf_warmscale.report.figures import figure
-from hf_warmscale.report.tables import format_cell, markdown_table, print_table
+from hf_warmscale.report.tables import markdown_table, print_table
 
-__all__ = ["figure", "format_cell", "markdown_table", "print_table"]
+__all__ = ["figure", "markdown_table", "print_table"]

@@ -28,6 +28,13 @@ def figure(path: str | os.PathLike[str], *, size: tuple[float, float] = (7.0, 4.
     Args:
         path (`str` or `PathLike`): the PNG to write; it is replaced.
         size (`tuple[float, float]`): width and height in inches.
+
+    Example:
+
+    ```python
+    >>> with figure("losses.png") as drawing:
+    ...     drawing.subplots().plot([0, 1, 2], [5.6, 4.9, 4.7])
+    ```
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -21,7 +21,21 @@ def format_cell(value: object) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table whose columns are the keys of the first row."""
+    """Return a Markdown table whose columns are the keys of the first row.
+
+    Args:
+        rows (`Sequence[Mapping[str, object]]`): the cells of each row by column; a missing one is shown as `-`.
+
+    Example:
+
+    ```python
+    >>> print(markdown_table([{"model": "base", "nll": 3.51234}, {"model": "grown", "nll": 3.4}]))
+    | model | nll |
+    |---|---|
+    | base | 3.512 |
+    | grown | 3.4 |
+    ```
+    """
     if not rows:
         return ""
     columns = list(rows[0])
@@ -31,7 +45,19 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def print_table(rows: Sequence[Row], *, title: str | None = None, console: Console | None = None) -> None:
-    """Print rows as a table on standard output; numbers are right-aligned."""
+    """Print rows as a table on standard output; numbers are right-aligned.
+
+    Args:
+        rows (`Sequence[Mapping[str, object]]`): the cells of each row by column; nothing is printed without rows.
+        title (`str`, *optional*): a line above the table.
+        console (`rich.console.Console`, *optional*): where to print; standard output by default.
+
+    Example:
+
+    ```python
+    >>> print_table([{"model": "base", "tokens": 20_000_000}, {"model": "grown", "tokens": 5_000_000}])
+    ```
+    """
     if not rows:
         return
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")

@@ -52,6 +52,12 @@ def refuse_public_benchmark(name: str, *, allow: bool = False) -> None:
 
     Raises:
         ValueError: if the name, or a part of it, is that of a public benchmark.
+
+    Example:
+
+    ```python
+    >>> refuse_public_benchmark("my_exam")  # with "data/gsm8k.jsonl" it raises
+    ```
     """
     parts = [part for part in re.split(r"[^a-z0-9]+", name.lower()) if part]
     # Runs of neighbouring parts, joined: `arc-challenge`, `arc_challenge` and `arcchallenge` are one benchmark, while

@@ -23,6 +23,14 @@ class Mergeability:
             it is worse.
         decades (`float` or `None`): log10 of the ratio of their training progress, if both are known.
         advice (`str`): one sentence.
+
+    Example:
+
+    ```python
+    >>> look = Mergeability(barrier=0.2, gain=-0.1, decades=1.0, advice="Leave the early checkpoints out.")
+    >>> look.to_dict()["barrier"]
+    0.2
+    ```
     """
 
     barrier: float

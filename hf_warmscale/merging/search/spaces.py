@@ -51,7 +51,16 @@ class Range:
 
 
 class Space(Protocol):
-    """A box whose points stand for merges; see `Combiner` for how their weights are applied."""
+    """A box whose points stand for merges; see `Combiner` for how their weights are applied.
+
+    Example:
+
+    ```python
+    >>> space = TrajectorySpace(3)
+    >>> list(space.ranges), space.point((0.0, 0.5, 0.5))
+    (['window', 'exponent'], {'window': 2.0, 'exponent': 1.0})
+    ```
+    """
 
     @property
     def ranges(self) -> Mapping[str, Range]:
@@ -74,6 +83,13 @@ class PairSpace:
     Args:
         alpha (`float`): smallest weight of the later checkpoint.
         beyond (`float`): its largest weight; above 1 the search may extrapolate.
+
+    Example:
+
+    ```python
+    >>> PairSpace().weights({"lambda": 0.75})
+    (0.25, 0.75)
+    ```
     """
 
     alpha: float = 0.5
@@ -101,6 +117,13 @@ class TrajectorySpace:
 
     Args:
         count (`int`): number of checkpoints, the oldest first.
+
+    Example:
+
+    ```python
+    >>> TrajectorySpace(4).weights({"window": 2.0, "exponent": 1.0})
+    (0.0, 0.0, 0.5, 0.5)
+    ```
     """
 
     count: int
@@ -131,6 +154,13 @@ class SimplexSpace:
 
     Args:
         count (`int`): number of checkpoints.
+
+    Example:
+
+    ```python
+    >>> SimplexSpace(2).weights({"stick_0": 0.25})
+    (0.25, 0.75)
+    ```
     """
 
     count: int
@@ -164,6 +194,13 @@ class GroupSpace:
 
     Raises:
         ValueError: if there are no knots.
+
+    Example:
+
+    ```python
+    >>> list(GroupSpace(describe(model.config), count=2).ranges)[:3]
+    ['embedding.0.stick_0', 'attention.0.stick_0', 'attention.1.stick_0']
+    ```
     """
 
     model_map: ModelMap
@@ -228,6 +265,13 @@ class AdapterSpace:
     Args:
         count (`int`): number of adapters.
         most (`float`): the largest weight of an adapter.
+
+    Example:
+
+    ```python
+    >>> AdapterSpace(2).weights({"adapter_0": 1.0, "adapter_1": 0.5})
+    (1.0, 0.5)
+    ```
     """
 
     count: int
