@@ -32,6 +32,15 @@ def refuse_existing(output: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: if `output` is a file, a mount point, or a folder that is not empty.
         OSError: if it cannot be looked at, or is a link to itself.
+
+    Args:
+        output (`str` or `PathLike`): where a result shall go.
+
+    Example:
+
+    ```python
+    >>> refuse_existing("a-new-folder")  # for a folder that is not empty it raises
+    ```
     """
     output = Path(output)
     try:
@@ -144,6 +153,13 @@ def explained_full_disk(output: Path) -> Iterator[None]:
 
     Raises:
         OSError: if there is no room left.
+
+    Example:
+
+    ```python
+    >>> with explained_full_disk(Path("model")):
+    ...     write_text("model/notes.txt", "grown")
+    ```
     """
     try:
         yield
@@ -158,6 +174,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
     Raises:
         OSError: if the disk is full or the folder cannot be written; what was at `path` is still there.
+
+    Args:
+        path (`str` or `PathLike`): the file to write; it is replaced.
+        text (`str`): its content.
+
+    Example:
+
+    ```python
+    >>> write_text("notes.txt", "grown")
+    ```
     """
     with staged_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
@@ -169,6 +195,18 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[A
     Raises:
         ValueError: if `content` holds NaN or an infinity.
         OSError: as `write_text`.
+
+    Args:
+        path (`str` or `PathLike`): the file to write; it is replaced.
+        content (`Mapping` or `list`): plain values.
+
+    Example:
+
+    ```python
+    >>> write_json("report.json", {"nll": 3.4})
+    >>> Path("report.json").read_text()
+    '{\\n  "nll": 3.4\\n}\\n'
+    ```
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 

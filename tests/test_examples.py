@@ -104,7 +104,7 @@ def stand_ins(name: str) -> dict[str, Any]:
         "english": rows, "german": rows, "english_validation": rows, "german_validation": rows,
         "texts": documents(4), "held_out": documents(8), "documents": documents(8),
         "inputs": tokenizer(["To err"], return_tensors="pt"), "small": small, "model": small,
-        "held_out_mix": [documents(2), documents(4)[2:]], "rows": rows,
+        "held_out_mix": [documents(2), documents(4)[2:]], "rows": rows, "Path": Path,
     }  # fmt: skip
     made = {**public, **given}
     exec(SETUPS.get(name, ""), made)
@@ -121,6 +121,7 @@ MUP = "from tests.cli.workspace import make_model\nmodel = make_model()\nconfig 
 KERNELS = "model = apply_majority_kernels(model, expansion=3)\n"
 EMULATED = "model = EmulatedFineTuningForCausalLM(base=large, tuned=[small_tuned, small], reference=small)\n"
 SETUPS = {
+    "CheckpointWriter": "checkpoint = open_checkpoint('small')\n",
     "DistillationTrainer": TUNED + ARGS + MIXTURE,
     "HealingTrainer": TUNED + ARGS + MIXTURE,
     "EmulatedFineTuningConfig": TUNED + EMULATED,
@@ -134,6 +135,8 @@ SETUPS = {
     "UncertaintyRouter": "model = PeftModel.from_pretrained(model, 'adapter')\n",
     "anneal_stage": ARGS + "mixture = ReplayMixture({'english': english}, [1.0])\n",
     "apply_majority_kernels": "from transformers import TrainingArguments as Args\n" + PLAIN,
+    "at_size": MUP,
+    "content_hash": "checkpoint = open_checkpoint('small')\n",
     "export_checkpoint": MUP + "model.save_pretrained('mup-1b')\n",
     "fold_majority_kernels": KERNELS,
     "fold_multipliers": MUP,
@@ -147,9 +150,14 @@ SETUPS = {
     "is_mup": MUP,
     "muon_param_groups": MUP,
     "mup_optimizer": ARGS + MUP + "data = german\n",
+    "ladder": MUP,
     "mup_param_groups": MUP,
     "mup_table": MUP,
+    "open_study": "import numpy as np\nids = np.arange(4)\n",
     "paired_bootstrap": "merged = last = small\nheld_out = EvaluationSet.from_documents(documents, tokenizer)\n",
+    "read_runs": "run_all(open_study('losses', {}), [PlannedRun('seed-0')], lambda run: {'loss': 3.5})\n",
+    "require_one_language": "import shutil, warnings\nshutil.copytree('small', 'large')\n",
+    "save_model": "model = grow_from_pretrained('small', num_hidden_layers=3)\n",
     "shrink_checkpoint": GROWN,
     "token_nll": "ids = inputs.input_ids\n",
     "training_factors": MUP,
@@ -182,10 +190,32 @@ def run(name: str, statements: list[doctest.Example], names: dict[str, Any]) -> 
 # ---- The rooms' own names ----
 
 WITHOUT: dict[str, set[str]] = {
+    "architecture": set(),
+    "checkpoints": {
+        "ModelWeights",
+        "RunFolder",
+        "compare_tokenizers",
+        "load_config",
+        "load_model",
+        "load_tokenizer",
+        "open_checkpoint",
+    },
     "evaluation": set(),
     "merging": {"AlphaSweep", "MergeReceipt", "MergeResult", "MergeSource", "lm_eval_loss", "sweep_alphas"},
     "mup": set(),
     "report": set(),
+    "studies": set(),
+    "tuning": {
+        "CoordinateResult",
+        "TransferResult",
+        "assert_coordinates",
+        "assert_lr_transfers",
+        "check_models",
+        "coordinate_check",
+        "lr_transfer",
+        "train_model",
+        "train_proxy",
+    },
 }
 """The rooms whose names have examples that run, with the names that have none, or one that needs too much."""
 
@@ -204,6 +234,6 @@ def test_the_examples_of_a_room_run(room: str, made: Path, tmp_path: Path) -> No
     shutil.copytree(made, here)
     with contextlib.chdir(here):
         for name in own_names(room):
-            item = getattr(import_module(f"hf_warmscale.{room}"), name)
-            names = stand_ins(name)
+            own = vars(import_module(f"hf_warmscale.{room}"))
+            names, item = stand_ins(name) | {each: own[each] for each in own["__all__"]}, own[name]
             run(name, examples(item), names)

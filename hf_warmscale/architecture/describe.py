@@ -327,6 +327,13 @@ def find_layers(model: PreTrainedModel, layers: int | None = None) -> str:
 
     Raises:
         ValueError: if no list of modules with parameters has this length.
+
+    Example:
+
+    ```python
+    >>> find_layers(model)
+    'model.layers'
+    ```
     """
     layers = _depth(model.config) if layers is None else layers
     stacks = [

@@ -58,6 +58,18 @@ def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
 
     A field that the family does not declare is ignored: a stray `intermediate_size` sets nothing in a GPT-2. The head
     size is an exception, because many families read it undeclared.
+
+    Args:
+        config (`PreTrainedConfig`): of any family.
+        axis (`Axis`): the size that is looked for.
+
+    Example:
+
+    ```python
+    >>> from transformers import GPT2Config
+    >>> find_field(GPT2Config(), Axis.LAYERS)
+    'n_layer'
+    ```
     """
     declared = _declared(config.model_type)
     for name in FIELDS[axis]:
@@ -93,6 +105,17 @@ def per_layer_fields(config: PreTrainedConfig) -> tuple[str, ...]:
 
     A list whose length merely coincides with the depth is ignored: a list that the family does not declare (a user's
     own, `architectures`), or one whose length differs from the depth in the family's default config.
+
+    Args:
+        config (`PreTrainedConfig`): of any family.
+
+    Example:
+
+    ```python
+    >>> from transformers import Qwen3Config
+    >>> per_layer_fields(Qwen3Config())
+    ('layer_types',)
+    ```
     """
     layers, known = getattr(config, "num_hidden_layers", None), _family_lists(config.model_type)
     return tuple(name for name, length in _lists(config).items() if length == layers and known.get(name, False))
@@ -123,6 +146,13 @@ def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTr
 
     Raises:
         ValueError: if the family has no field for an axis of `sizes`.
+
+    Example:
+
+    ```python
+    >>> resized_config(model.config, {Axis.LAYERS: 3}).num_hidden_layers
+    3
+    ```
     """
     return type(config).from_dict(resized_values(config, sizes))
 

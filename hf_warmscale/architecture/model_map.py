@@ -18,7 +18,15 @@ NormPosition = Literal["pre", "post", "residual", "final", "embedding", "inner"]
 
 
 class Axis(StrEnum):
-    """A size of the model that can change, named as transformers names it in a config."""
+    """A size of the model that can change, named as transformers names it in a config.
+
+    Example:
+
+    ```python
+    >>> Axis.HEADS, describe(model.config).sizes[Axis.HEADS]
+    (<Axis.HEADS: 'num_attention_heads'>, 4)
+    ```
+    """
 
     HIDDEN = "hidden_size"
     INTERMEDIATE = "intermediate_size"
@@ -38,6 +46,17 @@ class Block:
 
     A factor is an axis or a constant: the rows of `q_proj` are `(HEADS, HEAD_DIM)`, those of GPT-NeoX's fused
     projection `(HEADS, 3, HEAD_DIM)`.
+
+    Args:
+        factors (`tuple[Axis | int, ...]`): the slowest first.
+
+    Example:
+
+    ```python
+    >>> rows = Block((Axis.HEADS, Axis.HEAD_DIM))
+    >>> rows.shape({Axis.HEADS: 4, Axis.HEAD_DIM: 8}), Axis.HIDDEN in rows
+    ((4, 8), False)
+    ```
     """
 
     factors: tuple[Axis | int, ...]
@@ -71,6 +90,14 @@ class ParameterMap:
         fan_out (`int` or `None`): the dimension along which it writes; a vector's and an embedding's own.
         layer (`int` or `None`): the index of the block that holds it.
         module (`str`): the path of the module that owns it.
+
+    Example:
+
+    ```python
+    >>> query = describe(model.config).parameters["model.layers.0.self_attn.q_proj.weight"]
+    >>> query.role, query.layer, query.reads(Axis.HIDDEN), query.writes(Axis.HEADS)
+    ('hidden', 0, True, True)
+    ```
     """
 
     name: str
@@ -111,6 +138,14 @@ class NormMap:
         centered (`bool`): it subtracts the mean (LayerNorm).
         gain_offset (`float`): the constant added to the stored gain: 1 for norms that store `g - 1` (Gemma), else 0.
         layer (`int` or `None`): the index of the block that holds it.
+
+    Example:
+
+    ```python
+    >>> norm = describe(model.config).norms["model.norm"]
+    >>> norm.position, norm.centered, norm.gain_offset
+    ('final', False, 0.0)
+    ```
     """
 
     module: str
@@ -140,6 +175,14 @@ class ModelMap:
             the larger error of models of two sizes.
         proved_on (`PreTrainedConfig`): of the smaller of the two: the same architecture, of a few thousand parameters.
         experts_per_token (`int` or `None`): the routed experts that a token goes through; `None` without experts.
+
+    Example:
+
+    ```python
+    >>> described = describe(model.config)
+    >>> [parameter.name for parameter in described.with_role("readout", "final_norm")]
+    ['model.norm.weight', 'lm_head.weight']
+    ```
     """
 
     model_type: str

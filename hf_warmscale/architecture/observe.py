@@ -42,13 +42,36 @@ class Trace:
 
 
 def sample_tokens(vocab_size: int) -> torch.Tensor:
-    """Return a fixed batch `[2, 12]` of ordinary token ids."""
+    """Return a fixed batch `[2, 12]` of ordinary token ids.
+
+    Args:
+        vocab_size (`int`): of the model that reads them.
+
+    Example:
+
+    ```python
+    >>> sample_tokens(300).shape
+    torch.Size([2, 12])
+    ```
+    """
     generator = torch.Generator().manual_seed(1)
     return torch.randint(FIRST_ORDINARY_TOKEN, vocab_size, (2, 12), generator=generator)
 
 
 def logits_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the float64 logits `[batch, tokens, vocab]`, computed in float64 throughout."""
+    """Return the float64 logits `[batch, tokens, vocab]`, computed in float64 throughout.
+
+    Args:
+        model (`nn.Module`): a causal LM in float64.
+        tokens (`Tensor`): ids, `[batch, tokens]`.
+
+    Example:
+
+    ```python
+    >>> logits_of(random_model(model.config), sample_tokens(300)).shape
+    torch.Size([2, 12, 300])
+    ```
+    """
     with torch.no_grad(), StayInFloat64():
         output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return output.logits.detach()  # type: ignore[no-any-return]

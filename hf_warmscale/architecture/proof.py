@@ -33,7 +33,18 @@ Permutations = Mapping[Axis, torch.Tensor]
 
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a small model in float64 with random weights, always the same, in which no gain is 1 and no bias 0."""
+    """Build a small model in float64 with random weights, always the same, in which no gain is 1 and no bias 0.
+
+    Args:
+        config (`PreTrainedConfig`): of a small model.
+
+    Example:
+
+    ```python
+    >>> random_model(model.config).dtype
+    torch.float64
+    ```
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reseed every GPU too
         return randomize(build(config))

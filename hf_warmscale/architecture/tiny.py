@@ -63,6 +63,14 @@ def on_cpu() -> Iterator[None]:
     """Make new tensors on the CPU although the caller has set another default device.
 
     Without such a default nothing is set, since transformers takes any set device for a request to place the model.
+
+    Example:
+
+    ```python
+    >>> with on_cpu():
+    ...     torch.ones(2).device
+    device(type='cpu')
+    ```
     """
     with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
         yield
@@ -169,7 +177,18 @@ def has_latent_heads(config: PreTrainedConfig) -> bool:
 
 
 def named_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the parameters and the buffers that a checkpoint holds, tied weights once, in the model's order."""
+    """Return the parameters and the buffers that a checkpoint holds, tied weights once, in the model's order.
+
+    Args:
+        model (`PreTrainedModel`): of any family.
+
+    Example:
+
+    ```python
+    >>> list(named_state(model))[:2]
+    ['model.embed_tokens.weight', 'model.layers.0.self_attn.q_proj.weight']
+    ```
+    """
     state = model.state_dict(keep_vars=True)
     saved = {name: buffer for name, buffer in model.named_buffers() if name in state}
     return {**dict(model.named_parameters()), **saved}

@@ -30,6 +30,16 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
     Raises:
         ValueError: if no causal LM can be built of the config.
+
+    Args:
+        config (`PreTrainedConfig`): of any causal LM.
+
+    Example:
+
+    ```python
+    >>> skeleton(model.config).lm_head.weight.device
+    device(type='meta')
+    ```
     """
     try:
         with without_partitioning(), torch.device("meta"):

@@ -46,6 +46,13 @@ def require_model(source: str | os.PathLike[str], *, finite: bool = True) -> Mod
     Raises:
         FileNotFoundError: if there is no such model, or a file of it is missing.
         ValueError: if it is an adapter, quantized or damaged, or if its tensors are not those of its config.
+
+    Example:
+
+    ```python
+    >>> require_model("small").specs["model.norm.weight"].shape
+    (32,)
+    ```
     """
     weights = ModelWeights(open_checkpoint(source))
     if finite:

@@ -178,6 +178,15 @@ class ModelWriter:
 
     Raises:
         ValueError: as `CheckpointWriter`.
+
+    Example:
+
+    ```python
+    >>> weights = ModelWeights(open_checkpoint("small"))
+    >>> with staged_directory("copy") as folder, ModelWriter(folder, weights.model, weights.specs) as writer:
+    ...     for name in weights.specs:
+    ...         writer.write(name, weights.tensor(name))
+    ```
     """
 
     def __init__(

@@ -46,6 +46,14 @@ class Checkpoint:
     Args:
         source (`Source`): where it is and what the user called it.
         shards (`list[Shard]`): its files, opened.
+
+    Example:
+
+    ```python
+    >>> checkpoint = open_checkpoint("small")
+    >>> checkpoint.config.model_type, checkpoint.tensor("model.norm.weight").shape
+    ('llama', torch.Size([32]))
+    ```
     """
 
     def __init__(self, source: Source, shards: list[Shard]) -> None:

@@ -25,6 +25,13 @@ class Receipt(Protocol):
         title (`str`): the title of its section in the card.
         tag (`str`): the tag of the card.
         format_version (`int`): the version of the layout that `to_dict` writes.
+
+    Example:
+
+    ```python
+    >>> GrowthReceipt.file_name, GrowthReceipt.title
+    ('growth_receipt.json', 'Growth')
+    ```
     """
 
     file_name: ClassVar[str]
@@ -121,6 +128,12 @@ def check_format_version(content: Mapping[str, Any], newest: int, what: str) -> 
 
     Raises:
         ValueError: if the version is newer, or is not a whole number.
+
+    Example:
+
+    ```python
+    >>> check_format_version({"format_version": 1}, newest=2, what="The receipt")  # 3 would be refused
+    ```
     """
     version = content.get(FORMAT_VERSION, 1)
     if not isinstance(version, int) or version > newest:

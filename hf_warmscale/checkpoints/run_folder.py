@@ -48,6 +48,16 @@ def run_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: if there is no such folder.
+
+    Args:
+        run (`str` or `PathLike`): the `output_dir` of a training.
+
+    Example:
+
+    ```python
+    >>> [checkpoint.name for checkpoint in run_checkpoints("runs/base")][-1]
+    'checkpoint-1000'
+    ```
     """
     run = Path(run)
     if not run.is_dir():
@@ -61,6 +71,16 @@ def read_trainer_state(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Raises:
         ValueError: if the file is damaged.
+
+    Args:
+        folder (`str` or `PathLike`): a checkpoint or the folder of a run.
+
+    Example:
+
+    ```python
+    >>> read_trainer_state("run/checkpoint-1000")["global_step"] > 0
+    True
+    ```
     """
     path = Path(folder) / STATE_FILE
     if not path.is_file():
@@ -76,6 +96,16 @@ def read_stage(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Raises:
         ValueError: if the file is damaged.
+
+    Args:
+        folder (`str` or `PathLike`): a checkpoint or the folder of a run.
+
+    Example:
+
+    ```python
+    >>> read_stage("run/checkpoint-1000")["name"]
+    'english'
+    ```
     """
     path = Path(folder) / STAGE_FILE
     return read_json(path, REMEDY) if path.is_file() else None
@@ -112,7 +142,18 @@ def logged_names(history: History, prefix: str = "", suffix: str = "") -> list[s
 
 
 def total_tokens(stage: Mapping[str, Any]) -> int:
-    """Return the tokens of a stage, given as the content of its `stage.json`, and of all stages before it."""
+    """Return the tokens of a stage, given as the content of its `stage.json`, and of all stages before it.
+
+    Args:
+        stage (`Mapping[str, Any]`): the content of a `stage.json`.
+
+    Example:
+
+    ```python
+    >>> total_tokens(read_stage("run/checkpoint-1000")) > 0
+    True
+    ```
+    """
     parts = [*stage.get("lineage", []), stage]
     return sum(sum(part["progress"]["tokens"].values()) for part in parts)
 

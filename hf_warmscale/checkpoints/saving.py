@@ -77,6 +77,14 @@ def copy_side_files(source: Path, folder: Path) -> list[str]:
     Args:
         source (`Path`): a model folder; links in it are followed.
         folder (`Path`): an existing folder.
+
+    Example:
+
+    ```python
+    >>> Path("beside").mkdir()
+    >>> copy_side_files(Path("small"), Path("beside"))
+    ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
+    ```
     """
     copied = []
     for path in sorted(path for pattern in SIDE_FILES for path in source.glob(pattern) if path.is_file()):

@@ -35,6 +35,14 @@ class TensorSpec:
     Args:
         shape (`tuple[int, ...]`): as in `Tensor.shape`.
         dtype (`torch.dtype`): as it is stored.
+
+    Example:
+
+    ```python
+    >>> spec = TensorSpec((16, 4), torch.bfloat16)
+    >>> spec.nbytes
+    128
+    ```
     """
 
     shape: tuple[int, ...]
@@ -73,6 +81,16 @@ def refuse_non_finite(name: str, tensor: torch.Tensor) -> None:
 
     Raises:
         ValueError: naming the tensor.
+
+    Args:
+        name (`str`): for the sentence.
+        tensor (`Tensor`): of any floating dtype and shape.
+
+    Example:
+
+    ```python
+    >>> refuse_non_finite("model.norm.weight", torch.ones(4))  # with NaN in it, it raises
+    ```
     """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return

@@ -25,6 +25,13 @@ class TokenizerComparison:
             that both have stands for the same token.
         only_first (`tuple[str, ...]`): tokens that were added to the first one alone, by id.
         only_second (`tuple[str, ...]`): tokens that were added to the second one alone, by id.
+
+    Example:
+
+    ```python
+    >>> compare_tokenizers(tokenizer, tokenizer)
+    TokenizerComparison(disagreement=None, only_first=(), only_second=())
+    ```
     """
 
     disagreement: str | None
@@ -112,6 +119,13 @@ def shared_ids(rows: Mapping[str, int], tokenizers: Mapping[str, "PreTrainedToke
 
     Raises:
         ValueError: if a tokenizer gives ids that its own model has no row for.
+
+    Example:
+
+    ```python
+    >>> shared_ids({"large": 49_216, "small": 49_152}, {"large": None, "small": None})
+    49152
+    ```
     """
     known = {name: num_ids(tokenizer) for name, tokenizer in tokenizers.items() if tokenizer is not None}
     for name, ids in known.items():
@@ -169,6 +183,13 @@ def find_tokenizer(source: str | os.PathLike[str] | None) -> "PreTrainedTokenize
     Args:
         source (`str` or `PathLike`, *optional*): see `load_tokenizer`; often the `name_or_path` of a config, which is
             empty for a model that was built in memory.
+
+    Example:
+
+    ```python
+    >>> find_tokenizer("small") is None, find_tokenizer("no such folder")
+    (False, None)
+    ```
     """
     if not source or not os.fspath(source):
         return None

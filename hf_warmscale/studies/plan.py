@@ -27,6 +27,13 @@ class PlannedRun:
         name (`str`): of its JSON; it may have parts, as in `base/seed-0`.
         content (`Mapping[str, Any]`): what the run is, as plain values: its size, rate, seed.
         after (`tuple[str, ...]`): the runs whose results it needs.
+
+    Example:
+
+    ```python
+    >>> PlannedRun("large/seed-0", {"width": 64, "seed": 0}, after=("small/seed-0",)).name
+    'large/seed-0'
+    ```
     """
 
     name: str
@@ -52,6 +59,13 @@ def run_all(study: Study, plan: Sequence[PlannedRun], work: Work, *, pool: "Work
 
     Raises:
         ValueError: if a run waits for one that is neither stored nor planned, or two have one name.
+
+    Example:
+
+    ```python
+    >>> study = open_study("seeds", {"steps": 100})
+    >>> run_all(study, [PlannedRun("seed-0", {"seed": 0})], lambda run: {"loss": 3.5 + run.content["seed"]})
+    ```
     """
     _refuse(study, plan)
     if pool is None:
@@ -131,7 +145,19 @@ class Workers:
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Workers | None]:
-    """Yield a pool of single-threaded processes, which end when this one is killed; none for a single job."""
+    """Yield a pool of single-threaded processes, which end when this one is killed; none for a single job.
+
+    Args:
+        jobs (`int`): processes.
+
+    Example:
+
+    ```python
+    >>> with workers(1) as pool:  # of 2 jobs on, a pool for run_all
+    ...     pool is None
+    True
+    ```
+    """
     if jobs == 1:
         yield None
         return

@@ -39,6 +39,14 @@ def tokens_hash(parts: Iterable[NDArray[Any]]) -> str:
 
     Args:
         parts (`Iterable[NDArray]`): arrays of ids, any shape; the order of the parts and their lengths count.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> tokens_hash([np.arange(4)]) == tokens_hash([np.arange(4, dtype=np.int32)])
+    True
+    ```
     """
     digest = hashlib.sha256()
     for part in parts:

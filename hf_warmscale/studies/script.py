@@ -19,6 +19,14 @@ class StudyOptions:
         only (`tuple[str, ...]`): parts of the names of the runs that are wanted.
         list (`bool`): show the runs and stop.
         smoke (`bool`): leave almost no budget.
+
+    Example:
+
+    ```python
+    >>> words = ["--corpora", "text", "--work", "work", "--output", "out"]
+    >>> study_options("A study.", words, quiet=False).smoke
+    False
+    ```
     """
 
     corpora: Path
@@ -36,6 +44,16 @@ def study_options(description: str | None, words: Sequence[str] | None = None, *
         description (`str`): for `--help`: the docstring of the script.
         words (`Sequence[str]`, *optional*): the options; by default those of the command line.
         quiet (`bool`): make this process one of a study: one thread, no progress bars of transformers and datasets.
+
+    Example:
+
+    ```python
+    >>> options = study_options(
+    ...     "A study.", ["--corpora", "text", "--work", "work", "--output", "out", "--list"], quiet=False
+    ... )
+    >>> options.list
+    True
+    ```
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", type=Path, required=True)
@@ -69,7 +87,19 @@ def wanted_runs(plan: Sequence[PlannedRun], parts: Sequence[str]) -> list[Planne
 
 
 def listing(plan: Sequence[PlannedRun], folder: Path) -> str:
-    """Return a line for each run: whether its result is stored in the folder, and its name."""
+    """Return a line for each run: whether its result is stored in the folder, and its name.
+
+    Args:
+        plan (`Sequence[PlannedRun]`): the runs.
+        folder (`Path`): of the study.
+
+    Example:
+
+    ```python
+    >>> print(listing([PlannedRun("seed-0")], Path("other-results")))
+    to run  seed-0
+    ```
+    """
     stored = {run.name: (folder / f"{run.name}.json").is_file() for run in plan}
     return "\n".join(f"{'stored' if there else 'to run'}  {name}" for name, there in stored.items())
 

@@ -14,6 +14,13 @@ class SeedMean:
     Args:
         mean, low, high (`float`): in the unit of the values.
         seeds (`int`): how many values.
+
+    Example:
+
+    ```python
+    >>> mean_over_seeds([3.0, 3.1, 3.2]).seeds
+    3
+    ```
     """
 
     mean: float

@@ -31,6 +31,15 @@ class Study:
         config (`Mapping[str, Any]`): what all runs depend on, as plain values.
         tokens (`str`, *optional*): hash of the token stream, see [`tokens_hash`].
         commit (`str`, *optional*): git commit of the code that runs it.
+
+    Example:
+
+    ```python
+    >>> study = open_study("seeds", {"steps": 100})
+    >>> run_all(study, [PlannedRun("seed-0", {"seed": 0})], lambda run: {"loss": 3.5})
+    >>> [run["loss"] for run in read_runs("seeds")]
+    [3.5]
+    ```
     """
 
     folder: Path
@@ -159,6 +168,12 @@ def write_result(path: str | os.PathLike[str], content: Mapping[str, Any], *, co
         path (`str` or `PathLike`): of the JSON; what is there is replaced.
         content (`Mapping[str, Any]`): plain values; null stands for what is not finite.
         code (`Path`, *optional*): the folder of the script, as for [`open_study`].
+
+    Example:
+
+    ```python
+    >>> write_result("table.json", {"rows": [1, 2]})
+    ```
     """
     finite, _ = without_infinities({**content})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +184,16 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the stored runs directly inside a folder, in the order of their file names.
 
     Runs that were stored before there was provenance are returned as they are.
+
+    Args:
+        folder (`str` or `PathLike`): of a study, or a folder in it.
+
+    Example:
+
+    ```python
+    >>> [run["loss"] for run in read_runs("losses")]
+    [3.5]
+    ```
     """
     return [read_json(path, REMEDY) for path in sorted(Path(folder).glob("*.json")) if path.name != IDENTITY]
 

@@ -21,6 +21,14 @@ def at_size(config: MupConfig, axis: Axis, size: int) -> MupConfig:
 
     Raises:
         ValueError: if a width in proportion is not a whole number.
+
+    Example:
+
+    ```python
+    >>> wide = at_size(config, "width", 64)
+    >>> wide.hidden_size, wide.intermediate_size, wide.mup["base_hidden_size"]
+    (64, 128, 16)
+    ```
     """
     if axis == "depth":
         # `resized`, not an assignment: the forward multipliers follow from the sizes.
@@ -43,7 +51,23 @@ def refuse_one_size(sizes: Sequence[int]) -> None:
 
 
 def ladder(config: MupConfig, axis: Axis, sizes: Sequence[int]) -> dict[int, MupConfig]:
-    """Return the config of every size."""
+    """Return the config of every size.
+
+    Args:
+        config (`MupConfig`): of any size.
+        axis (`"width"` or `"depth"`): what changes.
+        sizes (`Sequence[int]`): hidden sizes, or numbers of layers.
+
+    Raises:
+        ValueError: as [`at_size`].
+
+    Example:
+
+    ```python
+    >>> {size: rung.num_hidden_layers for size, rung in ladder(config, "depth", [2, 4]).items()}
+    {2: 2, 4: 4}
+    ```
+    """
     return {size: at_size(config, axis, size) for size in sizes}
 
 

@@ -26,6 +26,15 @@ class Optimum:
         loss (`float`): the lowest mean loss on the grid, in nats.
         at_edge (`bool`): the lowest loss is at an end of the grid or beside a rate at which a run diverged, so the
             optimum may lie elsewhere.
+
+    Example:
+
+    ```python
+    >>> curve = {2.0**power: {0: 3.0 + 0.1 * (power + 7) ** 2} for power in (-8, -7, -6)}
+    >>> best = find_optima({64: curve}, resamples=10)[0]
+    >>> round(best.log2_lr, 6), best.at_edge
+    (-7.0, False)
+    ```
     """
 
     size: int
@@ -52,6 +61,15 @@ def find_optima(curves: Mapping[int, Curve], *, resamples: int = 1000, seed: int
 
     Raises:
         ValueError: if a curve has no finite loss.
+
+    Example:
+
+    ```python
+    >>> def curve(best):
+    ...     return {2.0**power: {0: 3.0 + 0.1 * (power - best) ** 2} for power in range(-10, -4)}
+    >>> [round(optimum.drift, 6) for optimum in find_optima({64: curve(-7), 128: curve(-8)}, resamples=10)]
+    [0.0, -1.0]
+    ```
     """
     windows = {size: _window(size, curve) for size, curve in curves.items()}
     seeds = sorted(set.intersection(*(_shared_seeds(curves[size], window) for size, window in windows.items())))

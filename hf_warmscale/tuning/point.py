@@ -10,7 +10,20 @@ RUNS = "runs"
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One training of a study: the size (a width or a depth), the base learning rate, the seed."""
+    """One training of a study: the size (a width or a depth), the base learning rate, the seed.
+
+    Args:
+        size (`int`): the hidden size, or the number of layers.
+        lr (`float`): the base learning rate.
+        seed (`int`): of initialisation and data.
+
+    Example:
+
+    ```python
+    >>> Point(size=64, lr=0.01, seed=0)
+    Point(size=64, lr=0.01, seed=0)
+    ```
+    """
 
     size: int
     lr: float

@@ -40,6 +40,13 @@ class ProxyTask:
         weight_decay_rule (`str`): see [`group_weight_decay`].
         betas (`tuple[float, float]`): of AdamW.
         eps (`float`): of AdamW, at the base shape.
+
+    Example:
+
+    ```python
+    >>> ProxyTask("packed", steps=20, warmup_steps=2).batch_size
+    8
+    ```
     """
 
     rows: str

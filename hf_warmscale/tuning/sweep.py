@@ -43,6 +43,17 @@ def sweep(
 
     Raises:
         ValueError: if `output` holds another study, or there are fewer than three rates.
+
+    Example:
+
+    ```python
+    >>> from math import log2
+    >>> def train(point):
+    ...     return 3.0 + (log2(point.lr) + 7) ** 2
+    >>> curves = sweep(train, sizes=[64], lrs=[2**-8, 2**-7, 2**-6], seeds=2, output="sweep", study={"steps": 100})
+    >>> sorted(curves[64][2**-7])
+    [0, 1]
+    ```
     """
     refuse_rates(lrs)
     if len(lrs) < 3 or sorted(set(lrs)) != list(lrs):
