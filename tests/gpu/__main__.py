@@ -1,8 +1,9 @@
 """Check this package on one GPU: `python -m tests.gpu --output gpu.json`.
 
-Every check runs in a process of its own, so that a crash, a hang or a full device costs that check alone. A line says
-how each ended; the JSON of all goes to standard output and to the file; the exit code is 1 if a check failed. Models
-are random and no network is used. `--only` names checks; `--device cpu --tiny` tries them without a GPU.
+The checks run in a process of their own. Where one fails, crashes or hangs, another process goes on with the next, so
+that it costs that check alone. A line says how each ended; the JSON of all goes to standard output and to the file.
+The exit code is 1 if a check failed. Models are random and no network is used. `--only` names checks;
+`--device cpu --tiny` tries them without a GPU.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main(given: list[str] | None = None) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA GPU here; try the checks with --device cpu --tiny.", file=sys.stderr)
         return 2
-    if arguments.record:
+    if arguments.records:
         return run_here(arguments)
     result = run_all(arguments)
     print(json.dumps(result, indent=2))
@@ -60,78 +61,90 @@ def parse(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="with models of a few thousand weights")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="what has not begun by then fails")
-    parser.add_argument("--record", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--records", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
 
 def run_here(arguments: argparse.Namespace) -> int:
-    """Run one check in this process and write its record."""
+    """Run checks in this process up to the first that fails: an error may leave the device in any state."""
     # With its index, as tensors name it.
     device = torch.device("cuda", 0) if arguments.device == "cuda" else torch.device("cpu")
-    machine = Machine(device, arguments.tiny)
-    write_json(arguments.output, record(arguments.record, machine))
+    for name in arguments.only:
+        found = record(name, Machine(device, arguments.tiny))
+        write_json(arguments.records / f"{name}.json", found)
+        if found["status"] == "failed":
+            return 1
     return 0
 
 
 def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run every check in a process of its own and return the record of all."""
+    """Run every check and return the record of all."""
     began, checks = time.monotonic(), list[dict[str, Any]]()
-    for name in arguments.only:
+    while len(checks) < len(arguments.only):
         left = 60 * arguments.minutes - (time.monotonic() - began)
-        checks.append(found := run_apart(name, arguments, min(left, CHECK_SECONDS)))
-        remark = found.get("error") or found.get("reason") or ""
-        print(f"{found['status']:<8}{found['seconds']:>7.1f} s  {name}  {remark}", file=sys.stderr, flush=True)
+        checks += run_apart(arguments.only[len(checks) :], arguments, left)
     versions = {package: installed(package) for package in (*PACKAGES, "flash-attn", "kernels", "triton")}
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     about = {"device": device, "cuda": torch.version.cuda, "versions": versions, **made_with(commit_of(ROOT))}
     return {**about, "seconds": round(time.monotonic() - began, 1), "checks": checks}
 
 
-def run_apart(name: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Run a check in a process of its own for so many seconds at most, and return its record."""
-    if seconds <= 0:
-        return ended(name, f"It was not begun within {arguments.minutes:g} minutes.", 0.0)
-    began = time.monotonic()
+def run_apart(names: list[str], arguments: argparse.Namespace, left: float) -> list[dict[str, Any]]:
+    """Run checks in another process until one fails or the seconds are over; return the records, at least one."""
+    if left <= 0:
+        return [ended(name, f"It was not begun within {arguments.minutes:g} minutes.", 0.0) for name in names]
     with TemporaryDirectory() as folder:
-        path, log = Path(folder, "record.json"), Path(folder, "log")
-        command = [sys.executable, "-m", "tests.gpu", "--record", name, "--output", str(path)]
-        command += ["--device", arguments.device, *(["--tiny"] if arguments.tiny else [])]
+        command = [sys.executable, "-m", "tests.gpu", "--device", arguments.device, "--records", folder]
+        command += [*(["--tiny"] if arguments.tiny else []), "--only", *names]
+        log, variables = Path(folder, "log"), environment(arguments.device)
         with log.open("w") as file:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment(arguments.device), stdout=file, stderr=file, start_new_session=True
+                command, cwd=ROOT, env=variables, stdout=file, stderr=file, start_new_session=True
             )
-            code = wait(process, seconds)
-        spent = round(time.monotonic() - began, 1)
-        found = json.loads(path.read_text()) if path.is_file() else ended(name, reason(code, seconds), spent)
-        if found["status"] == "failed":
+            found = watch(process, Path(folder), names, time.monotonic() + left)
+        if found[-1]["status"] == "failed":
             sys.stderr.write(log.read_text(errors="replace")[-4000:])
-    return {**found, "seconds": spent}
+    return found
+
+
+def watch(process: subprocess.Popen[bytes], folder: Path, names: list[str], deadline: float) -> list[dict[str, Any]]:
+    """Collect the records that a process writes, and stop it where one takes too long, or the user interrupts."""
+    found, since = list[dict[str, Any]](), time.monotonic()
+    try:
+        while len(found) < len(names):
+            code, path, spent = process.poll(), folder / f"{names[len(found)]}.json", time.monotonic() - since
+            if path.is_file():
+                found.append(say(json.loads(path.read_text(encoding="utf-8"))))
+                since = time.monotonic()
+            elif code is not None and found and found[-1]["status"] == "failed":
+                break
+            elif code is not None:
+                return [*found, ended(path.stem, f"Its process ended with {code}.", spent)]
+            elif spent > CHECK_SECONDS or time.monotonic() > deadline:
+                return [*found, ended(path.stem, f"It was stopped after {spent:.0f} s.", spent)]
+            else:
+                time.sleep(0.1)
+        return found
+    finally:
+        stop(process)
 
 
 def ended(name: str, error: str, seconds: float) -> dict[str, Any]:
     """Return the record of a check that could not write its own."""
-    return {"name": name, "status": "failed", "error": error, "seconds": seconds, "figures": {}}
+    return say({"name": name, "status": "failed", "error": error, "seconds": round(seconds, 2), "figures": {}})
 
 
-def reason(code: int | None, seconds: float) -> str:
-    """Return why a process has left no record."""
-    return f"It was stopped after {seconds:.0f} s." if code is None else f"Its process ended with {code}."
+def say(found: dict[str, Any]) -> dict[str, Any]:
+    """Print how a check ended."""
+    remark = found.get("error") or found.get("reason") or ""
+    print(f"{found['status']:<8}{found['seconds']:>7.1f} s  {found['name']}  {remark}", file=sys.stderr, flush=True)
+    return found
 
 
 def environment(device: str) -> dict[str, str]:
     """Return the variables of a check: no network, and one device or none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if device == "cuda" else ""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": visible}
-
-
-def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """Return the exit code of a process, `None` if it had to be stopped."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:  # also where the user interrupts
-        stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

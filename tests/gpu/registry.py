@@ -39,6 +39,7 @@ class Machine:
         """Return the most memory that tensors have had on the device since the last call, in GiB."""
         if self.device.type != "cuda":
             return None
+        torch.cuda.init()  # before the first tensor there are no statistics that could be reset
         peak = torch.cuda.max_memory_allocated(self.device) / 2**30
         gc.collect()
         torch.cuda.empty_cache()
