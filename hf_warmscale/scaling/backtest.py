@@ -28,6 +28,13 @@ class Errors:
         mare (`float`): mean of |error| / loss.
         largest (`float`): the largest |error| / loss.
         mean (`float`): mean of |error|, in the unit of the loss.
+
+    Example:
+
+    ```python
+    >>> Errors(mare=0.01, largest=0.02, mean=0.035).mare
+    0.01
+    ```
     """
 
     mare: float

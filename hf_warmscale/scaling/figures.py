@@ -133,7 +133,21 @@ def _name_few_ticks(axes: "Axes") -> None:
 
 
 def optimal_size(law: ScalingLaw, compute: Array) -> Array:
-    """Return the compute-optimal number of parameters at C = 6 N D (2203.15556, equation 4)."""
+    """Return the compute-optimal number of parameters at C = 6 N D (2203.15556, equation 4).
+
+    Args:
+        law (`ScalingLaw`): of N and D.
+        compute (`[points]`): FLOPs of the training.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> small, large = optimal_size(published(), np.array([1e20, 1e22]))
+    >>> bool(0 < small < large)
+    True
+    ```
+    """
     values = law.parameters
     alpha, beta = values["alpha"], values["beta"]
     # With D = C / (6 N), dL/dN = 0 gives alpha A / N^alpha = beta B / D^beta.

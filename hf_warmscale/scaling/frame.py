@@ -80,6 +80,15 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a table, or lacks a column that `columns` names.
+
+    Example:
+
+    ```python
+    >>> Path("runs.csv").write_text("params,D,loss\\n1e7,1e9,3.5\\n")
+    26
+    >>> read_table("runs.csv", {"N": "params"})[0]["N"]
+    '1e7'
+    ```
     """
     path = Path(path)
     if not path.is_file():
@@ -104,6 +113,14 @@ def make_frame(table: "Rows | Frame", form: LawForm, *, embeddings: bool | None 
 
     Raises:
         ValueError: for missing columns, values that are not positive numbers, and points that occur twice.
+
+    Example:
+
+    ```python
+    >>> frame = make_frame([{"N": 1e7, "D": 1e9, "loss": 3.5}, {"N": 2e7, "D": 1e9, "loss": 3.3}], "chinchilla")
+    >>> frame.loss.tolist()
+    [3.5, 3.3]
+    ```
     """
     if isinstance(table, Frame):
         return table if embeddings is None else replace(table, embeddings=embeddings)

@@ -35,6 +35,14 @@ class Plan:
         advice (`str`): one sentence.
         break_even (`list[BreakEven]`): one per candidate: how many tokens it must be worth for growing to pay.
         assumptions (`list[str]`): what the numbers take for granted.
+
+    Example:
+
+    ```python
+    >>> chosen = plan(target=360_000_000, tokens=5e9)
+    >>> [row.option for row in chosen.rows]
+    ['scratch']
+    ```
     """
 
     rows: list[Row]

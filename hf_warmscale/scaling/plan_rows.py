@@ -26,6 +26,14 @@ class Row:
         hours (`float` or `None`): on the machine whose throughput is known.
         inference_flops (`float`): per token, of the model that comes out.
         note (`str`): what the number assumes.
+
+    Example:
+
+    ```python
+    >>> row = plan(target=360_000_000, tokens=5e9, candidates=[(135_000_000, 2e12)]).rows[0]
+    >>> row.option, row.tokens
+    ('scratch', 5000000000.0)
+    ```
     """
 
     option: str
@@ -52,6 +60,14 @@ class BreakEven:
             target from scratch already does, `None` if the target never does.
         over_scratch_with_base (`float`): to end as low as the target from scratch with the base's own compute added.
         base_tokens (`float`): what the candidate was trained on.
+
+    Example:
+
+    ```python
+    >>> found = plan(target=360_000_000, tokens=5e9, candidates=[(135_000_000, 2e12)]).break_even[0]
+    >>> found.base_tokens
+    2000000000000.0
+    ```
     """
 
     base: str

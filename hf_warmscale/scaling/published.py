@@ -23,6 +23,14 @@ def published(name: str = "besiroglu") -> ScalingLaw:
 
     Raises:
         ValueError: for another name.
+
+    Example:
+
+    ```python
+    >>> law = published()
+    >>> law.predict(N=1e9, D=2e10) < law.predict(N=1e9, D=1e10)
+    True
+    ```
     """
     refuse_unknown("published law", name, CONSTANTS)
     source, parameters = CONSTANTS[name]

@@ -44,7 +44,7 @@ class ScalingLaw:
     ```python
     >>> law = ScalingLaw("chinchilla", {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37})
     >>> round(law.predict(N=1e9, D=2e10), 4)
-    2.4638
+    2.464
 
     ```
     """
@@ -169,6 +169,17 @@ def load_scaling_law(path: str | os.PathLike[str]) -> ScalingLaw:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a law.
+
+    Args:
+        path (`str` or `PathLike`): of the JSON.
+
+    Example:
+
+    ```python
+    >>> published().save("law.json")
+    >>> load_scaling_law("law.json").predict(N=1e9, D=2e10) == published().predict(N=1e9, D=2e10)
+    True
+    ```
     """
     path = Path(path)
     if not path.is_file():

@@ -31,6 +31,17 @@ def average_weights(average: Average, count: int) -> tuple[float, ...]:
     and `"ema"` an exponential moving average. `"wsm-<shape>"` merges the checkpoints so that the updates between them
     are weighted as by a decay of that shape (arXiv:2507.17634): update i = 1, ..., `count` - 1 has the factor
     `f(i / count)`.
+
+    Args:
+        average (`str`): the average.
+        count (`int`): number of checkpoints.
+
+    Example:
+
+    ```python
+    >>> average_weights("swa", 4), average_weights("wsm-linear", 4)
+    ((0.25, 0.25, 0.25, 0.25), (0.25, 0.25, 0.25, 0.25))
+    ```
     """
     refuse_unknown("average", average, AVERAGES)
     if average == "swa":

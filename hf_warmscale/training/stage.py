@@ -119,7 +119,15 @@ def _schedule(schedule: Schedule | str | Mapping[str, Any]) -> Schedule:
 
 @dataclass
 class Progress:
-    """How far a stage has come, over all ranks, with rows and tokens by source."""
+    """How far a stage has come, over all ranks, with rows and tokens by source.
+
+    Example:
+
+    ```python
+    >>> Progress(step=10, samples=80, tokens={"english": 20_480}).tokens["english"]
+    20480
+    ```
+    """
 
     step: int = 0
     samples: int = 0
