@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 from train import HERE, RESULTS, STUDY
 from transformers import PreTrainedModel
-from trend import beginnings, load, members
+from trend import load, members, windows
 
 from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 from hf_warmscale.decoding.speculation import measure_block_length, set_block_length
@@ -44,7 +44,7 @@ def main() -> None:
     large, tuned, small = (load(arguments.work, names[role]) for role in ("large", "small_tuned", "small"))
     emulated = EmulatedFineTuningForCausalLM(large, tuned, small)
     settings = design["speed"]
-    tokens = beginnings(design, arguments.corpora, arguments.work, arguments.domain)
+    tokens = windows(design, arguments.corpora, arguments.work, arguments.domain).tokens
     prompts = list(tokens[:200, : settings["prompt_tokens"]].split(1))
     if not arguments.timing_only:
         agreement = greedy_agreement(emulated, tuned, prompts)
