@@ -177,6 +177,20 @@ def test_the_winner_is_the_finalist_that_heals_best() -> None:
     assert {row["healed_nll"] for row in by_loss[:3]} <= {row.get("healed_nll") for row in found["judged"]}
 
 
+def test_a_finalist_that_diverges_is_left_out() -> None:
+    def heal(student: PreTrainedModel, source: PreTrainedModel) -> None:
+        healed.append(student)
+        with torch.no_grad():
+            student.get_output_embeddings().weight.mul_(torch.nan if len(healed) == 1 else 1.0)
+
+    healed: list[PreTrainedModel] = []
+    given = {**GIVEN, "n_trials": 3}
+    small = shrink_to_budget(large(), parameters=34_000, heal_briefly=heal, finalists=2, **given)
+    rows = sorted(vars(small)["budget_search"]["candidates"], key=lambda row: row["nll"])
+    assert ["healed_nll" in row for row in rows] == [False, True, False]
+    assert vars(small)["budget_search"]["winner"]["sizes"] == rows[1]["sizes"]
+
+
 def test_healing_by_a_recipe_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process; search alone first"):

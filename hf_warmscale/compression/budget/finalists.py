@@ -1,5 +1,6 @@
 """The finalists of a search: the best candidates are healed briefly, because ranks change while models heal."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -8,9 +9,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_warmscale.compression.budget.candidates import ScoredShape
-from hf_warmscale.evaluation import EvaluationSet
+from hf_warmscale.evaluation import EvaluationSet, NonFiniteLossError
 from hf_warmscale.resize.shrink import shrink_measured
 from hf_warmscale.resize.shrinking.cut import Measured
+
+logger = logging.getLogger(__name__)
 
 Heal = Callable[[PreTrainedModel, PreTrainedModel], None]
 """Train a student, in place, towards a teacher."""
@@ -35,7 +38,7 @@ def heal_finalists(
         dtype (`torch.dtype` or `None`): of the students.
 
     Returns:
-        `list[ScoredShape]`: all candidates in their order; the finalists have `healed`.
+        `list[ScoredShape]`: all candidates in their order; the finalists have `healed`, except those that diverged.
     """
     scored, source = list(candidates), measured.source.model
     device = source.device
@@ -44,7 +47,10 @@ def heal_finalists(
         student = shrink_measured(measured, scored[place].sizes, dtype=dtype, verify=False)
         heal(student, source)
         torch.nn.Module.to(source, device)  # the next cut reads it where the importance was measured
-        scored[place] = replace(scored[place], healed=select.nll(student.eval()))
+        try:
+            scored[place] = replace(scored[place], healed=select.nll(student.eval()))
+        except NonFiniteLossError:  # the other finalists may still heal
+            logger.warning("The finalist with sizes %s diverged; it is left out.", scored[place].sizes)
     return scored
 
 
