@@ -36,13 +36,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="the folder of train.py")
     parser.add_argument("--domain", default="python")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beta", type=float, default=1.0, help="weight of large minus small")
+    parser.add_argument("--prompts", type=int, help="default: of the study")
+    parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
     parser.add_argument("--timing-only", action="store_true", help="skip the comparison of drafted and plain text")
     arguments = parser.parse_args()
     design = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     names = members(arguments.domain, arguments.seed)
     large, tuned, small = (load(arguments.work, names[role]) for role in ("large", "small_tuned", "small"))
-    emulated = EmulatedFineTuningForCausalLM(large, tuned, small)
+    emulated = EmulatedFineTuningForCausalLM(large, tuned, small, beta=arguments.beta)
     settings = design["speed"]
     tokens = windows(design, arguments.corpora, arguments.work, arguments.domain).tokens
     prompts = list(tokens[:200, : settings["prompt_tokens"]].split(1))
@@ -50,8 +53,8 @@ def main() -> None:
         agreement = greedy_agreement(emulated, tuned, prompts)
         print("assisted greedy equals plain greedy:", agreement, flush=True)
         write_result(RESULTS / "agreement.json", agreement, code=HERE)
-    result = compare(emulated, large, tuned, small, prompts[: settings["prompts"]], settings)
-    write_result(RESULTS / "speed.json", result, code=HERE)
+    result = compare(emulated, large, tuned, small, prompts[: arguments.prompts or settings["prompts"]], settings)
+    write_result(arguments.output, result | {"beta": arguments.beta}, code=HERE)
     print({name: value for name, value in result.items() if name != "rounds"})
 
 
