@@ -98,7 +98,15 @@ class Rows:
 
 
 def train_with_cooldowns(
-    model: PreTrainedModel, *, lr: float, budgets: list[int], rows: Rows, seed: int, regime: Regime, work: Path
+    model: PreTrainedModel,
+    *,
+    lr: float,
+    budgets: list[int],
+    rows: Rows,
+    seed: int,
+    regime: Regime,
+    work: Path,
+    parent: Path | None = None,
 ) -> dict[str, Any]:
     """Train a trunk and a cooled branch for each budget, from where an interrupted run was.
 
@@ -110,6 +118,7 @@ def train_with_cooldowns(
         seed (`int`): of the order of the data.
         regime (`Regime`): see there.
         work (`Path`): a folder for the checkpoints; the cooled models stay in `work/cooled-<steps>`.
+        parent (`Path`, *optional*): a checkpoint whose moments the trunk keeps.
 
     Returns:
         `dict`: `curve` and `cooled`, with losses in nats per token and steps; a diverged run has a last loss of NaN.
@@ -118,7 +127,14 @@ def train_with_cooldowns(
     forks = [budget - regime.cooldown(budget) for budget in budgets]
     mixture = ReplayMixture({"train": load_packed(rows.train)}, {"train": 1.0}, seed=seed)
     warmup = regime.warmup(forks[-1])
-    trunk = Stage("trunk", Schedule("constant", warmup=warmup), mixture, max_steps=forks[-1])
+    trunk = Stage(
+        "trunk",
+        Schedule("constant", warmup=warmup),
+        mixture,
+        max_steps=forks[-1],
+        optimizer="reset" if parent is None else "keep",
+        parent=parent,
+    )
     record: dict[str, Any] = {"curve": [], "cooled": []}
     try:
         trainer = train_stage(model, trunk, lr, rows, seed, regime, work / "trunk", forks)
