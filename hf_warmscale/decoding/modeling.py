@@ -298,6 +298,9 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Save where the members are, the settings and a card; adapters are saved, other weights are not.
 
+        A live model does not know the revision it was loaded from: to keep one, load by `from_members` and
+        `"id@revision"`, or give it to the adapter's config.
+
         Args:
             save_directory (`str` or `PathLike`): a new or empty folder.
             push_to_hub (`bool`): refused here; see `push_to_hub` of the model.

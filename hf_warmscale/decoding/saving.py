@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -48,7 +48,7 @@ def load_member(name: str | os.PathLike[str], **options: Any) -> tuple[Model, En
 
 def describe_members(members: Iterable[Member]) -> dict[str, Any]:
     """Return the entries of live models by role, after the names that their configs hold."""
-    base, *tuned, reference = [{"name_or_path": _absolute(member.plain.config.name_or_path)} for member in members]
+    base, *tuned, reference = [_live_entry(member) for member in members]
     return {"base": base, "tuned": tuned, "reference": reference}
 
 
@@ -117,9 +117,8 @@ def _named_entries(members: Sequence[Member], named: Mapping[str, Any] | None) -
     entries = []
     for member, entry in zip(members, flat(named or describe_members(members)), strict=True):
         if isinstance(member.model, PeftModel):
-            plain = {"name_or_path": _absolute(member.plain.config.name_or_path)}
             folder = member.role.replace("[", "-").rstrip("]")
-            entry = None if not member.adapter else {**plain, "adapter": folder}
+            entry = None if not member.adapter else {**_live_entry(member), "adapter": folder}
         if entry is not None and not entry["name_or_path"]:
             raise ValueError(
                 f"The {member.role} model was built in memory, so it could not be loaded again; save it, and load it "
@@ -138,8 +137,7 @@ def _load_once(
     for known, model in loaded:
         if known == entry:
             return model
-    revision = entry.get("revision")
-    model, _ = load_member(entry["name_or_path"] if revision is None else _at(entry), **options)
+    model, _ = load_member(_at(entry), **options)
     if "adapter" in entry:
         model = PeftModel.from_pretrained(model, folder / entry["adapter"])
     loaded.append((entry, model))
@@ -147,24 +145,37 @@ def _load_once(
 
 
 def _load_adapter(source: Source, options: Mapping[str, Any]) -> Model:
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(str(source.folder)).base_model_name_or_path
+    config = PeftConfig.from_pretrained(str(source.folder))
+    base, revision = config.base_model_name_or_path, config.revision
     if not base:
         raise ValueError(f"{source.name} is an adapter that does not name its base model; pass the models yourself.")
-    model, _ = load_member(base, **options)
-    adapted: Model = PeftModel.from_pretrained(model, source.folder)
+    model, entry = load_member(_at(_named_entry(base, revision)), **options)
+    adapted = PeftModel.from_pretrained(model, source.folder)
+    # The commit that was loaded, since a branch moves on.
+    adapted.active_peft_config.revision = entry.get("revision")
     return adapted
 
 
 def _entry(source: Source) -> Entry:
-    if source.repo_id is None or source.revision is None:
-        return {"name_or_path": str(source.folder.resolve())}
-    return {"name_or_path": source.repo_id, "revision": source.revision}
+    return _named_entry(source.repo_id or str(source.folder.resolve()), source.revision)
+
+
+def _live_entry(member: Member) -> Entry:
+    """Return where a live model came from; the base of an adapter as peft names it, with its revision."""
+    if not isinstance(member.model, PeftModel):
+        return {"name_or_path": _absolute(member.plain.config.name_or_path)}
+    adapter = member.model.active_peft_config
+    name = _absolute(adapter.base_model_name_or_path or member.plain.config.name_or_path)
+    return _named_entry(name, adapter.revision)
+
+
+def _named_entry(name: str, revision: str | None) -> Entry:
+    # A folder has no revision, whatever the config of an adapter says.
+    return {"name_or_path": name, **({} if revision is None or Path(name).is_dir() else {"revision": revision})}
 
 
 def _at(entry: Entry) -> str:
-    return f"{entry['name_or_path']}@{entry['revision']}"
+    return f"{entry['name_or_path']}@{entry['revision']}" if "revision" in entry else entry["name_or_path"]
 
 
 def _absolute(name: str | None) -> str:

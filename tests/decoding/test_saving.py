@@ -80,7 +80,9 @@ def test_an_adapter_is_saved_beside_the_names(folders: list[Path], tmp_path: Pat
     assert [path.name for path in (tmp_path / "out").rglob("*.safetensors")] == ["adapter_model.safetensors"]
 
 
-def test_a_revision_is_kept(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def repository(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the cache of `someone/small`: its branch `tuned` is the tuned model, `main` the small base."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--someone--small"
@@ -91,6 +93,10 @@ def test_a_revision_is_kept(folders: list[Path], tmp_path: Path, monkeypatch: py
     (repository / "refs").mkdir()
     for name, revision in {"main": "a", "tuned": "b"}.items():
         (repository / "refs" / name).write_text(40 * revision, encoding="utf-8")
+    return repository
+
+
+def test_a_revision_is_kept(folders: list[Path], repository: Path, tmp_path: Path) -> None:
     model = EmulatedFineTuningForCausalLM.from_members(folders[0], "someone/small@tuned", "someone/small")
     model.save_pretrained(tmp_path / "out")
     (repository / "refs" / "tuned").write_text(40 * "a", encoding="utf-8")  # the branch moves on
@@ -98,6 +104,23 @@ def test_a_revision_is_kept(folders: list[Path], tmp_path: Path, monkeypatch: py
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| tuned | `someone/small` | {40 * 'b'} |" in card and "base_model:\n- someone/small\n" in card
     assert str(tmp_path) not in card
+
+
+def test_the_revision_of_an_adapters_base_is_kept(folders: list[Path], repository: Path, tmp_path: Path) -> None:
+    """As peft records it: the base of the adapter is loaded at that revision, alone and in a combination."""
+    base = AutoModelForCausalLM.from_pretrained(repository / "snapshots" / (40 * "b"))
+    base.name_or_path = "someone/small"  # what peft takes for the name
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", revision="tuned")
+    adapted = get_peft_model(base, config).eval()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    live = EmulatedFineTuningForCausalLM(AutoModelForCausalLM.from_pretrained(folders[0]), adapted)
+    loaded = EmulatedFineTuningForCausalLM.from_members(folders[0], tmp_path / "adapter")
+    for name, model in {"live": live, "loaded": loaded}.items():
+        model.save_pretrained(tmp_path / name)
+        assert_same(EmulatedFineTuningForCausalLM.from_pretrained(tmp_path / name), live)
+    content = json.loads((tmp_path / "loaded" / "config.json").read_text())
+    (tuned,) = content["members"]["tuned"]
+    assert tuned == {"name_or_path": "someone/small", "revision": 40 * "b", "adapter": "tuned"}
 
 
 def test_what_has_no_name_is_refused(folders: list[Path], tmp_path: Path) -> None:
