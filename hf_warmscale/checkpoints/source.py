@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from huggingface_hub import snapshot_download
 
 from hf_warmscale.checkpoints.files import (
     ADAPTER_CONFIG,
+    ADAPTER_FILE,
     CHAT_TEMPLATES,
     CONFIG_FILE,
     INDEX_FILE,
@@ -69,11 +71,25 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
     with explained_reading(repo_id, revision):
         folder = _fetch_small_files(repo_id, revision)
         _refuse_no_model(repo_id, folder, (CONFIG_FILE, ADAPTER_CONFIG))
-        files = _weights_to_fetch(folder, allow_pickle)
+        adapter = [ADAPTER_FILE] if (folder / ADAPTER_CONFIG).is_file() else []
+        files = [*adapter, *_weights_to_fetch(folder, allow_pickle)]
         # A snapshot folder is named after its commit. Asking for that commit keeps config and weights together even
         # if the branch moves between the two downloads.
         folder = Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=files))
     return Source(name, folder, repo_id=repo_id, revision=folder.name)
+
+
+def fetch_subfolders(source: Source, names: Iterable[str]) -> None:
+    """Download subfolders of a Hub id, which `find_source` leaves out, into the folder of its commit.
+
+    Raises:
+        FileNotFoundError: if they are not in the cache and there is no network.
+        OSError: if the Hub refuses; see `hub_errors`.
+    """
+    patterns = [f"{name}/*" for name in names]
+    if source.repo_id is not None and patterns:
+        with explained_reading(source.repo_id, source.revision):
+            snapshot_download(source.repo_id, revision=source.revision, allow_patterns=patterns)
 
 
 def find_config(source: str | os.PathLike[str], *, kind: Kind = "model") -> Path:

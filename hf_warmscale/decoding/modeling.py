@@ -31,6 +31,8 @@ from hf_warmscale.decoding.prompts import OwnPrompts
 from hf_warmscale.decoding.saving import load_member, load_members, write_by_member
 from hf_warmscale.decoding.vocabulary import refuse_another_vocabulary, shared_vocabulary
 
+PUSH = "call hf_warmscale.push_to_hub(model, repo_id), which checks that all members can be loaded from the Hub"
+
 
 class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
     """Combine a large base, a small base and small tuned models at every step (arXiv:2310.12962; proxy-tuning is
@@ -303,14 +305,14 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             save_directory (`str` or `PathLike`): a new or empty folder.
-            push_to_hub (`bool`): refused here; see `push_to_hub` of the model.
+            push_to_hub (`bool`): refused here; see `hf_warmscale.push_to_hub`.
             kwargs: ignored; there are no weights to shard.
 
         Raises:
             ValueError: if a member was built in memory, so that there is nothing to load it from.
         """
         if push_to_hub:
-            raise ValueError("save_pretrained does not push; call push_to_hub(repo_id) of the model.")
+            raise ValueError(f"save_pretrained does not push; {PUSH}.")
         with staged_directory(save_directory) as folder:
             self.write_members(folder)
 
@@ -318,6 +320,14 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         """Do what `save_pretrained` does, in an existing folder."""
         self.config.architectures = [type(self).__name__]
         write_by_member(folder, self._members, self.config, self.generation_config)
+
+    def push_to_hub(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
+        """Refuse: transformers would put an empty card over this one, and send the paths of local members.
+
+        Raises:
+            ValueError: naming what to call.
+        """
+        raise ValueError(f"A combination is not pushed by its own method; {PUSH}.")
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

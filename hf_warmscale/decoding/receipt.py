@@ -77,14 +77,15 @@ def _member(role: str, entry: Mapping[str, str] | None) -> dict[str, str | None]
     return {"role": role, "source": source, "revision": entry.get("revision"), "adapter": entry.get("adapter")}
 
 
-def card(receipt: CombinationReceipt) -> str:
-    """Return the README of a saved combination: the members, the settings, and how to load it."""
+def card(receipt: CombinationReceipt, name: str = "this folder") -> str:
+    """Return the README of a saved combination, which is loaded by a name: the members, the settings, how to load."""
     hub = [name for name in receipt.sources() if is_hub_id(name)]
     front = "\n".join(
         ["library_name: transformers", *(["base_model:", *(f"- {name}" for name in hub)] if hub else [])]
     )
     return _CARD.format(
         front=front,
+        name=name,
         rows="\n".join(_rows(receipt)),
         weights="equal shares of 1" if receipt.weights is None else receipt.weights,
         beta=receipt.beta,
@@ -111,7 +112,7 @@ Weights w: {weights}. beta: {beta}. upscale_top_p: {upscale_top_p}.
 ```python
 from hf_warmscale import EmulatedFineTuningForCausalLM
 
-model = EmulatedFineTuningForCausalLM.from_pretrained("this folder")
+model = EmulatedFineTuningForCausalLM.from_pretrained("{name}")
 ```
 """
 

@@ -11,16 +11,15 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_warmscale.checkpoints import write_json, write_text
-from hf_warmscale.checkpoints.files import CONFIG_FILE, folder_kind
-from hf_warmscale.checkpoints.source import Source, find_source
+from hf_warmscale.checkpoints.files import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, folder_kind
+from hf_warmscale.checkpoints.portable import is_local_path
+from hf_warmscale.checkpoints.source import Source, fetch_subfolders, find_source
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 from hf_warmscale.decoding.members import Member, Model
 from hf_warmscale.decoding.receipt import card, combination_receipt, flat
 
 Entry = dict[str, str]
 """Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
-
-ADAPTER_FILE = "adapter_config.json"
 
 NOT_FOR_MEMBERS = ("trust_remote_code", "adapter_kwargs", "_from_auto")
 """What `AutoModelForCausalLM` adds to the options; remote code is never run."""
@@ -38,7 +37,7 @@ def load_member(name: str | os.PathLike[str], **options: Any) -> tuple[Model, En
         ValueError: if an adapter does not say what model it is for.
     """
     source = find_source(name)
-    if (source.folder / ADAPTER_FILE).is_file():
+    if (source.folder / ADAPTER_CONFIG).is_file():
         return _load_adapter(source, options), _entry(source)
     if not (source.folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{name} has no {CONFIG_FILE}; {folder_kind(source.folder)}.")
@@ -69,6 +68,26 @@ def write_by_member(
     receipt = combination_receipt(config)
     write_json(folder / receipt.file_name, receipt.to_dict())
     write_text(folder / "README.md", card(receipt))
+
+
+def files_to_publish(folder: Path) -> list[str]:
+    """Return the files of the adapters that `write_by_member` saved, relative to the folder.
+
+    Raises:
+        ValueError: if a member lies in a folder of this machine, from which nobody else could load it.
+    """
+    members = EmulatedFineTuningConfig.from_pretrained(folder).members
+    files: list[str] = []
+    for entry in filter(None, flat(members) if members is not None else []):
+        name = entry["name_or_path"]
+        if is_local_path(name):
+            raise ValueError(
+                f"The combination names the member {name}, a folder of this machine; push that model first, and load "
+                "the combination with its Hub id."
+            )
+        if "adapter" in entry:
+            files += [f"{entry['adapter']}/{file}" for file in (ADAPTER_CONFIG, ADAPTER_FILE)]
+    return files
 
 
 @dataclass(frozen=True)
@@ -106,8 +125,10 @@ def load_members(
     if config.members is None:
         raise ValueError(f"{source} names no members in its config.json; save the model with save_pretrained.")
     config.name_or_path = os.fspath(source)
+    entries = flat(config.members)
+    fetch_subfolders(found, [entry["adapter"] for entry in entries if entry is not None and "adapter" in entry])
     loaded: list[tuple[Entry, Model]] = []
-    models = [_load_once(entry, found.folder, loaded, options) for entry in flat(config.members)]
+    models = [_load_once(entry, found.folder, loaded, options) for entry in entries]
     stored = (found.folder / GENERATION_CONFIG_NAME).is_file()
     return LoadedMembers(config, models, GenerationConfig.from_pretrained(found.folder) if stored else None)
 

@@ -27,7 +27,10 @@ from hf_warmscale.checkpoints.hub_errors import explained_writing
 from hf_warmscale.checkpoints.model_weights import is_quantized
 from hf_warmscale.checkpoints.portable import content_to_publish
 from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
-from hf_warmscale.hub.cards import make_card
+from hf_warmscale.decoding.receipt import CombinationReceipt
+from hf_warmscale.decoding.receipt import card as combination_card
+from hf_warmscale.decoding.saving import files_to_publish
+from hf_warmscale.hub.cards import make_card, read_receipts
 from hf_warmscale.resize import GrowthReceipt, ShrinkReceipt
 
 CARD = "README.md"
@@ -56,7 +59,8 @@ def push_to_hub(
 
     Args:
         model (`str`, `PathLike` or `PreTrainedModel`): a model folder with safetensors weights, such as a growth, a
-            merge or a stage writes; or a live model, with the receipts that growing and shrinking left on it.
+            merge or a stage writes; or a live model, with the receipts that growing and shrinking left on it. A
+            combination has no weights; its members must be models of the Hub.
         repo_id (`str`): `name` or `organisation/name`; made if it does not exist.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of a live model; a folder has its own.
         private (`bool`): make a new repository private.
@@ -68,8 +72,9 @@ def push_to_hub(
     Raises:
         FileNotFoundError: if the folder is not a model folder.
         ValueError: if there is no token, a tokenizer is given for a folder, the repository holds something else, the
-            weights are pickled, corrupt or hold NaN, the tokenizer gives ids beyond the model's table, or the folder's
-            own `README.md` names a local path. All but the third are checked before a repository is made.
+            weights are pickled, corrupt or hold NaN, the tokenizer gives ids beyond the model's table, a member of a
+            combination is a local folder, or the folder's own `README.md` names a local path. All but the third are
+            checked before a repository is made.
         OSError: if the Hub cannot be reached or refuses.
 
     Example:
@@ -150,15 +155,20 @@ def _files(folder: Path) -> list[str]:
     """Return what is sent, relative to the folder, after checking that it is a model."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} to push.")
+    combined = (folder / CombinationReceipt.file_name).is_file()
+    weights = files_to_publish(folder) if combined else _weights(folder)
+    _check_tokenizer(folder)
+    beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
+    names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
+    return sorted({*weights, *names} - {CARD, *WITHHELD})
+
+
+def _weights(folder: Path) -> list[str]:
     checkpoint = open_checkpoint(folder)
     if not is_quantized(checkpoint):
         ModelWeights(checkpoint)  # refuses weights that are not those of the config
     checkpoint.check_finite()
-    _check_tokenizer(folder)
-    weights = [str(path.relative_to(folder)) for path in checkpoint.files]
-    beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
-    names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
-    return sorted({*weights, *names} - {CARD, *WITHHELD})
+    return [str(path.relative_to(folder)) for path in checkpoint.files]
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -182,9 +192,12 @@ def _additions(folder: Path, files: list[str], repo_id: str) -> Iterator[CommitO
 
 
 def _card(folder: Path, repo_id: str) -> str:
-    """Return the folder's own card; a new one if there is none, or one that `make_card` made and nobody edited."""
+    """Return the folder's own card; one for `repo_id` if there is none, or if it was made and nobody edited it."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else None
+    for receipt in read_receipts(folder):
+        if isinstance(receipt, CombinationReceipt) and text == combination_card(receipt):
+            return combination_card(receipt, repo_id)
     if text is None or text.split() == str(make_card(folder)).split():
         return str(make_card(folder, repo_id=repo_id))
     for place in (folder.resolve().parent, Path.home(), Path.cwd(), Path(tempfile.gettempdir())):

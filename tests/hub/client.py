@@ -68,6 +68,19 @@ def push_grown(folder: str, repo_id: str) -> str:
     return push_to_hub(grown, repo_id, tokenizer=AutoTokenizer.from_pretrained(folder))
 
 
+def combine(base: str, tuned: str, repo_id: str) -> str:
+    """Combine models of the Hub, push the combination and load it; return whether it says the same."""
+    import torch
+
+    from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
+    from hf_warmscale.hub import push_to_hub
+
+    model = EmulatedFineTuningForCausalLM.from_members(base, tuned)
+    push_to_hub(model, repo_id)
+    loaded, ids = EmulatedFineTuningForCausalLM.from_pretrained(repo_id), torch.arange(9)[None]
+    return str(torch.equal(model(ids).logits, loaded(ids).logits))
+
+
 def train(folder: str, output: str, repo_id: str) -> str:
     """Train a stage that pushes itself as it goes, with everything named by absolute paths; return the URL."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator
@@ -155,7 +168,7 @@ def serve() -> None:
     """Answer calls until the input ends."""
     functions: dict[str, Callable[..., str]] = {
         function.__name__: function
-        for function in (push, push_grown, train, load, probe, describe, warmscale, ask, typed)
+        for function in (push, push_grown, combine, train, load, probe, describe, warmscale, ask, typed)
     }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

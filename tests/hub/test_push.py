@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_warmscale.checkpoints import open_checkpoint, write_json
+from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 from hf_warmscale.hub import make_card, push_to_hub
 from hf_warmscale.resize.growing.verify import PROBE_TEXT
 from tests.hub.client import HubClient
-from tests.hub.server import HubServer, Mode
+from tests.hub.server import HubServer, Mode, Repository
 from tests.hub.test_cards import GROWTH
 from tests.hub.tiny import tiny_folder, tiny_tokenizer
 
@@ -56,6 +58,40 @@ def test_a_live_model_takes_its_receipt_along(tmp_path: Path, server: HubServer,
     assert str(tmp_path).encode() not in sent["README.md"] + sent["growth_receipt.json"]
     client.call("load", "me/live", tmp_path / "back")
     assert open_checkpoint(tmp_path / "back").config.num_hidden_layers == 4
+
+
+def test_a_combination_is_pushed_by_the_names_of_its_members(
+    tmp_path: Path, server: HubServer, client: HubClient
+) -> None:
+    """With an adapter of the Hub, on a base whose revision the adapter names; the card says how to load it."""
+    folder = tiny_folder(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.name_or_path = "me/little"
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False, revision="v2")
+    adapted = get_peft_model(model, lora)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    for name, content in {"large": folder, "little": folder, "adapter": tmp_path / "adapter"}.items():
+        repository = server.repositories[f"me/{name}"] = Repository(private=False)
+        repository.commit("v2", name, {path.name: path.read_bytes() for path in content.iterdir() if path.is_file()})
+        repository.branches["main"] = repository.branches["v2"] if name != "little" else ""
+    assert client.call("combine", "me/large", "me/adapter", "me/both") == "True"
+    sent = server.files_at("me/both")
+    assert {name for name in sent if name.endswith(".safetensors")} == {"tuned/adapter_model.safetensors"}
+    card = sent["README.md"].decode()
+    assert 'from_pretrained("me/both")' in card and "- me/large\n- me/little\n" in card
+    assert (
+        f"| tuned | `me/little`, with the adapter in `tuned` | {server.repositories['me/little'].branches['v2']} |"
+        in card
+    )
+
+
+def test_a_combination_of_local_members_makes_no_repository(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    model = EmulatedFineTuningForCausalLM.from_members(folder, folder, folder)
+    with pytest.raises(ValueError, match=f"^The combination names the member {folder}, a folder of this machine"):
+        push_to_hub(model, "me/both", token="hf_x")
+    with pytest.raises(ValueError, match=r"not pushed by its own method; call hf_warmscale\.push_to_hub"):
+        model.push_to_hub("me/both")
 
 
 def test_a_tokenizer_beside_a_folder_is_refused(tmp_path: Path) -> None:
