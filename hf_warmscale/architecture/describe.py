@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod, sqrt
 from typing import Literal
 
@@ -12,7 +12,15 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_warmscale.architecture.fields import experts_per_token, find_field, per_layer_fields
-from hf_warmscale.architecture.labelling import choose_labels, confirm_labels, kind_of, label_options
+from hf_warmscale.architecture.labelling import (
+    KindOf,
+    choose_labels,
+    confirm_labels,
+    field_of_kinds,
+    kind_of,
+    kinds_of_blocks,
+    label_options,
+)
 from hf_warmscale.architecture.layouts import UnknownLayoutError, heads_differ
 from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
 from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sample_tokens, stream_readers, trace
@@ -35,6 +43,7 @@ class Template:
     Args:
         law (`SizeLaw`): how sizes follow from one another.
         layer_path (`str`): the path of the list of blocks.
+        kinds (`str` or `None`): the list by layer that tells blocks apart (see `field_of_kinds`).
         parameters (`Mapping[str, Labelled]`): by kind of name (see `kind_of`).
         norms (`Mapping[str, NormMap]`): by kind of path.
         axes (`frozenset[Axis]`): the axes that its weights have.
@@ -45,6 +54,7 @@ class Template:
 
     law: SizeLaw
     layer_path: str
+    kinds: str | None
     parameters: Mapping[str, Labelled]
     norms: Mapping[str, NormMap]
     axes: frozenset[Axis]
@@ -180,17 +190,19 @@ def _template(tiny: str, layers: int) -> Template:
     layer_path = find_layers(model, layers)
     tokens = sample_tokens(shapes.sizes[Axis.VOCAB])
     record = trace(model, tokens)
-    options = label_options(model, shapes.choices, stream_readers(model, record, layer_path), layer_path)
+    field_name = field_of_kinds(smallest, shapes.choices, layer_path)
+    kind = partial(kind_of, layer_path=layer_path, blocks=kinds_of_blocks(smallest, field_name))
+    options = label_options(model, shapes.choices, stream_readers(model, record, layer_path), kind)
     # With one token there is nothing to attend to, so that a bias of each head's own cannot show.
     proof_tokens = tokens[:, :1] if heads_differ(config) else tokens
-    kinds, proof = choose_labels(model, options, shapes.sizes, layer_path, proof_tokens)
+    kinds, proof = choose_labels(model, options, shapes.sizes, kind, proof_tokens)
     # Heads keep their size: a family that derives it may hold it in a field of its rotary embedding too.
     elsewhere = shapes.law.complete(
         {axis: size if axis is Axis.HEAD_DIM else OTHER[axis] for axis, size in shapes.sizes.items()}
     )
     other = random_model(tiny_config(config, {**shapes.law.settings(elsewhere), Axis.LAYERS: layers}))
-    confirmed = confirm_labels(other, kinds, elsewhere, layer_path, proof_tokens)
-    labels = {name: kinds[kind_of(name, layer_path)] for name in named_state(model)}
+    confirmed = confirm_labels(other, kinds, elsewhere, kind, proof_tokens)
+    labels = {name: kinds[kind(name)] for name in named_state(model)}
 
     def on_stream(path: str) -> bool:
         return any(Axis.HIDDEN in axes_in(labels[name]) for name in labels if name.rpartition(".")[0] == path)
@@ -200,8 +212,9 @@ def _template(tiny: str, layers: int) -> Template:
     return Template(
         law=shapes.law,
         layer_path=layer_path,
-        parameters={kind_of(name, layer_path): label_parameter(model, name, labels, norms) for name in labels},
-        norms={kind_of(f"{path}.", layer_path): norm for path, norm in norms.items()},
+        kinds=field_name,
+        parameters={kind(name): label_parameter(model, name, labels, norms) for name in labels},
+        norms={kind(f"{path}."): norm for path, norm in norms.items()},
         axes=frozenset(shapes.sizes),
         embedding_scale=_scaling(model, tokens, f"{layer_path}.0", shapes.sizes[Axis.HIDDEN]),
         proof={axis: max(error, confirmed[axis]) for axis, error in proof.items()},
@@ -212,7 +225,8 @@ def _template(tiny: str, layers: int) -> Template:
 def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel) -> ModelMap:
     """Give every parameter of the full model its place, and check that the map predicts every shape."""
     state = {name: tuple(tensor.shape) for name, tensor in named_state(model).items()}
-    parameters = {name: _place(config, template, name) for name in state}
+    kind = partial(kind_of, layer_path=template.layer_path, blocks=kinds_of_blocks(config, template.kinds))
+    parameters = {name: _place(config, template, kind, name) for name in state}
     sizes = _full_sizes(config, template, parameters, state)
     for name, shape in state.items():
         # The template was proved on few blocks. The shapes of the full model show whether the rest follows it.
@@ -223,7 +237,7 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
                 "its blocks differ in a way that is not known."
             )
     modules = dict.fromkeys(parameter.module for parameter in parameters.values())
-    norms = {module: kind for module in modules if (kind := template.norms.get(_kind_of_module(module, template)))}
+    norms = {module: norm for module in modules if (norm := template.norms.get(kind(f"{module}.")))}
     return ModelMap(
         model_type=config.model_type,
         sizes=sizes,
@@ -245,8 +259,8 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
     )
 
 
-def _place(config: PreTrainedConfig, template: Template, name: str) -> ParameterMap:
-    label = template.parameters.get(kind_of(name, template.layer_path))
+def _place(config: PreTrainedConfig, template: Template, kind: KindOf, name: str) -> ParameterMap:
+    label = template.parameters.get(kind(name))
     if label is None:
         raise ValueError(f"{config.model_type}: {name} does not occur in a small copy of the model.")
     return ParameterMap(
@@ -354,10 +368,6 @@ def _layer_of(name: str, layer_path: str) -> int | None:
         return None
     index = name.removeprefix(f"{layer_path}.").partition(".")[0]
     return int(index) if index.isdigit() else None
-
-
-def _kind_of_module(module: str, template: Template) -> str:
-    return kind_of(f"{module}.", template.layer_path)
 
 
 def _scaling(

@@ -1,12 +1,13 @@
 """Choose a layout for every dimension whose shape allows several, by proof."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, islice, product
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_warmscale.architecture.fields import per_layer_fields
 from hf_warmscale.architecture.layouts import UnknownLayoutError
 from hf_warmscale.architecture.model_map import Axis, Dimension
 from hf_warmscale.architecture.observe import is_projection, logits_of
@@ -14,13 +15,21 @@ from hf_warmscale.architecture.proof import PROVED_AXES, TOLERANCE, Labels, perm
 from hf_warmscale.architecture.tiny import named_state
 
 Choices = Mapping[str, tuple[list[Dimension], ...]]
+KindOf = Callable[[str], str]
+"""`kind_of` of one architecture: a name to what all blocks of one kind call it."""
 
 MAX_ATTEMPTS = 64
 """The number of labellings tried before an architecture is refused; the most plausible one is nearly always right."""
 
 
-def kind_of(name: str, layer_path: str) -> str:
+def kind_of(name: str, layer_path: str, blocks: Sequence[str] = ()) -> str:
     """Return a name with the index of its block replaced by `{}`, which all blocks share.
+
+    Args:
+        name (`str`): of a parameter, or a path with a dot at its end.
+        layer_path (`str`): the path of the list of blocks.
+        blocks (`Sequence[str]`): the kind of each block, where one name stands for different weights in them; it is
+            written between the braces.
 
     Example:
 
@@ -31,22 +40,52 @@ def kind_of(name: str, layer_path: str) -> str:
     ```
     """
     head, separator, tail = name.partition(f"{layer_path}.")
-    return name if head or not separator else f"{layer_path}.{{}}.{tail.partition('.')[2]}"
+    if head or not separator:
+        return name
+    index, _, rest = tail.partition(".")
+    return f"{layer_path}.{{{blocks[int(index)] if blocks and index.isdigit() else ''}}}.{rest}"
+
+
+def field_of_kinds(config: PreTrainedConfig, choices: Choices, layer_path: str) -> str | None:
+    """Return the list by layer that tells blocks apart in which one name stands for weights of different layouts.
+
+    Both mixers of Kimi-Linear have an `o_proj`: one reads heads, the other a width that has no axis.
+
+    Args:
+        config (`PreTrainedConfig`): of the tiny model.
+        choices (`Mapping[str, tuple[list[Dimension], ...]]`): the layouts that fit the shapes of every parameter.
+        layer_path (`str`): the path of the list of blocks.
+
+    Returns:
+        `str` or `None`: `None` if names alone suffice, or if no list by layer tells more.
+    """
+    fields = per_layer_fields(config) if _ambiguous(choices, layer_path, ()) else ()
+    return next((name for name in fields if not _ambiguous(choices, layer_path, kinds_of_blocks(config, name))), None)
+
+
+def kinds_of_blocks(config: PreTrainedConfig, field: str | None) -> list[str]:
+    """Return the entry of each block in a list by layer; nothing without one."""
+    return [] if field is None else [str(entry) for entry in getattr(config, field)]
+
+
+def _ambiguous(choices: Choices, layer_path: str, blocks: Sequence[str]) -> bool:
+    first: dict[str, tuple[list[Dimension], ...]] = {}
+    return any(first.setdefault(kind_of(name, layer_path, blocks), each) != each for name, each in choices.items())
 
 
 def label_options(
-    model: PreTrainedModel, choices: Choices, readers: frozenset[str], layer_path: str
+    model: PreTrainedModel, choices: Choices, readers: frozenset[str], kind_of: KindOf
 ) -> list[list[Labels]]:
     """Return, for every kind of module, the ways to label its parameters, the most plausible one first.
 
-    All blocks share one choice. A projection whose input is the residual stream probably reads the hidden axis and
-    writes an inner one; any other projection probably writes the hidden axis.
+    All blocks of a kind share one choice. A projection whose input is the residual stream probably reads the hidden
+    axis and writes an inner one; any other projection probably writes the hidden axis.
 
     Args:
         model (`PreTrainedModel`): the tiny model.
         choices (`Mapping[str, tuple[list[Dimension], ...]]`): the layouts that fit the shapes of every parameter.
         readers (`frozenset[str]`): paths of the projections whose input is the residual stream.
-        layer_path (`str`): the path of the list of blocks.
+        kind_of (`Callable`): see `KindOf`.
     """
     owned: dict[str, dict[str, str]] = {}
     for name in choices:
@@ -54,8 +93,8 @@ def label_options(
         owned.setdefault(path, {})[parameter] = name
     options: dict[str, list[Labels]] = {}
     for path, own in owned.items():
-        kind = kind_of(f"{path}.", layer_path)
-        # All blocks share one pick, so the first block's modules stand for those of all others.
+        kind = kind_of(f"{path}.")
+        # All blocks of a kind share one pick, so the modules of the first stand for those of all others.
         if kind in options:
             continue
         module = model.get_submodule(path)
@@ -63,7 +102,7 @@ def label_options(
             ways = _projection_options(own, choices, _output_dimension(module), reads_stream=path in readers)
         else:
             ways = _vector_options(own, choices)
-        options[kind] = [{kind_of(name, layer_path): label for name, label in way.items()} for way in ways]
+        options[kind] = [{kind_of(name): label for name, label in way.items()} for way in ways]
     return list(options.values())
 
 
@@ -71,7 +110,7 @@ def choose_labels(
     model: PreTrainedModel,
     options: Sequence[Sequence[Labels]],
     sizes: Mapping[Axis, int],
-    layer_path: str,
+    kind_of: KindOf,
     tokens: torch.Tensor,
 ) -> tuple[Labels, dict[Axis, float]]:
     """Return the only labelling under which no permutation changes a logit, and its errors.
@@ -80,7 +119,7 @@ def choose_labels(
         UnknownLayoutError: if no labelling passes, or if another one passes too.
     """
     family = model.config.model_type
-    tests = _PermutationTests(model, options, sizes, layer_path, tokens)
+    tests = _PermutationTests(model, options, sizes, kind_of, tokens)
     plausible = (0,) * len(options)
     # The product of all choices is far too large to try. An axis that fails concerns a few modules, so only those are
     # varied, and only for the axes that fail; the result must then pass for all.
@@ -107,7 +146,7 @@ def choose_labels(
 
 
 def confirm_labels(
-    model: PreTrainedModel, labels: Labels, sizes: Mapping[Axis, int], layer_path: str, tokens: torch.Tensor
+    model: PreTrainedModel, labels: Labels, sizes: Mapping[Axis, int], kind_of: KindOf, tokens: torch.Tensor
 ) -> dict[Axis, float]:
     """Prove labels on a model of other sizes than those they were chosen on; return the errors.
 
@@ -117,13 +156,13 @@ def confirm_labels(
         model (`PreTrainedModel`): a tiny random model in float64.
         labels (`Mapping[str, tuple[Dimension, ...]]`): by kind of parameter.
         sizes (`Mapping[Axis, int]`): the sizes of the model.
-        layer_path (`str`): the path of the list of blocks.
+        kind_of (`Callable`): see `KindOf`.
         tokens (`torch.Tensor`): token ids `[batch, tokens]`.
 
     Raises:
         UnknownLayoutError: if permuting an axis changes the logits.
     """
-    tests = _PermutationTests(model, [[labels]], sizes, layer_path, tokens)
+    tests = _PermutationTests(model, [[labels]], sizes, kind_of, tokens)
     errors = {axis: tests.error((0,), axis) for axis in tests.axes}
     for axis, error in errors.items():
         if error > TOLERANCE:
@@ -142,12 +181,12 @@ class _PermutationTests:
         model: PreTrainedModel,
         options: Sequence[Sequence[Labels]],
         sizes: Mapping[Axis, int],
-        layer_path: str,
+        kind_of: KindOf,
         tokens: torch.Tensor,
     ) -> None:
         self.axes = [axis for axis in PROVED_AXES if axis in sizes]
         self._model, self._options, self._sizes, self._tokens = model, options, sizes, tokens
-        self._kinds = {name: kind_of(name, layer_path) for name in named_state(model)}
+        self._kinds = {name: kind_of(name) for name in named_state(model)}
         self._logits = logits_of(model, tokens)
         # Each error costs a forward pass, and the same picks are asked for several times.
         self._errors: dict[tuple[tuple[int, ...], Axis], float] = {}

@@ -230,7 +230,7 @@ def _verify(
     stored: Iterable[torch.dtype],
 ) -> None:
     tokens = probe_tokens(before, before.config.vocab_size)
-    receipt.verification = compare_models(before, after, growth.source.layer_path, tokens, stored)
+    receipt.verification = compare_models(before, after, growth.source.layer_path, tokens, stored, exact=receipt.exact)
 
 
 def _named(sizes: Sizes) -> dict[str, int | None]:

@@ -1,6 +1,7 @@
 """The proof tells a right label from a wrong one."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -60,15 +61,15 @@ def test_heads_that_leave_their_group_fail(llama: PreTrainedModel) -> None:
 def test_two_readings_that_no_permutation_tells_apart_are_refused(llama: PreTrainedModel) -> None:
     """A constant of 8 in the place of the head size, which no permutation moves."""
     model_map = describe(llama.config)
-    path, name = model_map.layer_path, "model.layers.{}.self_attn.q_proj.weight"
-    labels = {kind_of(each, path): parameter.dimensions for each, parameter in model_map.parameters.items()}
-    options = [[{kind: label}] for kind, label in labels.items() if kind != name]
+    kind, name = partial(kind_of, layer_path=model_map.layer_path), "model.layers.{}.self_attn.q_proj.weight"
+    labels = {kind(each): parameter.dimensions for each, parameter in model_map.parameters.items()}
+    options = [[{each: label}] for each, label in labels.items() if each != name]
     right, other = {name: labels[name]}, {name: ((Block((HEADS, 8)),), labels[name][1])}
     tokens = sample_tokens(llama.config.vocab_size)
-    chosen, _ = choose_labels(llama, [*options, [right]], model_map.sizes, path, tokens)
+    chosen, _ = choose_labels(llama, [*options, [right]], model_map.sizes, kind, tokens)
     assert chosen == labels
     with pytest.raises(UnknownLayoutError, match=r"q_proj.weight can be read in two ways"):
-        choose_labels(llama, [*options, [right, other]], model_map.sizes, path, tokens)
+        choose_labels(llama, [*options, [right, other]], model_map.sizes, kind, tokens)
 
 
 def test_float32_islands_are_bridged() -> None:

@@ -34,7 +34,8 @@ class Verification:
     Args:
         tokens (`int`): the number of positions compared.
         max_abs_logit_difference (`float`): over the vocabulary of the smaller model.
-        rounding (`float`): the difference that rounding alone can cause, at these dtypes and this size of logits.
+        rounding (`float`): the difference that rounding alone can cause, at these dtypes and this size of logits;
+            where an exact growth moved more, as measured on the source (a router may pick another expert).
         kl_divergence (`float`): KL(source || target), mean over positions, in nats.
         activation_rms (`dict`): the RMS of the residual stream after each block, of `"source"` and `"target"`.
     """

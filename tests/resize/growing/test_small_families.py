@@ -1,5 +1,6 @@
 """Families and configs that once failed for a small reason are described, grown and measured."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hf_warmscale.architecture import StayInFloat64, describe
+from hf_warmscale.architecture import Axis, StayInFloat64, describe
 from hf_warmscale.compat.transformers import short_scans
 from hf_warmscale.resize import grow_from_pretrained
+from hf_warmscale.resize.growing.verify import compare_models
 from tests.resize.families import GROUPED, SIZES, random_model
 from tests.resize.growing.test_exactness import logit_error
 
@@ -33,6 +35,21 @@ RECURRENT = {
     "moe_intermediate_size": 12,
     "shared_expert_intermediate_size": 20,
 }
+KIMI = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse"],
+    "linear_head_dim": 4,
+    "linear_num_heads": 4,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_token": 2,
+    "moe_intermediate_size": 12,
+}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "helium": {**GROUPED, "head_dim": 8},  # its projections need hidden size = heads x head size
     "phi3": {**GROUPED, "rope_parameters": LONG},  # a factor for each frequency
@@ -45,6 +62,13 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_next": RECURRENT,
     "qwen3_5_moe_text": RECURRENT,
 }
+MIXED: Mapping[str, Mapping[str, Any]] = {
+    "qwen3_next": RECURRENT,
+    "qwen3_5_text": RECURRENT,
+    "qwen3_5_moe_text": RECURRENT,
+    "kimi_linear": KIMI,  # both kinds of attention call their projections alike
+}
+"""Blocks of linear and of full attention."""
 HEADS: Mapping[str, Any] = {"phi3": {"num_attention_heads": 8, "num_key_value_heads": 4}}
 """Where a family checks the rotary factors against hidden size / heads."""
 
@@ -62,6 +86,40 @@ def test_described_grown_and_measured(family: str) -> None:
     assert wide.growth_receipt["exact"], wide.growth_receipt["inexact_because"]
     with StayInFloat64(), short_scans(source.config):
         assert logit_error(source, wide) <= 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", MIXED)
+@pytest.mark.filterwarnings("error:This growth is meant to keep the logits")
+def test_linear_and_full_attention_grow_within_the_rounding_of_the_dtype(family: str, dtype: torch.dtype) -> None:
+    source = random_model(AutoConfig.for_model(family, **MIXED[family]), dtype=dtype)
+    deeper: Any = grow_from_pretrained(source, num_hidden_layers=4, depth="identity")
+    assert deeper.growth_receipt["exact"] and logit_error(source, deeper) == 0
+    for growth in ({"hidden_size": 96, "num_attention_heads": 8}, {"hidden_size": 48, "width": "zero_pad"}):
+        wide: Any = grow_from_pretrained(source, **growth)
+        receipt, seen = wide.growth_receipt, wide.growth_receipt["verification"]
+        assert receipt["exact"] and seen["kl_divergence"] < torch.finfo(dtype).eps
+        assert seen["max_abs_logit_difference"] <= seen["rounding"]
+
+
+def test_a_fault_is_not_taken_for_rounding() -> None:
+    """In bfloat16 a router may pick another expert; a block that writes twice what it should moves logits more."""
+    source, tokens = random_model(config_of("qwen3_next"), dtype=torch.bfloat16), torch.arange(60).reshape(2, 30)
+    faulty = copy.deepcopy(source)
+    faulty.get_parameter("model.layers.1.self_attn.o_proj.weight").data *= 2
+    seen = compare_models(source, faulty, "model.layers", tokens, exact=True)
+    assert seen is not None and seen.max_abs_logit_difference > seen.rounding
+
+
+def test_one_name_for_two_kinds_of_attention() -> None:
+    """The output of Kimi-Linear's full attention reads heads, that of its linear attention a width without an axis."""
+    source = random_model(AutoConfig.for_model("kimi_linear", **KIMI)).double()
+    described = describe(source.config)
+    reads = [described.parameters[f"model.layers.{layer}.self_attn.o_proj.weight"] for layer in (0, 1)]
+    assert [weight.reads(Axis.HEADS) for weight in reads] == [False, True]
+    wide = grow_from_pretrained(source, hidden_size=64, num_attention_heads=8, moe_intermediate_size=24)
+    with StayInFloat64(), short_scans(source.config):
+        assert logit_error(source, wide.double()) <= 1e-11
 
 
 def test_an_inserted_block_takes_from_another_what_its_own_lacks() -> None:
