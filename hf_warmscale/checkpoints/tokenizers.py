@@ -59,7 +59,7 @@ def compare_tokenizers(
 
     ```python
     >>> compare_tokenizers(tokenizer, other).disagreement
-    "the token 'cat' has id 9 in the first and id 11 in the second"
+    "the token '<s>' has id 0 in the second and is missing in the first, where that id is '<|endoftext|>'"
     ```
     """
     if first is second:

@@ -45,6 +45,14 @@ class Frontier:
         storage (`str`): how the bytes are counted.
         settings (`dict[str, Any]`): group size and roles.
         documents (`dict[str, Any]`): number, tokens and hash of the documents.
+
+    Example:
+
+    ```python
+    >>> frontier = compression_frontier("HuggingFaceTB/SmolLM2-135M", bits=(8, 6, 4), sparsities=(0, 0.3),
+    ...                                 documents=texts, tokenizer=tokenizer)
+    >>> [(row.bits, row.sparsity, row.bytes) for row in frontier.pareto]
+    ```
     """
 
     rows: tuple[FrontierRow, ...]

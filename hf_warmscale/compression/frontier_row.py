@@ -19,6 +19,16 @@ class FrontierRow:
         nll (`float`): nats per token; infinite if the model no longer gives finite losses.
         difference (`PairedDifference`): to the reference, in nats per token; negative if this model is better.
         pareto (`bool`): no other row is as small and as good, and better in one of the two.
+
+    Example:
+
+    ```python
+    >>> row = compression_frontier("HuggingFaceTB/SmolLM2-135M", bits=(8, 6, 4), sparsities=(0,), documents=texts,
+    ...                            tokenizer=tokenizer).rows[1]
+    >>> row.bits, row.sparsity
+    (8, 0)
+    >>> print(row.bytes, row.difference.estimate)
+    ```
     """
 
     model: str

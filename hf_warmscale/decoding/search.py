@@ -93,6 +93,14 @@ class EmulatedSpace:
         count (`int`): the number of tuned models.
         most_weight (`float`): the largest weight of one.
         most_beta (`float`): the largest beta.
+
+    Example:
+
+    ```python
+    >>> space = EmulatedSpace(count=1)
+    >>> space.weights({"weight_0": 1.0, "beta": 0.5})  # of the base, the reference and the tuned model
+    (0.5, -0.5, 1.0)
+    ```
     """
 
     count: int = 1

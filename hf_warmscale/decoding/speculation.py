@@ -20,6 +20,15 @@ class BlockSpeed:
         tokens_per_second (`float`): generated, with the prefill.
         passes (`int`): forward passes of the combined model.
         accepted (`float`): the share of the proposed tokens that was accepted; NaN without a draft.
+
+    Example:
+
+    ```python
+    >>> plain, *drafted = choose_block_length(model, small_tuned, prompts)
+    >>> plain.block_length, plain.accepted
+    (0, nan)
+    >>> print(plain.tokens_per_second, [(row.block_length, row.tokens_per_second) for row in drafted])
+    ```
     """
 
     block_length: int

@@ -53,6 +53,14 @@ class MergeReceipt(Receipt):
         density (`float` or `None`): the share of each difference that is kept (TIES, DARE).
         rescale (`str` or `None`): how DARE scales the entries that it keeps.
         seed (`int` or `None`): of DARE's masks.
+
+    Example:
+
+    ```python
+    >>> receipt = merge_checkpoints(["run/checkpoint-900", "run/checkpoint-1000"], "merged", weights=[0.25, 0.75])
+    >>> receipt.method, receipt.weights
+    ('linear', (0.25, 0.75))
+    ```
     """
 
     file_name: ClassVar[str] = RESULT

@@ -21,6 +21,14 @@ class MergeSource(Combiner, Protocol):
 
     To try a point a search needs no more than a `Combiner`; the rest is for its record and its result. Any object that
     has these methods can be searched with `search_merge`, for example the members of a composite model.
+
+    Example:
+
+    ```python
+    >>> source: MergeSource = MemberSource(model)  # of an emulated model with one tuned model
+    >>> len(source), source.kind
+    (3, 'member')
+    ```
     """
 
     kind: str

@@ -59,6 +59,14 @@ class Step:
         law (`Errors`): of the law.
         last_value (`Errors`): of the baseline that repeats the loss of the largest model at the nearest D.
         log_linear (`Errors`): of the baseline ln L = c + a ln N + b ln D.
+
+    Example:
+
+    ```python
+    >>> step = fit_scaling_law("losses.csv").backtest.steps[-1]
+    >>> step.num_train, step.num_test, step.law.mare < 0.01
+    (12, 3, True)
+    ```
     """
 
     num_train: int
@@ -80,6 +88,14 @@ class Backtest:
     Args:
         steps (`tuple[Step, ...]`): from small to large; empty if there are too few sizes.
         law, last_value, log_linear (`Errors` or `None`): over all points predicted; see `Step`.
+
+    Example:
+
+    ```python
+    >>> backtest = fit_scaling_law("losses.csv").backtest
+    >>> backtest.law.mare < backtest.log_linear.mare
+    True
+    ```
     """
 
     steps: tuple[Step, ...]
@@ -105,6 +121,16 @@ def roll_out(
     Args:
         frame (`Frame`): of the points.
         form, fixed, delta: as for [`fit_scaling_law`].
+
+    Example:
+
+    ```python
+    >>> for row in roll_out(make_frame("losses.csv", "chinchilla"), "chinchilla").table():
+    ...     print(row["predicted"], row["points"])
+    N above 4e+07 3
+    N above 8e+07 3
+    all 6
+    ```
     """
     rungs = rung_numbers(frame.N)
     steps = []
@@ -137,6 +163,15 @@ def hold_out(
 
     Raises:
         ValueError: if one of the two is empty.
+
+    Example:
+
+    ```python
+    >>> frame = make_frame("losses.csv", "chinchilla")
+    >>> step = hold_out(frame, frame.N < 1e8, frame.N >= 1e8, "chinchilla")
+    >>> step.law.mare < step.last_value.mare
+    True
+    ```
     """
     if not train.any() or not test.any():
         raise ValueError(

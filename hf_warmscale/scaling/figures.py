@@ -29,6 +29,12 @@ def draw_law(law: ScalingLaw, folder: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         ValueError: if the law has no points.
+
+    Example:
+
+    ```python
+    >>> [path.name for path in draw_law(fit_scaling_law("losses.csv"), "pictures")]
+    ```
     """
     if law.frame is None:
         raise ValueError("The law has no points, so there is nothing to draw; fit one.")

@@ -40,6 +40,14 @@ class Frame:
         part (`tuple[str, ...]`): `"cooled"`, or another `Part` of `RunFolder`; `""` if unknown.
         recipe (`tuple[str, ...]`): the recipe of each point; `""` if unknown.
         embeddings (`bool` or `None`): whether N counts embeddings; `None` if unknown.
+
+    Example:
+
+    ```python
+    >>> frame = make_frame("losses.csv", "chinchilla")
+    >>> len(frame), len(frame.where(frame.D < 1e9))
+    (15, 5)
+    ```
     """
 
     N: Array

@@ -34,6 +34,16 @@ class Prediction:
         num_parameters (`int`): of the model predicted.
         tokens (`int`): of its training.
         law (`ScalingLaw`): that was fitted.
+
+    Example:
+
+    ```python
+    >>> runs = ["runs/32", "runs/64", "runs/96", "runs/128"]
+    >>> prediction = predict_loss(runs, hidden_size=192, tokens=20_000_000)
+    >>> prediction.num_parameters, prediction.tokens
+    (815040, 20000000)
+    >>> print(f"{prediction.loss:.2f}", prediction.flags)
+    ```
     """
 
     loss: float

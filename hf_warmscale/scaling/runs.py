@@ -94,6 +94,14 @@ def read_run(path: str | os.PathLike[str], *, metric: str = METRIC) -> LadderRun
     Raises:
         FileNotFoundError: if no training run left the folder.
         ValueError: if the run has no stage, did not end cooled, or was not evaluated at its end.
+
+    Example:
+
+    ```python
+    >>> run = read_run("runs/128")
+    >>> run.hidden_size, run.tokens, run.loss
+    (128, 20000000, 3.2)
+    ```
     """
     folder = RunFolder(path)
     tokens = folder.total_tokens
@@ -160,6 +168,14 @@ def ladder_frame(runs: Sequence[LadderRun], *, embeddings: bool = True) -> Frame
 
     Raises:
         ValueError: if a folder is named twice.
+
+    Example:
+
+    ```python
+    >>> frame = ladder_frame([read_run(f"runs/{hidden_size}") for hidden_size in (32, 64, 96, 128)])
+    >>> len(frame), frame.embeddings
+    (4, True)
+    ```
     """
     _refuse_twice(runs)
     rows: list[dict[str, Any]] = []

@@ -30,6 +30,14 @@ def measure_throughput(
 
     Raises:
         ValueError: if a row is longer than the model's positions, or the model does not fit into memory.
+
+    Example:
+
+    ```python
+    >>> config = AutoConfig.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+    >>> speed = measure_throughput(config, sequence_length=2048, batch_size=4)
+    >>> plan(target=config, hours=24, tokens_per_second=speed).advice
+    ```
     """
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and sequence_length > limit:

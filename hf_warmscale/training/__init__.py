@@ -4,6 +4,7 @@ from hf_warmscale.training.arguments import ContinualArguments, ContinualTrainin
 from hf_warmscale.training.averaging import AverageCheckpoints, average_run, average_weights
 from hf_warmscale.training.branching import anneal_stage, constant_checkpoints
 from hf_warmscale.training.data.mixture import ReplayMixture, SeenRows
+from hf_warmscale.training.data.packing import load_packed, pack, stream_packed
 from hf_warmscale.training.data.streaming import StreamedRows
 from hf_warmscale.training.distillation import DistillationTrainer, HealingTrainer, TeacherCache
 from hf_warmscale.training.majority_kernels import (
@@ -40,7 +41,10 @@ __all__ = [
     "constant_checkpoints",
     "fold_majority_kernels",
     "get_schedule",
+    "load_packed",
     "majority_state_dict",
+    "pack",
     "plot_schedule",
     "seen_rows",
+    "stream_packed",
 ]

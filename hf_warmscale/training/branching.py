@@ -93,6 +93,13 @@ def constant_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if a checkpoint was not written by a stage.
+
+    Example:
+
+    ```python
+    >>> constant_checkpoints("run")[-1].name
+    'checkpoint-1000'
+    ```
     """
     return [path for path in run_checkpoints(run) if in_constant_phase(StageRecord.load(path))]
 

@@ -146,6 +146,12 @@ def majority_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         ValueError: if the model has no majority kernels.
+
+    Example:
+
+    ```python
+    >>> model.save_pretrained("snapshot", state_dict=majority_state_dict(model))
+    ```
     """
     state = dict(model.state_dict())
     for name in _kernels(model):

@@ -161,6 +161,14 @@ class StageRecord(Receipt):
         num_steps (`int`): the length of the stage in the steps that it really takes, with these changes.
         lineage (`list[dict]`): the earlier stages, the first one first: name, mixture and progress at the branch.
         written_as (`int`): the format version of the file it was read from.
+
+    Example:
+
+    ```python
+    >>> record = StageRecord.load("runs/base/checkpoint-1000")
+    >>> record.name, record.progress.step, record.total_tokens()
+    ('english', 1000, 8192000)
+    ```
     """
 
     file_name: ClassVar[str] = STAGE_FILE
@@ -306,6 +314,13 @@ def seen_rows(
 
     Raises:
         ValueError: if no such stage saw a source, or if the source no longer holds the same rows.
+
+    Example:
+
+    ```python
+    >>> old = seen_rows("runs/base/checkpoint-1000", {"english": english})
+    >>> mixture = ReplayMixture({"german": german, **old}, {"german": 0.75, "english": 0.25})
+    ```
     """
     record = StageRecord.load(checkpoint)
     return {name: _seen(record.as_ancestor(checkpoint), name, rows, stage) for name, rows in sources.items()}

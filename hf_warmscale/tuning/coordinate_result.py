@@ -25,6 +25,14 @@ class CoordinateResult:
         tolerance (`float`): the largest |slope| that passes.
         changes (`Mapping[str, Mapping[int, list[float]]]`): activation -> size -> median over seeds, by step.
         slopes (`Mapping[str, float]`): d log(last change) / d log(size), for each activation that moves.
+
+    Example:
+
+    ```python
+    >>> changes = {"attention": {64: [0.1, 0.2], 128: [0.1, 0.4]}}
+    >>> CoordinateResult("standard", "width", tolerance=0.1, changes=changes, slopes={"attention": 1.0}).failures
+    {'attention': 1.0}
+    ```
     """
 
     label: str

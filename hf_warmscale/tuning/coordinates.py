@@ -63,6 +63,15 @@ def coordinate_check(
 
     Raises:
         ValueError: if the sizes do not fit, a run diverges, or `output` holds another study.
+
+    Example:
+
+    ```python
+    >>> task = ProxyTask("packed")
+    >>> results = coordinate_check(config, task, axis="width", sizes=[64, 128, 256], lr=2**-7, output="check")
+    >>> {result.label: result.passed for result in results}
+    {'completep': True, 'standard': False}
+    ```
     """
     refuse_one_size(sizes)
     refuse_rates([lr])
@@ -138,6 +147,16 @@ def check_models(
         steps (`int`): optimizer steps.
         seeds (`int`): runs of each size; the median counts.
         tolerance (`float`): the largest |slope| that passes.
+
+    Example:
+
+    ```python
+    >>> def build(width, seed):
+    ...     torch.manual_seed(seed)
+    ...     model = MyModel(width)
+    ...     return model, torch.optim.AdamW(my_groups(model, lr=1e-2))
+    >>> check_models(build, ProxyTask("packed"), axis="width", sizes=[64, 128, 256]).slopes
+    ```
     """
     runs = {size: [measure(*build(size, seed), task, axis, steps, seed) for seed in range(seeds)] for size in sizes}
     return fit_slopes(runs, label="own", axis=axis, tolerance=tolerance)

@@ -140,6 +140,12 @@ def train_proxy(task: ProxyTask, config: MupConfig, *, lr: float, seed: int) -> 
         config (`MupConfig`): of the model.
         lr (`float`): the peak learning rate at the base shape.
         seed (`int`): of the initial weights and of the order of the data.
+
+    Example:
+
+    ```python
+    >>> loss = train_proxy(ProxyTask("packed"), config, lr=2**-7, seed=0)
+    ```
     """
     # Before the model is built: its weights are drawn from this state.
     torch.manual_seed(seed)
@@ -156,6 +162,13 @@ def train_model(task: ProxyTask, model: MupForCausalLM, *, lr: float, seed: int)
         model (`MupForCausalLM`): what to train.
         lr (`float`): the peak learning rate at the base shape.
         seed (`int`): of the order of the data.
+
+    Example:
+
+    ```python
+    >>> torch.manual_seed(0)
+    >>> loss = train_model(ProxyTask("packed"), MupForCausalLM(config), lr=2**-7, seed=0)
+    ```
     """
     groups = mup_param_groups(
         model, lr=lr, weight_decay=task.weight_decay, eps=task.eps, weight_decay_rule=task.weight_decay_rule

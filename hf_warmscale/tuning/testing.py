@@ -79,6 +79,15 @@ def assert_lr_transfers(
     Raises:
         AssertionError: with the drift of every size, if one is too large or lies at an end of the grid.
         ValueError: if `output` holds the runs of another function or other sizes.
+
+    Example:
+
+    ```python
+    >>> def train(point):
+    ...     return my_loss(width=point.size, lr=point.lr, seed=point.seed)
+    >>> lrs = [2.0**power for power in range(-10, -4)]
+    >>> assert_lr_transfers(train, sizes=[64, 128, 256], lrs=lrs, output="transfer")
+    ```
     """
     refuse_one_size(sizes)
     study = {"sizes": list(sizes), "train": _source(train)}

@@ -50,6 +50,14 @@ def lr_transfer(
 
     Raises:
         ValueError: if the sizes or rates do not fit, or `output` holds another study.
+
+    Example:
+
+    ```python
+    >>> lrs = [2.0**power for power in range(-10, -4)]
+    >>> results = lr_transfer(config, ProxyTask("packed"), axis="width", sizes=[64, 128, 256], lrs=lrs, output="lrs")
+    >>> [optimum.drift for optimum in results[0].optima]
+    ```
     """
     refuse_one_size(sizes)
     results = []

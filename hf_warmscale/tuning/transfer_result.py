@@ -18,6 +18,16 @@ class TransferResult:
         axis (`"width"` or `"depth"`): what grew.
         curves (`Mapping[int, Curve]`): the losses, by size.
         optima (`list[Optimum]`): the best rate of every size, the reference first.
+
+    Example:
+
+    ```python
+    >>> curve = {2.0**power: {0: 3.0 + 0.1 * (power + 7) ** 2} for power in range(-10, -4)}
+    >>> curves = {64: curve, 128: curve}
+    >>> result = TransferResult("completep", "width", curves, find_optima(curves, resamples=10))
+    >>> [round(optimum.drift, 6) for optimum in result.optima]
+    [0.0, 0.0]
+    ```
     """
 
     rule: RuleName

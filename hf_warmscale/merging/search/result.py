@@ -41,6 +41,15 @@ class MergeResult(Receipt):
         num_trials (`int`): the number of finished trials.
         study (`optuna.Study` or `None`): on the main process only; `None` in a result that was read from its file.
         settings (`Mapping[str, Any]`): of the search, with the hashes of checkpoints and documents.
+
+    Example:
+
+    ```python
+    >>> steps = [f"run/checkpoint-{step}" for step in (800, 900, 1000)]
+    >>> search_merge(steps, select=documents[:200], confirm=documents[200:], space="simplex", output="best")
+    >>> result = MergeResult.from_dict(json.loads(Path("best/merge_result.json").read_text()))
+    >>> print(result.verdict, result.interval.estimate)
+    ```
     """
 
     file_name: ClassVar[str] = RESULT

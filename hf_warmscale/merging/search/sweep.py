@@ -32,6 +32,15 @@ class AlphaSweep:
             all of them, each token with the same weight.
         alpha (`float`): that of the lowest `loss`.
         confirmation (`Confirmation`): that point against the better of the two ends, on the confirm split.
+
+    Example:
+
+    ```python
+    >>> sweep = sweep_alphas("base", "tuned", select=old, confirm=others, alphas=(0.0, 0.5, 1.0))
+    >>> [row["alpha"] for row in sweep.rows]
+    [0.0, 0.5, 1.0]
+    >>> print(sweep.alpha, sweep.confirmation.verdict)
+    ```
     """
 
     rows: list[dict[str, Any]]

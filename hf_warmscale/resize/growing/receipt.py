@@ -80,6 +80,14 @@ class GrowthReceipt(Receipt):
         inexact_because (`str` or `None`): why operators that are meant to be exact are not exact on this family.
         experts (`int` or `None`): the number of experts that each MLP of a dense source became.
         warnings (`list[str]`): reasons against this growth.
+
+    Example:
+
+    ```python
+    >>> receipt = grow_checkpoint("HuggingFaceTB/SmolLM2-135M", "wide", hidden_size=1152)
+    >>> receipt.width, receipt.exact
+    ('clone', True)
+    ```
     """
 
     file_name: ClassVar[str] = "growth_receipt.json"

@@ -26,6 +26,14 @@ class ShrinkReceipt(Receipt):
         parameters (`int`): scalars of the smaller model.
         calibration_tokens (`int`): the number of tokens on which importance was measured.
         verification (`Verification` or `None`): the measured difference.
+
+    Example:
+
+    ```python
+    >>> receipt = shrink_checkpoint("grown", "small-again")
+    >>> receipt.how, receipt.parameters < receipt.source_parameters
+    ('receipt', True)
+    ```
     """
 
     file_name: ClassVar[str] = "shrink_receipt.json"

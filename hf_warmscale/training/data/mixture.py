@@ -328,6 +328,13 @@ class SeenRows(Dataset[Row]):
         seed (`int`): of the earlier mixture.
         count (`int`): how many samples the earlier stage drew from it.
         start (`int`): how many the earlier mixture had skipped, see `ReplayMixture.after`.
+
+    Example:
+
+    ```python
+    >>> seen = SeenRows(english, name="english", seed=0, count=6_400)
+    >>> mixture = ReplayMixture({"german": german, "english": seen}, [0.75, 0.25])
+    ```
     """
 
     def __init__(self, rows: Rows, *, name: str, seed: int, count: int, start: int = 0) -> None:

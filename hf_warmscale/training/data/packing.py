@@ -99,6 +99,13 @@ def pack(
     Raises:
         ValueError: if the folder is in use, the tokenizer has no end-of-sequence token, a document is not text (naming
             file and line, see `document_faults`), or the text fills no row.
+
+    Example:
+
+    ```python
+    >>> manifest = pack("train.jsonl", "packed/new", tokenizer=tokenizer, sequence_length=2048)
+    >>> print(manifest.rows, manifest.tokens)
+    ```
     """
     refuse_existing(output)
     if sequence_length < 2:
@@ -177,6 +184,14 @@ def stream_packed(
 
     Raises:
         ValueError: if the tokenizer has no end-of-sequence token; while it is read, if a document is not text.
+
+    Example:
+
+    ```python
+    >>> web = load_dataset("HuggingFaceFW/fineweb", split="train", streaming=True)
+    >>> len(next(iter(stream_packed(web, tokenizer, sequence_length=2048)))["input_ids"])
+    2048
+    ```
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
@@ -206,6 +221,13 @@ def load_packed(folder: str | os.PathLike[str], *, tokenizer: PreTrainedTokenize
     Raises:
         FileNotFoundError: if the folder holds no packed data.
         ValueError: if they were made with another tokenizer, or are damaged.
+
+    Example:
+
+    ```python
+    >>> rows = load_packed("packed", tokenizer=tokenizer)
+    >>> mixture = ReplayMixture({"english": rows}, [1.0])
+    ```
     """
     manifest = read_manifest(folder)
     if tokenizer is not None and tokenizer_hash(tokenizer) != manifest.tokenizer:

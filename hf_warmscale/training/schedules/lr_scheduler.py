@@ -24,6 +24,15 @@ class StageLR(LRScheduler):
         optimizer (`Optimizer`): its groups hold their peak rate in `lr`.
         schedule (`Schedule`): resolved, see `Schedule.resolve`.
         position (`Callable`): where a zero-based step stands in the schedule, see `BatchSizes.position`.
+
+    Example:
+
+    ```python
+    >>> schedule = get_schedule("rewarm_cosine", warmup=10).resolve(total_steps=100, learning_rate=1e-3)
+    >>> scheduler = StageLR(torch.optim.AdamW(model.parameters(), lr=1e-3), schedule)
+    >>> scheduler.get_last_lr()
+    [0.0001]
+    ```
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, position: Callable[[int], float] = float) -> None:
@@ -58,7 +67,15 @@ class StageLR(LRScheduler):
 
 
 def plot_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
-    """Plot the rate of every step of a resolved schedule into a PNG."""
+    """Plot the rate of every step of a resolved schedule into a PNG.
+
+    Example:
+
+    ```python
+    >>> schedule = get_schedule("wsd", total_steps=1_000, learning_rate=1e-3, cooldown=0.2)
+    >>> plot_schedule(schedule, "schedule.png")
+    ```
+    """
     steps = range(schedule.total_steps or 0)
     with figure(path) as drawing:
         axes = drawing.subplots()

@@ -49,6 +49,14 @@ class Schedule:
         tokens_per_step (`int`, *optional*): tokens in one optimizer step, needed by phases in tokens only.
         step_offset (`int`): 1 gives the zero-based step s the rate of t = s + 1, so that no step is wasted at a rate
             of 0; 0 is the indexing of transformers, t = s.
+
+    Example:
+
+    ```python
+    >>> schedule = Schedule("wsd", learning_rate=1e-3, min_lr=0.0, warmup=100, cooldown=0.2, total_steps=1_000)
+    >>> schedule(499), schedule(999)
+    (0.001, 0.0)
+    ```
     """
 
     name: Name
