@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.checkpoints.model_weights import ModelWeights
-from hf_warmscale.checkpoints.reader import open_checkpoint, read_config
+from hf_warmscale.checkpoints.model_weights import ModelWeights, is_quantized
+from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint, read_config
 from hf_warmscale.checkpoints.source import find_config
 
 
@@ -58,6 +58,23 @@ def require_model(source: str | os.PathLike[str], *, finite: bool = True) -> Mod
     if finite:
         weights.checkpoint.check_finite()
     return weights
+
+
+def require_weights(source: str | os.PathLike[str]) -> Checkpoint:
+    """Open a stored model, quantized or not; refuse weights that are damaged, not finite or not those of its config.
+
+    Args:
+        source (`str` or `PathLike`): a folder, a Hub id, or a Hub id with a revision, `id@revision`.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or a file of it is missing.
+        ValueError: naming what is wrong.
+    """
+    checkpoint = open_checkpoint(source)
+    if not is_quantized(checkpoint):
+        ModelWeights(checkpoint)
+    checkpoint.check_finite()
+    return checkpoint
 
 
 def load_model(

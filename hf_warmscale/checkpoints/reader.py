@@ -136,10 +136,10 @@ class Checkpoint:
         """Read all tensors once and refuse NaN and infinities.
 
         Raises:
-            ValueError: naming the tensor.
+            ValueError: naming the tensor and the checkpoint.
         """
         for name, tensor in self.tensors():
-            refuse_non_finite(name, tensor)
+            refuse_non_finite(f"{name} of {self.source.name}", tensor)
 
     def digest(self, name: str) -> str:
         """Return the SHA-256 of a tensor's bytes. It is computed once; ask while the tensor is still in memory."""

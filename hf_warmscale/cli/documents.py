@@ -9,13 +9,15 @@ def read_documents(path: str, *, at_most: int | None = None) -> list[str]:
         at_most (`int`, *optional*): how many documents of the beginning are read; by default all.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_documents`, and if every document is blank.
+        FileNotFoundError, ValueError: as `load_documents`, and if one is not text or all are blank.
     """
     from hf_warmscale.cli.quiet import no_bars_of_datasets
+    from hf_warmscale.training.data.document_faults import clean
     from hf_warmscale.training.data.documents import load_documents
 
     with no_bars_of_datasets():
-        texts = [str(text) for text in load_documents(path)[:at_most]["text"] if str(text).strip()]
+        found = load_documents(path)[:at_most]["text"]
+    texts = [text for text in clean(found, range(len(found)), path, end=None) if text.strip()]
     if not texts:
         raise ValueError(f"{path} holds no documents that are not empty.")
     return texts

@@ -1,5 +1,7 @@
 """`warmscale generate`: text of a large base, steered by what a small model learnt in fine-tuning."""
 
+import math
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +103,7 @@ def refuse_at_once(arguments: Namespace) -> None:
         raise ValueError(
             "--chat gives the tuned models another prompt, so they cannot draft; leave out one of the two."
         )
-    if not arguments.temperature >= 0:
+    if not 0 <= arguments.temperature < math.inf:
         raise ValueError(f"--temperature is {arguments.temperature}; give 0 for greedy, or a number above.")
     if arguments.output is not None:
         refuse_existing(arguments.output)
@@ -155,6 +157,7 @@ def generate(
     inputs = prompts(tokenizer, arguments)
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     options = sampling(arguments)
+    options["max_new_tokens"] = fitting(model, inputs, arguments.max_new_tokens)
     record: dict[str, Any] = {"prompt": arguments.prompt, **options}
     if arguments.speculative:
         record["block_lengths"] = prepare_draft(model, inputs["input_ids"], options, arguments.block_length)
@@ -165,6 +168,19 @@ def generate(
     produced = model.generate(**inputs, **options, streamer=streamer)
     new = produced[0, inputs["input_ids"].shape[1] :]
     return {**record, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
+
+
+def fitting(model: "EmulatedFineTuningForCausalLM", inputs: dict[str, Any], wanted: int) -> int:
+    """Return how many of the tokens asked for fit behind the prompt; one that fills a window is refused later."""
+    for member in model.members:
+        prompt = inputs.get(f"{member.role.partition('[')[0]}_input_ids", inputs["input_ids"])
+        room = wanted if member.window is None else member.window - prompt.shape[1]
+        if 0 < room < wanted:
+            warnings.warn(
+                f"Of {wanted} new tokens {room} fit into the window of the {member.role} model.", stacklevel=2
+            )
+            wanted = room
+    return wanted
 
 
 def prompts(tokenizer: "PreTrainedTokenizerBase", arguments: Namespace) -> dict[str, Any]:

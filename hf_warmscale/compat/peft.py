@@ -52,16 +52,26 @@ def without_adapter(model: PeftModel) -> Iterator[None]:
             parameter.requires_grad_(trainable)
 
 
-def read_lora_config(folder: Path) -> LoraConfig:
-    """Read the config of an adapter.
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """Read the config of an adapter of any type.
 
     Raises:
-        ValueError: if the file is damaged, or the adapter is of another type than LoRA.
+        ValueError: if the file is damaged.
     """
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # peft raises what the damage happens to cause: KeyError, TypeError, ...
         raise ValueError(f"The adapter_config.json of {folder} is damaged; save the adapter again.") from error
+    return config
+
+
+def read_lora_config(folder: Path) -> LoraConfig:
+    """Read the config of a LoRA adapter.
+
+    Raises:
+        ValueError: if the file is damaged, or the adapter is of another type.
+    """
+    config = read_adapter_config(folder)
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{folder} is an adapter of type {config.peft_type}; only LoRA adapters can be merged.")
     return config

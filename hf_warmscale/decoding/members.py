@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_warmscale.compat.peft import without_adapter
 from hf_warmscale.compat.transformers import CACHE_ARGUMENT
+from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 
 Model = PreTrainedModel | PeftModel
 
@@ -133,13 +134,32 @@ def _refuse_what_is_no_decoder(role: str, model: nn.Module) -> None:
         raise ValueError(
             f"The {role} model is a {type(model).__name__}; pass a causal language model of transformers."
         )
-    config = model.config
-    # A BERT that is loaded as a causal model without `is_decoder` attends to later tokens.
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
-    if config.is_encoder_decoder or encoder or not model.can_generate():
+    if isinstance(model.config, EmulatedFineTuningConfig):
+        raise ValueError(f"The {role} model is itself a combination of models; use one of its members.")
+    if _encodes(model.config) or not model.can_generate():
         raise ValueError(
             f"The {role} model is a {type(model).__name__}, which does not predict the next token; use a decoder."
         )
+
+
+def refuse_no_decoder(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a stored model that cannot be a member, before its weights are read.
+
+    Raises:
+        ValueError: if it is not a causal language model, or is itself a combination.
+    """
+    if isinstance(config, EmulatedFineTuningConfig):
+        raise ValueError(f"{name} is itself a combination of models; name one of its members.")
+    if _encodes(config) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{name} holds a {config.model_type} model, which does not predict the next token; use a decoder."
+        )
+
+
+def _encodes(config: PreTrainedConfig) -> bool:
+    # A BERT that is loaded as a causal model without `is_decoder` attends to later tokens.
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
+    return bool(config.is_encoder_decoder or encoder)
 
 
 def _on(device: torch.device, value: Any) -> Any:

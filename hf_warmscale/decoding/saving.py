@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_warmscale.checkpoints import write_json, write_text
-from hf_warmscale.checkpoints.files import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, folder_kind
+from hf_warmscale.checkpoints.files import ADAPTER_CONFIG, ADAPTER_FILE
+from hf_warmscale.checkpoints.loading import load_config, require_weights
 from hf_warmscale.checkpoints.portable import is_local_path
 from hf_warmscale.checkpoints.source import Source, fetch_subfolders, find_source
+from hf_warmscale.compat.peft import read_adapter_config
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
-from hf_warmscale.decoding.members import Member, Model
+from hf_warmscale.decoding.members import Member, Model, refuse_no_decoder
 from hf_warmscale.decoding.receipt import card, combination_receipt, flat
 
 Entry = dict[str, str]
@@ -34,13 +36,15 @@ def load_member(name: str | os.PathLike[str], **options: Any) -> tuple[Model, En
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if an adapter does not say what model it is for.
+        ValueError: if it is not a causal language model, its weights are damaged, not finite or not those of its
+            config, or an adapter does not say what model it is for.
     """
     source = find_source(name)
     if (source.folder / ADAPTER_CONFIG).is_file():
         return _load_adapter(source, options), _entry(source)
-    if not (source.folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{name} has no {CONFIG_FILE}; {folder_kind(source.folder)}.")
+    refuse_no_decoder(str(name), load_config(source.folder))
+    # `from_pretrained` alone would fill what is missing with random numbers, and pass on NaN.
+    source = require_weights(name).source
     model = AutoModelForCausalLM.from_pretrained(source.folder, trust_remote_code=False, **options)
     return model, _entry(source)
 
@@ -70,14 +74,14 @@ def write_by_member(
     write_text(folder / "README.md", card(receipt))
 
 
-def files_to_publish(folder: Path) -> list[str]:
-    """Return the files of the adapters that `write_by_member` saved, relative to the folder.
+def files_to_publish(folder: Path) -> list[Path]:
+    """Return the files of the adapters that `write_by_member` saved.
 
     Raises:
         ValueError: if a member lies in a folder of this machine, from which nobody else could load it.
     """
     members = EmulatedFineTuningConfig.from_pretrained(folder).members
-    files: list[str] = []
+    files: list[Path] = []
     for entry in filter(None, flat(members) if members is not None else []):
         name = entry["name_or_path"]
         if is_local_path(name):
@@ -86,7 +90,7 @@ def files_to_publish(folder: Path) -> list[str]:
                 "the combination with its Hub id."
             )
         if "adapter" in entry:
-            files += [f"{entry['adapter']}/{file}" for file in (ADAPTER_CONFIG, ADAPTER_FILE)]
+            files += [folder / entry["adapter"] / file for file in (ADAPTER_CONFIG, ADAPTER_FILE)]
     return files
 
 
@@ -166,7 +170,7 @@ def _load_once(
 
 
 def _load_adapter(source: Source, options: Mapping[str, Any]) -> Model:
-    config = PeftConfig.from_pretrained(str(source.folder))
+    config = read_adapter_config(source.folder)
     base, revision = config.base_model_name_or_path, config.revision
     if not base:
         raise ValueError(f"{source.name} is an adapter that does not name its base model; pass the models yourself.")

@@ -15,16 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from hf_warmscale.checkpoints import (
-    ModelWeights,
     find_tokenizer,
     load_config,
-    open_checkpoint,
     save_model,
     shared_ids,
 )
 from hf_warmscale.checkpoints.files import SMALL_FILES
 from hf_warmscale.checkpoints.hub_errors import explained_writing
-from hf_warmscale.checkpoints.model_weights import is_quantized
+from hf_warmscale.checkpoints.loading import require_weights
 from hf_warmscale.checkpoints.portable import content_to_publish
 from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
 from hf_warmscale.decoding.receipt import CombinationReceipt
@@ -156,19 +154,11 @@ def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} to push.")
     combined = (folder / CombinationReceipt.file_name).is_file()
-    weights = files_to_publish(folder) if combined else _weights(folder)
+    weights = files_to_publish(folder) if combined else require_weights(folder).files
     _check_tokenizer(folder)
     beside = (path for pattern in SENT for path in folder.glob(pattern) if path.is_file())
-    names = [str(path.relative_to(folder)) for path in beside if not path.name.startswith(".")]
-    return sorted({*weights, *names} - {CARD, *WITHHELD})
-
-
-def _weights(folder: Path) -> list[str]:
-    checkpoint = open_checkpoint(folder)
-    if not is_quantized(checkpoint):
-        ModelWeights(checkpoint)  # refuses weights that are not those of the config
-    checkpoint.check_finite()
-    return [str(path.relative_to(folder)) for path in checkpoint.files]
+    found = [*weights, *(path for path in beside if not path.name.startswith("."))]
+    return sorted({str(path.relative_to(folder)) for path in found} - {CARD, *WITHHELD})
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_value_that_is_not_finite_names_its_tensor(tmp_path: Path, dtype: torc
     tensors["bad"][1, 3] = value
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     save_file(tensors, tmp_path / SINGLE)
-    with pytest.raises(ValueError, match="The tensor bad holds NaN or an infinity"):
+    with pytest.raises(ValueError, match=r"The tensor bad of .* holds NaN or an infinity"):
         open_checkpoint(tmp_path).check_finite()
 
 

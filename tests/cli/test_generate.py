@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from hf_warmscale import EmulatedFineTuningForCausalLM
 from hf_warmscale.checkpoints import save_model
 from hf_warmscale.cli import main
+from hf_warmscale.decoding import EmulatedFineTuningConfig
 from tests.cli.shell import assert_sentence, files_below, warmscale
 from tests.cli.workspace import make_tokenizer
 from tests.decoding.tiny import tiny
@@ -38,6 +39,14 @@ def folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = folder / "swapped" / "model.safetensors"
     tensors = load_file(weights)
     save_file({name: -tensor for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    shutil.copytree(folder / "tuned", folder / "diverged")
+    diverged = {**tensors, "model.norm.weight": torch.full_like(tensors["model.norm.weight"], torch.nan)}
+    save_file(diverged, folder / "diverged" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(folder / "tuned", folder / "damaged")
+    (folder / "damaged" / "model.safetensors").write_bytes(b"no header")
+    BertConfig().save_pretrained(folder / "encoder")
+    EmulatedFineTuningConfig().save_pretrained(folder / "combined")
+    (folder / "numbers.jsonl").write_text('{"text": 3}\n', encoding="utf-8")
     return folder
 
 
@@ -93,6 +102,15 @@ def test_with_chat_the_tuned_model_alone_sees_its_template(
     assert capsys.readouterr().out == f"{tokenizer.decode(answer, skip_special_tokens=True)}\n"
 
 
+def test_no_more_tokens_than_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(f"generate {MEMBERS} --prompt {'Brevity,' * 12} --max-new-tokens 10".split()) == 0
+    prompt = len(make_tokenizer()("Brevity," * 12).input_ids)
+    assert f"Of 10 new tokens {64 - prompt} fit into the window of the base model." in capsys.readouterr().err
+
+
 REFUSALS = {
     "nothing to do": (f"generate {MEMBERS}", ["--prompt", "--eval-data"]),
     "no tuned model": ("generate large --prompt x", ["--tuned"]),
@@ -114,6 +132,12 @@ REFUSALS = {
     "no device at all": (f"{GENERATE} --device gpu", ["--device gpu", "leave it out"]),
     "a cold temperature": (f"{GENERATE} --temperature -1", ["--temperature", "-1"]),
     "an output that is not empty": (f"{GENERATE} --output small", ["small", "not empty"]),
+    "an encoder": (f"{GENERATE} --reference encoder", ["encoder holds a bert model", "use a decoder"]),
+    "damaged weights": (f"{GENERATE} --tuned damaged", ["damaged/model.safetensors", "copy or download it again"]),
+    "NaN": (f"{GENERATE} --tuned diverged", ["model.norm.weight of diverged holds NaN"]),
+    "a combination as a member": (f"{GENERATE} --reference combined", ["combined is itself a combination"]),
+    "documents that are no text": (f"{GENERATE} --eval-data numbers.jsonl", ["numbers.jsonl, line 1 holds 3"]),
+    "an endless temperature": (f"{GENERATE} --temperature inf", ["--temperature", "inf"]),
     "a prompt too long": (f"generate {MEMBERS} --prompt {'Brevity,' * 40}", ["takes 64"]),
 }
 

@@ -83,6 +83,7 @@ def test_rows_without_tokenizers_are_warned_of() -> None:
             ),
             "is a T5ForConditionalGeneration, which does not predict",
         ),
+        (lambda: emulated(), "is itself a combination of models; use one of its members"),
         (lambda: torch.nn.Linear(2, 2), "is a Linear; pass a causal language model"),
         (lambda: torch.nn.Module.to(tiny(seed=0), "meta"), "has parameters on the meta device"),
         (

@@ -132,7 +132,9 @@ def test_weights_with_nan_make_no_repository(tmp_path: Path, server: HubServer, 
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert client.call("push", folder, "me/nan").startswith("ValueError The tensor model.norm.weight holds NaN")
+    assert client.call("push", folder, "me/nan").startswith(
+        f"ValueError The tensor model.norm.weight of {folder} holds NaN"
+    )
     assert "me/nan" not in server.repositories
 
 
