@@ -84,6 +84,10 @@ def with_small_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config with `SMALL_SIZES` where it sets them and the family takes them."""
     values = config.to_dict()
     small = {name: size for name, size in SMALL_SIZES.items() if isinstance(values.get(name), int) and values[name]}
+    if {"qk_rope_head_dim", "qk_nope_head_dim"} <= small.keys():  # the families compute these, but keep what is stored
+        rotary, plain = small["qk_rope_head_dim"], small["qk_nope_head_dim"]
+        sums = {"head_dim": rotary, "qk_head_dim": rotary + plain}
+        small |= {name: size for name, size in sums.items() if isinstance(values.get(name), int)}
     try:
         return type(config).from_dict(values | small)
     except Exception:  # the family's own validators

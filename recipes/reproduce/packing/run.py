@@ -1,15 +1,11 @@
 """Prove for every type of transformers' causal-LM mapping whether packed documents stay apart.
 
-    python recipes/reproduce/packing/run.py             # continues where it stopped; about twenty minutes of one core
+    python recipes/reproduce/packing/run.py             # resumes; about ten minutes of one core
     python recipes/reproduce/packing/run.py --report
 
-writes `separation.json` and `README.md` beside this file.
+Each type is one JSON file in `types/`, with the version of the code that made it; from them comes `README.md`.
 """
 
-import argparse
-import json
-import multiprocessing
-import resource
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,13 +13,13 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, find_field
 from hf_warmscale.architecture.tiny import tiny_config
-from hf_warmscale.checkpoints import write_json, write_text
+from hf_warmscale.checkpoints import write_text
 from hf_warmscale.report import markdown_table
+from hf_warmscale.studies.provenance import provenance_line
 from hf_warmscale.training.data.separation import LAYOUTS, Separation, prove, tiny_sizes
 
 HERE = Path(__file__).parent
@@ -31,17 +27,13 @@ sys.path.insert(0, str(HERE.parent))
 
 from every_type import (  # noqa: E402  # shared by the studies of all types
     EVERY_TYPE,
-    OutOfTimeError,
-    be_quiet,
-    cpu_limit,
     default_config,
-    one_line,
+    rows_of_every_type,
     with_small_sizes,
 )
 
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 CPU_SECONDS = 60
-MEMORY_BYTES = 5 * 2**30
 LAYERS = 4
 
 
@@ -56,23 +48,14 @@ def shallow_config(model_type: str) -> PreTrainedConfig:
         return config
 
 
-def prove_type(model_type: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"model type": model_type}
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    try:
-        with cpu_limit(CPU_SECONDS):
-            config = shallow_config(model_type)
-            model_class = AutoModelForCausalLM._model_mapping[type(config)]
-            for attention in ATTENTIONS:
-                proved = prove(model_class, config, attention)
-                row[attention] = {
-                    "changes": dict(proved.changes),
-                    "failures": dict(proved.failures),
-                    "unproved": proved.unproved,
-                }
-    except (Exception, OutOfTimeError, MemoryError) as error:  # whatever the family's own code raises
-        row["failed"] = f"{type(error).__name__}: {one_line(error)}"
-    return row
+def row_of(model_type: str) -> dict[str, Any]:
+    config = shallow_config(model_type)
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    return {name: facts_of(prove(model_class, config, name)) for name in ATTENTIONS}
+
+
+def facts_of(proved: Separation) -> dict[str, Any]:
+    return {"changes": dict(proved.changes), "failures": dict(proved.failures), "unproved": proved.unproved}
 
 
 def verdict(row: dict[str, Any], attention: str) -> str:
@@ -105,7 +88,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     text = (
         "# Do packed documents stay apart?\n\n"
         "    python recipes/reproduce/packing/run.py\n\n"
-        f"{len(rows)} of the {len(EVERY_TYPE)} causal LMs of transformers "
+        f"{provenance_line(rows)}.\n\n{len(rows)} of the {len(EVERY_TYPE)} causal LMs of transformers "
         f"{transformers.__version__} with torch {torch.__version__}, on CPU. A tiny "
         "random model must give each of four documents in a packed batch the logits that it gives to the document "
         "alone, to 1e-6 of the largest logit. *Stacked*: rows of several documents, batch 2. *End to end*: all rows "
@@ -123,21 +106,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    be_quiet()
-    torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="these types, again")
-    parser.add_argument("--report", action="store_true", help="only make the table")
-    arguments = parser.parse_args()
-    path = HERE / "separation.json"
-    done = {row["model type"]: row for row in json.loads(path.read_text())} if path.exists() else {}
-    for name in () if arguments.report else tqdm(arguments.only or EVERY_TYPE):
-        if arguments.only or name not in done:
-            # In a process of its own with little memory: some configs stay large in part.
-            with multiprocessing.get_context("fork").Pool(1) as pool:
-                done[name] = pool.apply(prove_type, (name,))
-            write_json(path, [done[name] for name in sorted(done)])
-    report([done[name] for name in sorted(done)])
+    report(rows_of_every_type(__doc__ or "", HERE / "types", row_of, cpu_seconds=CPU_SECONDS))
 
 
 if __name__ == "__main__":
