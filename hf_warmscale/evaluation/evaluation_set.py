@@ -17,8 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_warmscale.checkpoints import find_tokenizer, load_config, require_one_language
 from hf_warmscale.evaluation.cross_entropy import IGNORE_INDEX, token_nll
-from hf_warmscale.evaluation.scores import DocumentNLL, NonFiniteLossError, combined_digest
-from hf_warmscale.evaluation.windows import Batch, Window, batch_by_length, cut, share
+from hf_warmscale.evaluation.scores import DocumentNLL, FloatArray, NonFiniteLossError, combined_digest
+from hf_warmscale.evaluation.windows import Batch, Window, batch_by_length, cut_windows, share
 
 DEFAULT_MAX_LENGTH = 1024
 DEFAULT_BATCH_TOKENS = 4096
@@ -143,7 +143,9 @@ class EvaluationSet:
 
     @cached_property
     def _batches(self) -> list[Batch]:
-        return batch_by_length(cut((len(ids) - 1 for ids in self.sequences), self.max_length), self.batch_tokens)
+        return batch_by_length(
+            cut_windows((len(ids) - 1 for ids in self.sequences), self.max_length), self.batch_tokens
+        )
 
     def _batches_of_this_process(self) -> list[Batch]:
         # Every process makes the same number of forward passes: all of them gather sharded parameters together.
@@ -174,8 +176,12 @@ class EvaluationSet:
             raise NonFiniteLossError(
                 f"The model gives an NLL of {total[first].item()} for document {first}; check its weights."
             )
+        return self.scores(total.numpy())
+
+    def scores(self, nll: FloatArray) -> DocumentNLL:
+        """Return losses of the documents that were computed earlier and stored, `[documents]` in nats, as scores."""
         return DocumentNLL(
-            nll=total.numpy(),
+            nll=nll,
             tokens=np.array([len(sequence) - 1 for sequence in self.sequences]),
             bytes=np.array(self.bytes),
             digests=self.digests,

@@ -16,7 +16,7 @@ class Window:
 Batch = tuple[Window, ...]
 
 
-def cut(lengths: Iterable[int], max_length: int) -> list[Window]:
+def cut_windows(lengths: Iterable[int], max_length: int) -> list[Window]:
     """Cut documents of `lengths` predictions into consecutive windows of `max_length`; the last may be shorter."""
     return [
         Window(document, start, min(max_length, length - start))

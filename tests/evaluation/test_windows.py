@@ -2,23 +2,23 @@
 
 import pytest
 
-from hf_warmscale.evaluation.windows import Window, batch_by_length, cut, share
+from hf_warmscale.evaluation.windows import Window, batch_by_length, cut_windows, share
 
 LENGTHS = [1, 7, 8, 9, 31, 3]
 
 
 @pytest.mark.parametrize("max_length", [1, 4, 8, 100])
 def test_every_prediction_is_made_once(max_length: int) -> None:
-    made = [(w.document, w.start + offset) for w in cut(LENGTHS, max_length) for offset in range(w.length)]
+    made = [(w.document, w.start + offset) for w in cut_windows(LENGTHS, max_length) for offset in range(w.length)]
     assert sorted(made) == [(document, at) for document, length in enumerate(LENGTHS) for at in range(length)]
-    assert all(window.length <= max_length for window in cut(LENGTHS, max_length))
+    assert all(window.length <= max_length for window in cut_windows(LENGTHS, max_length))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 8, 20, 1000])
 def test_batches_hold_like_lengths_within_the_budget(batch_tokens: int) -> None:
-    batches = batch_by_length(cut(LENGTHS, 8), batch_tokens)
+    batches = batch_by_length(cut_windows(LENGTHS, 8), batch_tokens)
     assert sorted((w.document, w.start) for batch in batches for w in batch) == sorted(
-        (w.document, w.start) for w in cut(LENGTHS, 8)
+        (w.document, w.start) for w in cut_windows(LENGTHS, 8)
     )
     assert all(len(batch) == 1 or len(batch) * batch[0].length <= batch_tokens for batch in batches)
     lengths = [window.length for batch in batches for window in batch]
@@ -26,7 +26,7 @@ def test_batches_hold_like_lengths_within_the_budget(batch_tokens: int) -> None:
 
 
 def test_batches_do_not_depend_on_the_order_of_the_windows() -> None:
-    windows = cut(LENGTHS, 8)
+    windows = cut_windows(LENGTHS, 8)
     assert batch_by_length(windows, 20) == batch_by_length(windows[::-1], 20)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hf_warmscale.architecture import Axis
 from hf_warmscale.compression.budget.shapes import Shapes, Sizes
-from hf_warmscale.evaluation import DocumentNLL
+from hf_warmscale.evaluation import DocumentNLL, EvaluationSet
 from hf_warmscale.merging.search.proposals import distributions
 from hf_warmscale.staging import write_json
 
@@ -58,12 +58,12 @@ class Journal:
     Args:
         path (`Path` or `None`): the file; `None` keeps nothing.
         settings (`Mapping[str, Any]`): what the candidates depend on.
-        empty (`DocumentNLL`): scores of the documents, for their tokens and hashes.
+        documents (`EvaluationSet`): on which the candidates are scored.
     """
 
     path: Path | None
     settings: Mapping[str, Any]
-    empty: DocumentNLL
+    documents: EvaluationSet
 
     @property
     def key(self) -> str:
@@ -99,7 +99,7 @@ class Journal:
             write_json(self.path, {"format_version": 1, "key": self.key, "candidates": rows})
 
     def _candidate(self, row: Mapping[str, Any]) -> ScoredShape:
-        scores = replace(self.empty, nll=np.array(row["nll_by_document"]))
+        scores = self.documents.scores(np.array(row["nll_by_document"]))
         sizes = {Axis(name): size for name, size in row["sizes"].items()}
         return ScoredShape(sizes, row["spent"], row["parameters"], scores, row["how"])
 

@@ -111,13 +111,8 @@ def shrink_to_budget(
     ```
     """
     budget = one_budget(parameters, active_parameters, memory_bytes)
-    if n_trials < 1:
-        raise ValueError(f"n_trials is {n_trials}; try at least one candidate.")
-    if finalists < 1:
-        raise ValueError(f"finalists is {finalists}; heal at least one candidate briefly.")
-    if calibration is None or not len(calibration):
-        raise ValueError("There is no calibration; give texts or token ids on which to measure importance.")
-    select, confirm = split_documents(documents, "documents")
+    _check_settings(n_trials, finalists, calibration)
+    halves = split_documents(documents, "documents")
     with on_cpu():
         model = find_model(source)
         described = describe(model.config)
@@ -125,44 +120,66 @@ def shrink_to_budget(
         _refuse_outside(budget, ledger)
         tokenizer = tokenizer or _own_tokenizer(model)
         length = max_length or default_max_length(model.model)
-        sets = [
+        # The candidates are compared on one half; the other judges those that were chosen.
+        select, report = (
             EvaluationSet.from_documents(texts, tokenizer, max_length=length, batch_tokens=batch_tokens)
-            for texts in (select, confirm)
-        ]
-        measured = measure(model, described, calibration)
-        # Asked again and again for the same sizes: of the random proposals most are known.
-        accepts = cache(lambda sizes: _accepts(model, described, dict(sizes)))
-        shapes = Shapes(
-            described,
-            ledger,
-            budget,
-            lambda count: select_blocks(measured.importance, count).source,
-            lambda sizes: accepts(frozenset(sizes.items())),
+            for texts in halves
         )
-        search = BudgetSearch(measured, shapes, sets[0], dtype, seed)
-        settings = {**_dependencies(model, budget, measured), "documents": sets[0].sha256, "length": length}
+        measured = measure(model, described, calibration)
+        search = BudgetSearch(measured, _shapes(measured, ledger, budget), select, dtype, seed)
+        settings = {**_dependencies(model, budget, measured), "documents": select.sha256, "length": length}
         settings |= {"seed": seed, "dtype": str(dtype)}
-        candidates = search.run(n_trials, Journal(journal_path(storage), settings, sets[0].nll(model.model)))
+        candidates = search.run(n_trials, Journal(journal_path(storage), settings, select))
         if not candidates:
             raise ValueError(
                 f"No shape within {budget} is one that a {described.model_type} config accepts; raise the budget, or "
                 "give sizes."
             )
     if heal_briefly is not None:
-        candidates = heal_finalists(measured, candidates, finalists, heal_briefly, sets[0], dtype)
+        candidates = heal_finalists(measured, candidates, finalists, heal_briefly, select, dtype)
     winner = best(candidates)
     with on_cpu():
-        judged = search.judge(candidates, winner, sets[1])
+        judged = search.judge(candidates, winner, report)
         small = shrink_measured(measured, winner.sizes, dtype=dtype, verify=verify)
     receipt = BudgetSearchReceipt(budget={"kind": budget.kind, "amount": budget.amount}, **judged)
     if heal is not None:
-        unhealed = sets[1].nll(small)
-        heal(small, model.model)
-        after = sets[1].nll(small.eval())
-        gain = paired_bootstrap(after, unhealed, seed=seed).to_dict()
-        receipt.healed = {"report": _against(after, sets[1].nll(model.model), seed), "minus_unhealed": gain}
+        receipt.healed = _heal_winner(heal, small, model.model, report, seed)
     setattr(small, BudgetSearchReceipt.attribute, receipt.to_dict())
     return small
+
+
+def _check_settings(n_trials: int, finalists: int, calibration: Calibration) -> None:
+    if n_trials < 1:
+        raise ValueError(f"n_trials is {n_trials}; try at least one candidate.")
+    if finalists < 1:
+        raise ValueError(f"finalists is {finalists}; heal at least one candidate briefly.")
+    if calibration is None or not len(calibration):
+        raise ValueError("There is no calibration; give texts or token ids on which to measure importance.")
+
+
+def _shapes(measured: Measured, ledger: Ledger, budget: SizeBudget) -> Shapes:
+    """Return the shapes within a budget that have the most important blocks and that the family accepts."""
+    model, described = measured.source, ledger.described
+    # Asked again and again for the same sizes: of the random proposals most are known.
+    accepts = cache(lambda sizes: _accepts(model, described, dict(sizes)))
+    return Shapes(
+        described,
+        ledger,
+        budget,
+        lambda count: select_blocks(measured.importance, count).source,
+        lambda sizes: accepts(frozenset(sizes.items())),
+    )
+
+
+def _heal_winner(
+    heal: Heal, small: PreTrainedModel, source: PreTrainedModel, report: EvaluationSet, seed: int
+) -> dict[str, Any]:
+    """Heal the winner in place; return its loss then, against the source and against itself before."""
+    unhealed = report.nll(small)
+    heal(small, source)
+    after = report.nll(small.eval())
+    gain = paired_bootstrap(after, unhealed, seed=seed).to_dict()
+    return {"report": _against(after, report.nll(source), seed), "minus_unhealed": gain}
 
 
 @dataclass(frozen=True)
@@ -196,15 +213,15 @@ class BudgetSearch:
                 bar.update()
         return done
 
-    def judge(self, candidates: Sequence[ScoredShape], winner: ScoredShape, confirm: EvaluationSet) -> dict[str, Any]:
+    def judge(self, candidates: Sequence[ScoredShape], winner: ScoredShape, report: EvaluationSet) -> dict[str, Any]:
         """Return the record of the search, with paired intervals on documents that it never saw."""
-        source = confirm.nll(self.measured.source.model)
-        as_cut = confirm.nll(self._cut(winner.sizes))
+        source = report.nll(self.measured.source.model)
+        as_cut = report.nll(self._cut(winner.sizes))
         on_front = front(candidates)
         rows = []
         judged = [each for each in candidates if each.how != "search" or each in on_front or each.healed is not None]
         for each in tqdm(judged, desc="judging", unit="candidate", leave=False):
-            scores = as_cut if each is winner else self._score(each.sizes, confirm)
+            scores = as_cut if each is winner else self._score(each.sizes, report)
             rows.append({**record(each), "report": _against(scores, as_cut, self.seed)})
         return {
             "candidates": [record(each) for each in candidates],
@@ -213,7 +230,7 @@ class BudgetSearch:
             "winner": {**record(winner), "report": _against(as_cut, source, self.seed)},
             "source_nll": source.mean,
             "select": {"documents": len(self.select), "tokens": self.select.num_tokens, "sha256": self.select.sha256},
-            "report": {"documents": len(confirm), "tokens": confirm.num_tokens, "sha256": confirm.sha256},
+            "report": {"documents": len(report), "tokens": report.num_tokens, "sha256": report.sha256},
             "calibration_tokens": self.measured.tokens,
             "seed": self.seed,
         }

@@ -22,6 +22,7 @@ from hf_warmscale.checkpoints import (
     write_text,
 )
 from hf_warmscale.evaluation import DEFAULT_BATCH_TOKENS, NonFiniteLossError, default_max_length
+from hf_warmscale.merging.inputs import MergeInput
 from hf_warmscale.merging.merge import RESULT
 from hf_warmscale.merging.objectives.objective import Domains, Objective, prepare_domains
 from hf_warmscale.merging.objectives.splits import check_splits
@@ -138,36 +139,20 @@ def search_merge(
     selected, judges, limits = prepare(select), prepare(confirm), dict(limits or {})
     check_splits(selected, judges, limits)
     inputs, base = ranks.from_main(source.check), ranks.from_main(source.base)
-    # All that the trials depend on; n_trials, tolerance and `confirm` may change when a search is resumed.
-    configuration = {
-        "space": repr(space),
-        "seed": str(seed),
-        "checkpoints": " ".join(each.sha256[:12] for each in (*inputs, *([base] if base else []))),
-        "select": _fingerprint(selected),
-        "tokens": " ".join(f"{domain}:{each.tokens_sha256[:12]}" for domain, each in selected.items()),
-        "max_length": str(max_length),
-        "limits": repr(sorted(limits.items())),
-    }
+    configuration = _configuration(space, seed, [*inputs, *([base] if base else [])], selected, max_length, limits)
     last = one_hot_weights(len(source), len(source) - 1)
     evaluator = Evaluator(source, selected, limits, last)
     journal = _journal_file(output, storage)
-    trials = ranks.on_main(
-        lambda: Trials(
-            open_storage(journal or storage),
-            study_name,
-            space,
-            num_objectives=len(selected) - len(limits),
-            seed=seed,
-            configuration=configuration,
-        )
-    )
+    temporary = journal if storage is None else None  # beside the output, until that is complete
+    open_trials = partial(Trials, num_objectives=len(selected) - len(limits), seed=seed, configuration=configuration)
+    trials = ranks.on_main(lambda: open_trials(open_storage(journal or storage), study_name, space))
     loop = SearchLoop(ranks, trials, space, evaluator, len(source))
     try:
         mergeability = _look(ranks, trials, source, space, evaluator)
         loop.run(n_trials, tolerance)
     except ValueError:
-        if trials is not None and journal is not None and storage is None and not trials.finished():
-            journal.unlink()  # nothing to continue from
+        if trials is not None and temporary is not None and not trials.finished():
+            temporary.unlink()  # nothing to continue from
         raise
     # The winner is fixed here, before the confirm split is scored for the first time.
     selection = ranks.from_main(lambda: select_winner(loop.trials, loop.singles(), evaluator.minimised))
@@ -180,37 +165,52 @@ def search_merge(
         confidence=confidence,
         kind=source.kind,
     )
+    settings = {
+        "n_trials": n_trials,
+        "tolerance": tolerance,
+        "confidence": confidence,
+        "confirm": _fingerprint(judges),
+    }
     result = MergeResult(
-        weights=confirmation.weights,
-        accepted=confirmation.accepted,
-        interval=confirmation.interval,
-        interval_uniform=confirmation.interval_uniform,
-        verdict=confirmation.verdict,
+        **vars(confirmation),  # the weights and the verdict
         winner=selection.winner,
         best_single=selection.single,
-        domains=confirmation.domains,
         front=selection.front,
+        num_trials=selection.num_trials,
         mergeability=mergeability,
         inputs=tuple(inputs),
         base=base,
-        num_trials=selection.num_trials,
         study=trials.study if trials else None,
-        settings={
-            **configuration,
-            "n_trials": n_trials,
-            "tolerance": tolerance,
-            "confidence": confidence,
-            "confirm": _fingerprint(judges),
-        },
+        settings={**configuration, **settings},
     )
     if output is not None:
         ranks.from_main(lambda: _write(result, loop, source, space, Path(output), journal, max_shard_size))
-        if trials is not None and storage is None and journal is not None:
-            journal.unlink()
+        if trials is not None and temporary is not None:
+            temporary.unlink()
             # The study in the result must not point to the file that was just removed.
             moved = open_storage(Path(output) / JOURNAL)
             return replace(result, study=optuna.load_study(study_name=study_name, storage=moved))
     return result
+
+
+def _configuration(
+    space: Space,
+    seed: int,
+    models: Sequence[MergeInput],
+    selected: Mapping[str, Objective],
+    max_length: int,
+    limits: Mapping[str, float],
+) -> dict[str, str]:
+    """Return all that the trials depend on; n_trials, tolerance and `confirm` may change when a search is resumed."""
+    return {
+        "space": repr(space),
+        "seed": str(seed),
+        "checkpoints": " ".join(each.sha256[:12] for each in models),
+        "select": _fingerprint(selected),
+        "tokens": " ".join(f"{domain}:{each.tokens_sha256[:12]}" for domain, each in selected.items()),
+        "max_length": str(max_length),
+        "limits": repr(sorted(limits.items())),
+    }
 
 
 def _tokenizer(source: MergeSource, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from hf_warmscale.checkpoints import refuse_existing, staged_directory, write_json
+from hf_warmscale.evaluation import IGNORE_INDEX
 from hf_warmscale.training.data.batches import PACKED_COLUMNS
 from hf_warmscale.training.data.document_faults import clean
 from hf_warmscale.training.data.documents import load_documents, readable, unreadable
@@ -23,7 +24,6 @@ from hf_warmscale.training.data.documents import load_documents, readable, unrea
 Tokens = NDArray[np.int32]
 
 MANIFEST = "pack.json"
-IGNORED = -100
 FEATURES = Features({column: List(Value("int32")) for column in PACKED_COLUMNS})
 
 
@@ -110,8 +110,7 @@ def pack(
     refuse_existing(output)
     if sequence_length < 2:
         raise ValueError(f"sequence_length is {sequence_length}; a row needs at least 2 tokens.")
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
+    _refuse_without_end(tokenizer)
     documents = load_documents(source, subset=subset, split=split, text_column=text_column, cache_dir=cache_dir)
     settings = {
         "tokenizer": tokenizer,
@@ -119,18 +118,7 @@ def pack(
         "source": str(source),
         "split_special_tokens": split_special_tokens,
     }
-    try:
-        tokenized = documents.map(
-            tokenize,
-            batched=True,
-            with_indices=True,
-            fn_kwargs=settings,
-            remove_columns=[text_column],
-            num_proc=num_proc,
-            desc="tokenizing",
-        )
-    except UnicodeDecodeError as error:  # a builder may store bytes as text without looking at them
-        raise unreadable(source, text_column, error) from error
+    tokenized = _tokenize_all(documents, settings, num_proc)
     arrange = whole_documents if padding_free else full_rows
     # Refuse before the output folder is touched. The generator stops at the first row, so this costs little.
     if next(arrange(_column(tokenized, "tokens"), sequence_length), None) is None:
@@ -193,8 +181,7 @@ def stream_packed(
     2048
     ```
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
+    _refuse_without_end(tokenizer)
     settings = {
         "tokenizer": tokenizer,
         "text_column": text_column,
@@ -277,6 +264,28 @@ def tokenize(
     }
 
 
+def _refuse_without_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no end-of-sequence token to close documents; set eos_token.")
+
+
+def _tokenize_all(documents: Dataset, settings: dict[str, Any], num_proc: int | None) -> Dataset:
+    """Tokenize documents in several processes; `datasets` caches the result by the settings."""
+    column = settings["text_column"]
+    try:
+        return documents.map(
+            tokenize,
+            batched=True,
+            with_indices=True,
+            fn_kwargs=settings,
+            remove_columns=[column],
+            num_proc=num_proc,
+            desc="tokenizing",
+        )
+    except UnicodeDecodeError as error:  # a builder may store bytes as text without looking at them
+        raise unreadable(settings["source"], column, error) from error
+
+
 def full_rows(documents: Iterable[Tokens], length: int) -> Iterator[tuple[Tokens, Tokens]]:
     """Yield rows of exactly `length` tokens and positions; a cut document continues in the next row, from position 0.
 
@@ -310,7 +319,7 @@ def whole_documents(documents: Iterable[Tokens], length: int) -> Iterator[tuple[
 
 def pack_row(tokens: Tokens, positions: Tokens) -> dict[str, Tokens]:
     """Return a row. The first token of each document has no label: no token before it belongs to the document."""
-    labels = np.where(positions == 0, IGNORED, tokens).astype(np.int32)
+    labels = np.where(positions == 0, IGNORE_INDEX, tokens).astype(np.int32)
     return {"input_ids": tokens, "position_ids": positions, "labels": labels}
 
 
