@@ -24,7 +24,7 @@ class EpochBySteps(TrainerCallback):
 
 
 class AccumulationMixin(CheckpointMixin):
-    """Accumulate over as many micro-batches as a step has rows for. The base of `ContinualMixin`."""
+    """Accumulate over as many micro-batches as a step has rows for. See `trainer.py`."""
 
     _micro_batches: Iterator[Any] | None = None
 

@@ -14,7 +14,7 @@ from hf_warmscale.training.domains import SharedEvaluation, bits_per_byte, summa
 
 
 class EvaluationMixin(AccumulationMixin):
-    """Evaluate a stage by domain. The base of `ContinualMixin`; without a stage it evaluates as `Trainer` does."""
+    """Evaluate a stage by domain; without a stage as `Trainer` does. See `trainer.py`."""
 
     _shared_evaluation: SharedEvaluation | None = None
 

@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class MeasuringMixin(EvaluationMixin):
-    """Note the loss of each source in every step. The base of `ContinualMixin`; without a stage nothing is noted."""
+    """Note the loss of each source in every step; without a stage nothing is noted. See `trainer.py`."""
 
     _waiting_sources: deque[Tensor | None] | None = None
     _token_loss: TokenLoss | None = None
     _measured_nll: Tensor | None = None
-    _in_step = _is_measured = _said = False
+    _in_step = _is_measured = _has_warned = False
 
     def _prepare_measuring(self, model: nn.Module) -> None:
         """Make the loss that stands in for the model's own, once the model is wrapped."""
@@ -79,7 +79,8 @@ class MeasuringMixin(EvaluationMixin):
             # Prompt tuning puts virtual tokens before each row.
             run.meter.add_losses(sources, nll.reshape(len(labels), -1)[:, -labels.shape[1] :], labels)
         self._token_loss.nll = self._measured_nll = None
-        self._say_once(measured=nll is not None)
+        if nll is None:
+            self._warn_once()
         return loss
 
     def _new_token_loss(self, model: nn.Module) -> TokenLoss:
@@ -121,9 +122,9 @@ class MeasuringMixin(EvaluationMixin):
         loss = loss * has_labels.to(loss.device)
         return (loss, *outputs) if outputs else loss
 
-    def _say_once(self, *, measured: bool) -> None:
-        """Say that a model gives no losses by source."""
-        if not measured and not self._said:
-            self._said = True
+    def _warn_once(self) -> None:
+        """Warn that a model gives no losses by source."""
+        if not self._has_warned:
+            self._has_warned = True
             name = type(self.accelerator.unwrap_model(self.model)).__name__
             logger.warning("%s gives no loss of the next token, so there are no losses by source.", name)

@@ -1,4 +1,14 @@
-"""A `Trainer` that runs stages: a new stage re-warms once, a crashed one continues exactly."""
+"""A `Trainer` that runs stages: a new stage re-warms once, a crashed one continues exactly.
+
+Five mixins make it, each with one task in a file of its own. A method that several override runs from the outermost to
+`Trainer`, by `super()`:
+
+    ContinualMixin      here               begins a stage; its optimizer, schedule, data and log
+    MeasuringMixin      measuring.py       losses and tokens by source
+    EvaluationMixin     evaluating.py      losses by domain
+    AccumulationMixin   accumulating.py    steps of different sizes
+    CheckpointMixin     checkpointing.py   saving and loading
+"""
 
 import logging
 from pathlib import Path

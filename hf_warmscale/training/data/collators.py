@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import default_data_collator
 
+from hf_warmscale.evaluation import IGNORE_INDEX
 from hf_warmscale.training.data.batches import PACKED_COLUMNS, SOURCE_NUMBER, is_packed
 from hf_warmscale.training.data.mixture import ReplayMixture
 from hf_warmscale.training.data.rows import Row, Rows, is_streamed
@@ -14,7 +15,6 @@ from hf_warmscale.training.data.separation import Layout, Separation, separation
 
 Collator = Callable[[list[Row]], dict[str, Any]]
 
-IGNORED = -100
 LOOKED_AT = 8
 """Rows of a source that are looked at before training; every batch is checked later."""
 
@@ -178,7 +178,7 @@ def _as_document(row: Row) -> Row:
     if "attention_mask" in row:
         real = torch.as_tensor(row["attention_mask"]).bool()
         tokens, labels = tokens[real], labels[real]
-    labels[:1] = IGNORED  # laid end to end, the row before would have to predict it
+    labels[:1] = IGNORE_INDEX  # laid end to end, the row before would have to predict it
     return {"input_ids": tokens, "labels": labels, "position_ids": torch.arange(len(labels))}
 
 
@@ -202,4 +202,4 @@ def _padded(tokens: Iterable[Tensor], labels: Iterable[Tensor]) -> dict[str, Ten
 
     tokens = list(tokens)
     mask = pad((torch.ones_like(row) for row in tokens), 0)
-    return {"input_ids": pad(tokens, 0), "labels": pad(labels, IGNORED), "attention_mask": mask}
+    return {"input_ids": pad(tokens, 0), "labels": pad(labels, IGNORE_INDEX), "attention_mask": mask}
