@@ -19,6 +19,9 @@ NEXT_SIZE = 1.25
 MIN_RUNGS, MAX_STEPS = 3, 4
 """Rungs that the first fit of a rollout needs, and the steps of a rollout."""
 
+PREDICTORS = ("law", "last_value", "log_linear")
+"""What predicts the points that were left out: the law and two baselines."""
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -142,7 +145,7 @@ def roll_out(
             steps.append(hold_out(frame, train, rungs == rung, form, fixed=fixed, delta=delta))
     if not steps:
         return Backtest((), None, None, None)
-    return Backtest(tuple(steps), *(_pooled([getattr(step, name) for step in steps], steps) for name in BASELINES))
+    return Backtest(tuple(steps), *(_pooled([getattr(step, name) for step in steps], steps) for name in PREDICTORS))
 
 
 def hold_out(
@@ -223,9 +226,6 @@ def log_linear(known: Frame, wanted: Frame) -> Array:
     return values
 
 
-BASELINES = ("law", "last_value", "log_linear")
-
-
 def _pooled(errors: list[Errors], steps: list[Step]) -> Errors:
     counts = np.array([step.num_test for step in steps])
     mare, mean = (float(np.average([getattr(e, name) for e in errors], weights=counts)) for name in ("mare", "mean"))
@@ -234,7 +234,7 @@ def _pooled(errors: list[Errors], steps: list[Step]) -> Errors:
 
 def _row(name: str, points: int, found: Step | Backtest) -> dict[str, object]:
     row: dict[str, object] = {"predicted": name, "points": points}
-    for label in BASELINES:
+    for label in PREDICTORS:
         errors = getattr(found, label)
         row[f"{label.replace('_', ' ')}, %"] = None if errors is None else 100 * errors.mare
     return row

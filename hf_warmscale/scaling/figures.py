@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_warmscale.report import figure
-from hf_warmscale.scaling.backtest import BASELINES
+from hf_warmscale.scaling.backtest import PREDICTORS
 from hf_warmscale.scaling.costs import short
 from hf_warmscale.scaling.frame import Frame
 from hf_warmscale.scaling.laws import Array
@@ -93,7 +93,7 @@ def draw_rollout(law: ScalingLaw, path: Path) -> None:
     with figure(path) as drawing:
         axes = drawing.subplots()
         places = np.arange(len(steps))
-        for name in BASELINES:
+        for name in PREDICTORS:
             colour, marker = STYLES[name]
             errors = [100 * getattr(step, name).mare for step in steps]
             axes.plot(places, errors, color=colour, marker=marker, label=name.replace("_", " "))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hf_warmscale.options import LAWS, LOSS_UNITS, LawForm, LossUnit
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.scaling.flags import fit_flags, frame_flags, num_sizes, selection_flags
-from hf_warmscale.scaling.frame import Frame, Rows, make_frame
+from hf_warmscale.scaling.frame import SAME_DATA, Frame, Rows, make_frame
 from hf_warmscale.scaling.laws import to_parameters
 from hf_warmscale.scaling.objective import DELTA, TIGHT, Tolerances
 from hf_warmscale.scaling.scaling_law import ScalingLaw
@@ -96,7 +96,7 @@ def _refuse_too_little(frame: Frame, form: LawForm, fixed: Mapping[str, float], 
             f"All points are of one size ({frame.N[0]:.4g} parameters), so nothing tells how the loss falls with the "
             "size; add sizes, or fix A and alpha of another family."
         )
-    if form != "power" and frame.D.max() / frame.D.min() < 1.01 and "beta" not in fixed:
+    if form != "power" and frame.D.max() < SAME_DATA * frame.D.min() and "beta" not in fixed:
         raise ValueError(
             f"All points have {frame.D[0]:.4g} tokens, so nothing tells how the loss falls with the data; use "
             "form='power', add budgets, or fix B and beta."
