@@ -106,7 +106,7 @@ def shrink_within(arguments: Namespace) -> None:
         parameters=arguments.parameters,
         active_parameters=arguments.active_parameters,
         memory_bytes=arguments.memory,
-        calibration=read_texts(arguments.calibration),
+        calibration=calibration_texts(arguments.calibration),
         documents=read_documents(arguments.eval_data),
         tokenizer=load_tokenizer(arguments.source),
         n_trials=arguments.trials,
@@ -243,7 +243,7 @@ def shrink_to_sizes(arguments: Namespace) -> None:
         arguments.source,
         arguments.output,
         **chosen_sizes(arguments),
-        calibration=read_texts(arguments.calibration) if arguments.calibration else None,
+        calibration=calibration_texts(arguments.calibration) if arguments.calibration else None,
         undo_growth=not arguments.keep_growth,
     )
     rows: list[dict[str, object]] = [
@@ -264,7 +264,7 @@ def shrink_to_sizes(arguments: Namespace) -> None:
     show([], written=[arguments.output], then=undone if receipt.how == "receipt" else healing_command(arguments))
 
 
-def read_texts(paths: list[str]) -> list[str]:
+def calibration_texts(paths: list[str]) -> list[str]:
     """Read plain text files whole, and the first documents of JSON lines or parquet.
 
     Raises:

@@ -61,11 +61,11 @@ def combination_receipt(config: EmulatedFineTuningConfig) -> CombinationReceipt:
     """Return the receipt of a config that names its members."""
     assert config.members is not None
     roles = ["base", *("tuned" for _ in config.members["tuned"]), "reference"]
-    members = [_member(role, entry) for role, entry in zip(roles, flat(config.members), strict=True)]
+    members = [_member(role, entry) for role, entry in zip(roles, entries_of(config.members), strict=True)]
     return CombinationReceipt(members, config.weights, config.beta, config.upscale_top_p)
 
 
-def flat(members: Mapping[str, Any]) -> list[dict[str, str] | None]:
+def entries_of(members: Mapping[str, Any]) -> list[dict[str, str] | None]:
     """Return the entries of a config's members in the order of the roles: base, tuned models, reference."""
     return [members["base"], *members["tuned"], members["reference"]]
 

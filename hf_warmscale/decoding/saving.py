@@ -18,7 +18,7 @@ from hf_warmscale.checkpoints.source import Source, fetch_subfolders, find_sourc
 from hf_warmscale.compat.peft import read_adapter_config
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 from hf_warmscale.decoding.members import Member, Model, refuse_no_decoder
-from hf_warmscale.decoding.receipt import card, combination_receipt, flat
+from hf_warmscale.decoding.receipt import card, combination_receipt, entries_of
 
 Entry = dict[str, str]
 """Where a member is: `name_or_path`, and perhaps `revision` and `adapter`, a subfolder."""
@@ -64,7 +64,7 @@ def write_by_member(
         ValueError: if a member cannot be loaded from anywhere.
     """
     config.members = _named_entries(members, config.members)
-    for member, entry in zip(members, flat(config.members), strict=True):
+    for member, entry in zip(members, entries_of(config.members), strict=True):
         if entry is not None and "adapter" in entry and isinstance(member.model, PeftModel):
             member.model.save_pretrained(str(folder / entry["adapter"]))
     config.save_pretrained(folder)
@@ -82,7 +82,7 @@ def files_to_publish(folder: Path) -> list[Path]:
     """
     members = EmulatedFineTuningConfig.from_pretrained(folder).members
     files: list[Path] = []
-    for entry in filter(None, flat(members) if members is not None else []):
+    for entry in filter(None, entries_of(members) if members is not None else []):
         name = entry["name_or_path"]
         if is_local_path(name):
             raise ValueError(
@@ -129,7 +129,7 @@ def load_members(
     if config.members is None:
         raise ValueError(f"{source} names no members in its config.json; save the model with save_pretrained.")
     config.name_or_path = os.fspath(source)
-    entries = flat(config.members)
+    entries = entries_of(config.members)
     fetch_subfolders(found, [entry["adapter"] for entry in entries if entry is not None and "adapter" in entry])
     loaded: list[tuple[Entry, Model]] = []
     models = [_load_once(entry, found.folder, loaded, options) for entry in entries]
@@ -140,7 +140,7 @@ def load_members(
 def _named_entries(members: Sequence[Member], named: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entries to save: adapters get a folder of their own, every other model must have a name."""
     entries = []
-    for member, entry in zip(members, flat(named or describe_members(members)), strict=True):
+    for member, entry in zip(members, entries_of(named or describe_members(members)), strict=True):
         if isinstance(member.model, PeftModel):
             folder = member.role.replace("[", "-").rstrip("]")
             entry = None if not member.adapter else {**_live_entry(member), "adapter": folder}

@@ -118,7 +118,7 @@ def read_run(path: str | os.PathLike[str], *, metric: str = METRIC) -> LadderRun
             f"{path} logged no {metric} at its last step, {folder.global_step}; train with an eval_dataset and "
             "eval_strategy='steps', or name another metric."
         )
-    return LadderRun(folder, float(values[-1][1]), tokens, config_of(folder.config))
+    return LadderRun(folder, float(values[-1][1]), tokens, config_from(folder.config))
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,7 +138,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def config_of(content: Mapping[str, Any]) -> PreTrainedConfig:
+def config_from(content: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the config of a `config.json`.
 
     Raises:
@@ -153,7 +153,7 @@ def config_of(content: Mapping[str, Any]) -> PreTrainedConfig:
 
 def count_parameters(config: PreTrainedConfig) -> tuple[int, int]:
     """Return the numbers of parameters with and without embedding and readout; tied weights count once."""
-    model = skeleton(config_of(config.to_dict()))  # the stock family of a muP config
+    model = skeleton(config_from(config.to_dict()))  # the stock family of a muP config
     total = sum(parameter.numel() for parameter in model.parameters())
     # By identity, so that a tied embedding and readout count once.
     ends: dict[int, int] = {}
@@ -240,4 +240,4 @@ def config_at(runs: Sequence[LadderRun], hidden_size: int) -> PreTrainedConfig:
                 f"The hidden size {hidden_size} would need {name} = {scaled:g}; take another hidden size."
             )
         resized[name] = round(scaled) if isinstance(value, int) else scaled
-    return config_of({**resized, "mup": None} if "mup" in resized else resized)
+    return config_from({**resized, "mup": None} if "mup" in resized else resized)

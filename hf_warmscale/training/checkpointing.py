@@ -16,7 +16,7 @@ from hf_warmscale.checkpoints.run_folder import run_checkpoints
 from hf_warmscale.checkpoints.saving import unset_unused_sampling
 from hf_warmscale.compat.transformers import replaced_uploads
 from hf_warmscale.training.resuming import UNREADABLE, advice, load_renamed
-from hf_warmscale.training.saving import copy_to_publish, publish, rotate, staging_of
+from hf_warmscale.training.saving import copy_to_publish, publish_checkpoint, rotate, staging_of
 from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_run import StageRun
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class CheckpointMixin(Trainer):
     """Save every checkpoint beside its place and rename it; load weights by the names that the files give them.
 
-    The base of `ContinualMixin`. Without a stage a checkpoint holds what `Trainer` writes, byte for byte.
+    Without a stage a checkpoint holds what `Trainer` writes, byte for byte. The innermost mixin; see `trainer.py`.
     """
 
     stage: Stage | None = None
@@ -109,7 +109,7 @@ class CheckpointMixin(Trainer):
             self.state.save_to_json(str(staging / "trainer_state.json"))
         if self.stage_run is not None:
             self.stage_run.record.save(staging)
-        publish(run, name)
+        publish_checkpoint(run, name)
         rotate(run_checkpoints(run), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ def sweep(run: str | os.PathLike[str]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def publish(run: str | os.PathLike[str], name: str) -> Path:
+def publish_checkpoint(run: str | os.PathLike[str], name: str) -> Path:
     """Move the complete checkpoint `name` out of the staging folder; an older one of that name gives way.
 
     Returns:

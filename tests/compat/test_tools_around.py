@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from hf_warmscale import grow_checkpoint
 from hf_warmscale.training.recipe.fields import ModelArguments
-from hf_warmscale.training.recipe.run import load_model
+from hf_warmscale.training.recipe.run import model_of
 from tests.cli.workspace import SENTENCES, make_tokenizer
 from tests.conftest import perturb
 
@@ -106,7 +106,7 @@ def test_dora_on_rows_of_zeros_is_refused(grown: Path) -> None:
     """peft computes 0 / 0 there, and every logit is NaN."""
     arguments = ModelArguments(str(grown), lora={"r": 2, "use_dora": True})
     with pytest.raises(ValueError, match=r"use_dora .*, and model\.layers\.1\.self_attn\.o_proj has rows of zeros"):
-        load_model(arguments)
+        model_of(arguments)
 
 
 def test_the_pipeline_generates_as_the_model_does(grown: Path) -> None:

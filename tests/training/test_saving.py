@@ -7,7 +7,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_warmscale.training.saving import publish, staging_of
+from hf_warmscale.training.saving import publish_checkpoint, staging_of
 
 
 def test_a_published_checkpoint_replaces_an_older_one_of_its_name(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_a_published_checkpoint_replaces_an_older_one_of_its_name(tmp_path: Path
         staging.mkdir(parents=True)
         (staging / "weights").write_text(content)
         assert get_last_checkpoint(str(tmp_path)) in (None, str(tmp_path / "checkpoint-5"))
-        assert (publish(tmp_path, "checkpoint-5") / "weights").read_text() == content
+        assert (publish_checkpoint(tmp_path, "checkpoint-5") / "weights").read_text() == content
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 

@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class NextTrial:
     """The next trial, as the main process announces it to the others.
 
     Args:
@@ -80,8 +80,8 @@ class SearchLoop:
         """
         self._score_outsiders()
         with tqdm(total=n_trials, desc="searching", unit="trial", disable=not self._ranks.is_main) as bar:
-            while (plan := self._ranks.from_main(lambda: self._next(n_trials, tolerance, bar))) is not None:
-                self._run(plan)
+            while (announced := self._ranks.from_main(lambda: self._next(n_trials, tolerance, bar))) is not None:
+                self._run(announced)
 
     def singles(self) -> dict[int, dict[str, Any] | None]:
         """Return the outcome of each checkpoint alone that was scored, in the space or not; `None` if it failed."""
@@ -93,7 +93,7 @@ class SearchLoop:
                 known[index] = None if FAILED in record else record
         return known
 
-    def _next(self, n_trials: int, tolerance: float, bar: "tqdm[Any]") -> Plan | None:
+    def _next(self, n_trials: int, tolerance: float, bar: "tqdm[Any]") -> NextTrial | None:
         """Ask for a trial; when there is none left, wait for those of other workers."""
         while True:
             self.trials.sweep()
@@ -107,9 +107,9 @@ class SearchLoop:
             # Failed trials count: each has cost an evaluation, and a space full of failures must come to an end.
             enough = ended >= n_trials or self.trials.converged(tolerance, PATIENCE)
             if not enough and ended + len(running) < n_trials:
-                if (plan := self._ask(finished, running, n_trials)) is not None:
+                if (announced := self._ask(finished, running, n_trials)) is not None:
                     bar.set_postfix_str("", refresh=False)
-                    return plan
+                    return announced
                 time.sleep(POLL_SECONDS)  # a rival has that point; asking again at once would flood the study
             elif not running:
                 return None
@@ -117,7 +117,7 @@ class SearchLoop:
                 bar.set_postfix_str("waiting for other workers")
                 time.sleep(POLL_SECONDS)
 
-    def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial], limit: int) -> Plan | None:
+    def _ask(self, finished: list[FrozenTrial], running: list[FrozenTrial], limit: int) -> NextTrial | None:
         minimised = self._evaluator.minimised
 
         def loss(record: dict[str, Any] | None) -> float:
@@ -136,7 +136,7 @@ class SearchLoop:
         # Initial points are never stopped early: the greedy soup and the choice of the best single checkpoint need
         # their losses on all documents.
         incumbent = None if INITIAL in self._trial.user_attrs else self._incumbent(finished)
-        return Plan(self._trial.number, self._trial.params, incumbent)
+        return NextTrial(self._trial.number, self._trial.params, incumbent)
 
     def _incumbent(self, finished: list[FrozenTrial]) -> tuple[int, Point] | None:
         candidates = [trial for trial in finished if is_feasible(trial) and is_complete(trial)]
@@ -146,35 +146,35 @@ class SearchLoop:
         best = min(candidates, key=lambda trial: (trial.values[0], trial.number))
         return best.number, best.params
 
-    def _run(self, plan: Plan) -> None:
-        weights = self._space.weights(plan.point)
+    def _run(self, announced: NextTrial) -> None:
+        weights = self._space.weights(announced.point)
         outcome: Outcome | None = None
         with self.trials.busy(self._trial) if self._trial is not None else nullcontext():
             # Before the trial is combined: it may overwrite the live model with the incumbent.
-            incumbent = self._scores_of(plan.incumbent) if plan.incumbent else None
+            incumbent = self._scores_of(announced.incumbent) if announced.incumbent else None
             try:
                 outcome = self._evaluator.trial(weights, incumbent)
             except NonFiniteLossError as error:
                 reason = str(error)
         if outcome is None:
-            self._fail(plan, reason)
+            self._fail(announced, reason)
             return
         # On every process: any later trial may be compared with this one, and all processes must then take the same
         # branch.
         if len(self._evaluator.minimised) == 1 and not outcome.stopped:
-            self._incumbents[plan.number] = outcome.scores[self._evaluator.minimised[0]]
+            self._incumbents[announced.number] = outcome.scores[self._evaluator.minimised[0]]
         if self._trial is not None:
             self.trials.tell(self._trial, outcome)
 
-    def _fail(self, plan: Plan, reason: str) -> None:
+    def _fail(self, announced: NextTrial, reason: str) -> None:
         if self._trial is None:
             return
         self.trials.fail(self._trial, reason)
-        weights = self._space.weights(plan.point)
+        weights = self._space.weights(announced.point)
         # Weights that differ between parameters are too many for a sentence; the point stands for them.
-        shown = plan.point.items() if isinstance(weights, Mapping) else enumerate(weights, start=1)
+        shown = announced.point.items() if isinstance(weights, Mapping) else enumerate(weights, start=1)
         listed = ", ".join(f"{name}: {value:.4g}" for name, value in shown)
-        self._failures.append(f"Trial {plan.number} (weights {listed}) failed; the search goes on. {reason}")
+        self._failures.append(f"Trial {announced.number} (weights {listed}) failed; the search goes on. {reason}")
 
     def _warn_of_failures(self) -> None:
         """Warn of each failed trial once some other has a loss: if none has, one error says it all."""

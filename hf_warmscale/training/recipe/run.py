@@ -19,8 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_warmscale.checkpoints import load_model as load_stored_model
-from hf_warmscale.checkpoints import load_tokenizer, require_model
+from hf_warmscale.checkpoints import load_model, load_tokenizer, require_model
 from hf_warmscale.checkpoints.run_folder import STAGE_FILE
 from hf_warmscale.mup import MupConfig, MupForCausalLM
 from hf_warmscale.refusals import refuse_unknown
@@ -126,7 +125,7 @@ def build_trainer(configuration: TrainingConfiguration) -> ContinualTrainer:
     plan = prepared.distillation
     # `Trainer` sets the seed when it is made, which is after a new model or new adapters have drawn their weights.
     set_seed(configuration.training.seed)
-    model = load_model(configuration.model)
+    model = model_of(configuration.model)
     rest: dict[str, Any] = {"eval_dataset": prepared.evaluation, "processing_class": prepared.tokenizer}
     heard = {} if plan is None else plan.load(prepared.mixture, prepared.tokenizer, configuration.training)
     kind = ContinualTrainer if plan is None else DistillationTrainer
@@ -171,7 +170,7 @@ def show_schedule(
     return schedule
 
 
-def load_model(arguments: ModelArguments) -> PreTrainedModel:
+def model_of(arguments: ModelArguments) -> PreTrainedModel:
     """Load the model, or build it from `model_config`. With `lora`, add adapters."""
     name, dtype = arguments.model_name_or_path, getattr(torch, arguments.dtype, None)
     if not isinstance(dtype, torch.dtype):
@@ -179,7 +178,7 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
     if (name is None) == (arguments.model_config is None):
         raise ValueError("The configuration must name one model; give either model_name_or_path or model_config.")
     if name is not None:
-        model = load_stored_model(name, dtype=dtype, finite=False)
+        model = load_model(name, dtype=dtype, finite=False)
     else:
         model = _new_model(as_mapping("model_config", arguments.model_config), dtype)
     adapters = _adapter_config(arguments)
