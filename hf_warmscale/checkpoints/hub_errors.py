@@ -22,6 +22,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RevisionNotFoundError,
 )
 
+from hf_warmscale.compat.huggingface_hub import limit_waits
+
 Kind = Literal["model", "tokenizer", "dataset"]
 
 TOO_MANY_REQUESTS = 429
@@ -42,6 +44,7 @@ def explained_reading(repo_id: str, revision: str | None = None, *, kind: Kind =
         FileNotFoundError: if there is no such repository or revision, or it is not in the cache and out of reach.
         OSError: if the Hub refuses, fails or does not answer.
     """
+    limit_waits()
     try:
         yield
     except Exception as error:  # libraries wrap what the client raised in errors of their own
@@ -63,10 +66,33 @@ def explained_writing(repo_id: str, token: str | None = None) -> Iterator[None]:
         ValueError: if the id is not a possible one.
         OSError: if the Hub refuses, fails or cannot be reached.
     """
+    limit_waits()
     try:
         yield
     except TELLING as error:
         raise _writing_error(error, repo_id, token) from error
+
+
+def refuse_silence(repo_id: str) -> None:
+    """Ask the Hub for a dataset once: where it does not answer, `datasets` asks a dozen times, with six tries each.
+
+    Args:
+        repo_id (`str`): its id; whatever else is wrong with it, `datasets` finds out.
+
+    Raises:
+        OSError: if the Hub does not answer in time.
+    """
+    try:
+        with explained_reading(repo_id, kind="dataset"):
+            HfApi().dataset_info(repo_id)
+    except OSError as error:
+        if _is_late(error.__cause__):
+            raise
+
+
+def _is_late(error: BaseException | None) -> bool:
+    """Tell whether a wait had an end; the classes of the HTTP client change with the version of huggingface_hub."""
+    return type(error).__name__.endswith("Timeout")
 
 
 def _telling(error: BaseException) -> Exception | None:
@@ -133,7 +159,7 @@ def _general(error: Exception, failed: str) -> OSError | None:
     name = type(error).__name__
     if isinstance(error, UnicodeEncodeError) or name == "LocalProtocolError":
         return OSError(f"{failed}: the Hub token holds a character that no token has; copy it again.")
-    if name.endswith("Timeout"):  # of the HTTP client, which changes with the version of huggingface_hub
+    if _is_late(error):
         return OSError(f"{failed}: the Hub did not answer in time ({name}); check the network and try again.")
     if not isinstance(error, HfHubHTTPError):
         return None

@@ -141,20 +141,13 @@ def warmscale(*arguments: str) -> str:
     return str(main(arguments))
 
 
-def ask(repo_id: str, timeout: float) -> str:
-    """Ask for a model, and wait this many seconds; return its commit."""
-    from huggingface_hub import HfApi
-
-    from hf_warmscale.checkpoints.hub_errors import explained_reading
-
-    with explained_reading(repo_id):
-        return str(HfApi().model_info(repo_id, timeout=timeout).sha)
-
-
-def typed(command: str, folder: str) -> str:
+def typed(command: str, folder: str, patience: float = 10) -> str:
     """Run a command line in a folder; return its exit code, or the error that it did not explain, and its output."""
+    from huggingface_hub import constants
+
     from hf_warmscale.cli import main
 
+    vars(constants)["HF_HUB_DOWNLOAD_TIMEOUT"] = patience  # which the environment sets in whole seconds
     printed = io.StringIO()
     try:
         with contextlib.chdir(folder), redirect_stdout(printed), redirect_stderr(printed):
@@ -168,7 +161,7 @@ def serve() -> None:
     """Answer calls until the input ends."""
     functions: dict[str, Callable[..., str]] = {
         function.__name__: function
-        for function in (push, push_grown, combine, train, load, probe, describe, warmscale, ask, typed)
+        for function in (push, push_grown, combine, train, load, probe, describe, warmscale, typed)
     }
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,8 +58,7 @@ class HubServer:
     Args:
         mode (`str`): how weights travel: `"regular"` within the commit, `"lfs"` as large files before it.
 
-    `status` is the answer to every request while the Hub is out of order, `delay` the seconds before each answer;
-    `datasets` holds ids without content.
+    `status` is the answer to every request while the Hub is out of order; `datasets` holds ids without content.
     """
 
     def __init__(self, mode: Mode = "lfs") -> None:
@@ -69,7 +67,6 @@ class HubServer:
         self.datasets: set[str] = set()
         self.large_files: dict[str, bytes] = {}
         self.status: int | None = None
-        self.delay = 0.0
         self.uploads = 0
         self.failing_commits = 0
         self.rival_commits = 0
@@ -320,7 +317,6 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self, routes: dict[str, Any]) -> None:
         self.body = self._read_body()
         path = unquote(urlsplit(self.path).path)
-        time.sleep(self.hub.delay)
         if self.hub.status is not None:
             self._fail(self.hub.status, "Out of order")
             return

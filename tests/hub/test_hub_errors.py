@@ -5,6 +5,7 @@ Every command is typed against a Hub on this machine; no answer of it is made up
 
 import contextlib
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,10 +123,24 @@ def test_refused(mistake: str, folder: Path, server: HubServer, client: HubClien
     assert set(server.repositories) == there
 
 
-def test_a_hub_that_does_not_answer(server: HubServer, client: HubClient) -> None:
-    server.delay = 0.5
-    try:
-        late = client.call("ask", "me/open", timeout=0.1)
-    finally:
-        server.delay = 0.0
-    assert late.startswith("OSError me/open cannot be read: the Hub did not answer in time (ReadTimeout); check the")
+@contextlib.contextmanager
+def silent(server: HubServer) -> Iterator[None]:
+    """Take connections, and never answer."""
+    with stopped(server), socket.create_server(("127.0.0.1", server.port), backlog=100):
+        yield
+
+
+def test_a_hub_that_does_not_answer(folder: Path, server: HubServer, client: HubClient) -> None:
+    """One command of each kind; all of a kind ask within the same block of the code."""
+    before = files_below(folder)
+    with silent(server):
+        for command in (
+            MODEL_READERS[0],
+            DATASET_READERS[0],
+            WRITERS[0],
+        ):
+            typed = command.replace("ID", "me/open")
+            code, _, printed = client.call("typed", typed, folder, patience=0.1).partition("\n")
+            assert code == "2", (typed, code, printed)
+            assert_sentence(2, ("", printed), "me/open", "did not answer in time", "try again")
+    assert files_below(folder) == before

@@ -10,7 +10,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
-from hf_warmscale.checkpoints.hub_errors import explained_reading
+from hf_warmscale.checkpoints.hub_errors import explained_reading, refuse_silence
 from hf_warmscale.refusals import refuse_unknown
 from hf_warmscale.training.data.corpus_files import BUILDERS, builder_of, corpus_files
 from hf_warmscale.training.data.document_faults import clean, first_unreadable
@@ -108,6 +108,7 @@ def _load(source: str | os.PathLike[str], subset: str | None, *, split: str, col
 
 
 def _load_named(name: str, subset: str | None, **options: Any) -> Any:
+    refuse_silence(name)
     try:
         return load_dataset(name, subset, **options)
     except (ValueError, DatasetsError, OSError, RuntimeError) as error:
