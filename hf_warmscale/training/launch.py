@@ -1,5 +1,6 @@
 """Several processes: make them start on a CPU, where accelerate needs help, and check that the engine is in use."""
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -9,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import is_deepspeed_available
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 DEEPSPEED_VARIABLE = "ACCELERATE_USE_DEEPSPEED"
 
@@ -111,6 +112,39 @@ def partitioned_engine(model: nn.Module) -> nn.Module:
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return cast(nn.Module, engine)
+
+
+def cast_partitions(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that ZeRO-3 partitioned; it loads every model in the precision of its own config."""
+    for parameter in model.parameters():
+        partition = cast(Any, parameter).ds_tensor
+        partition.data = partition.data.to(dtype)
+        parameter.data = parameter.data.to(dtype)  # holds nothing, and tells the dtype of what is gathered
+
+
+@torch.no_grad()
+def partitioned_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model that ZeRO-3 partitioned as it was loaded, partitioned too: no rank holds it whole.
+
+    Raises:
+        ValueError: if its weights are not those that its config asks for.
+    """
+    import deepspeed
+
+    with torch.random.fork_rng():  # the first weights of the copy are drawn
+        copied: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config))
+    pairs = [dict(each.named_parameters()) | dict(each.named_buffers()) for each in (model, copied)]
+    if pairs[0].keys() != pairs[1].keys():
+        raise ValueError(
+            f"ZeRO-3 has partitioned a {type(model).__name__} whose weights do not follow from its config, so it "
+            "cannot be copied; load it before the training arguments are made."
+        )
+    for name, source in pairs[0].items():
+        partitioned = [each for each in (source, pairs[1][name]) if hasattr(each, "ds_id")]
+        with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+            pairs[1][name].copy_(source)
+    copied.config.dtype = copied.dtype  # ZeRO-3 may have loaded the model in another one than it was asked for
+    return copied
 
 
 def whole_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

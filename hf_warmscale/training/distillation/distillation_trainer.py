@@ -4,6 +4,7 @@ import copy
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ from hf_warmscale.training.distillation.teacher import (
 )
 from hf_warmscale.training.distillation.teacher_cache import TeacherCache
 from hf_warmscale.training.distillation.weighted_teacher import WeightedTeacher
-from hf_warmscale.training.launch import is_partitioned
+from hf_warmscale.training.launch import is_partitioned, partitioned_copy
 from hf_warmscale.training.stage import Stage
 from hf_warmscale.training.stage_run import StageRun
 from hf_warmscale.training.token_loss import captured, next_tokens
@@ -168,16 +169,12 @@ class DistillationTrainer(ContinualTrainer):
     def _start_of(self, student: nn.Module) -> Teacher:
         if isinstance(student, PeftModel):
             return AdapterOff(student)
-        if is_partitioned(student):
-            raise ValueError(
-                "self_kd needs the student's start, which ZeRO-3 has partitioned already; train LoRA adapters, whose "
-                "start is the model without them."
-            )
-        size = sum(tensor.nbytes for tensor in student.parameters())
+        whole = cast(PreTrainedModel, student)
+        plain = partitioned_copy(whole) if is_partitioned(student) else copy.deepcopy(whole)
         logger.warning(
-            "self_kd keeps a frozen copy of the student, %.0f MB; the start of LoRA adapters needs none.", size / 1e6
+            "self_kd keeps a frozen copy of the student, %.0f MB; the start of LoRA adapters needs none.",
+            sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in plain.parameters()) / 1e6,
         )
-        plain = cast(PreTrainedModel, copy.deepcopy(student))
         return LiveTeacher(plain, num_rows(plain), self.args.device)
 
     def _load_weights_of_parent(self, stage: Stage, checkpoint: str) -> None:
@@ -204,7 +201,9 @@ class DistillationTrainer(ContinualTrainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        self.teacher.prepare()
+        for each in (self.teacher, self.start):
+            if isinstance(each, LiveTeacher):
+                each.prepare()
         return prepared
 
     # ---- Data ----
@@ -273,7 +272,12 @@ class DistillationTrainer(ContinualTrainer):
             teachers.append((WeightedTeacher(self.start, settings.self_kd), ~heard))
         # With sharded weights every forward pass gathers them from all ranks, so none may skip it.
         whole = self._has_engine()
-        return [pull for each, where in teachers for pull in each.where(given, where, self._keys, whole=whole)]
+        pulls = []
+        for each, where in teachers:
+            # The start computes as the student does, so that the two agree before the first step.
+            with self.accelerator.autocast() if each.teacher is self.start else nullcontext():
+                pulls += each.where(given, where, self._keys, whole=whole)
+        return pulls
 
     def _correction(
         self,

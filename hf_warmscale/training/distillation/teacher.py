@@ -19,7 +19,7 @@ from hf_warmscale.evaluation import evaluation_mode
 from hf_warmscale.training.data.collators import refuse_contamination
 from hf_warmscale.training.data.separation import separation_of
 from hf_warmscale.training.distillation.predictions import Logits, Predictions
-from hf_warmscale.training.launch import is_partitioned, partitioned_engine, whole_tensors
+from hf_warmscale.training.launch import cast_partitions, is_partitioned, partitioned_engine, whole_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,10 @@ class LiveTeacher:
     """
 
     def __init__(self, model: nn.Module, num_ids: int, device: torch.device) -> None:
-        for name, parameter in model.named_parameters():
+        settle_dtype(model)
+        for name, tensor in whole_tensors(model) if is_partitioned(model) else model.named_parameters():
             try:
-                refuse_non_finite(name, parameter)
+                refuse_non_finite(name, tensor)
             except ValueError as error:
                 raise ValueError(f"The teacher cannot be used: {error}") from error
         self.model, self.num_ids = _placed(model.eval(), device), num_ids
@@ -66,7 +67,7 @@ class LiveTeacher:
 
     def prepare(self) -> None:
         """Let DeepSpeed gather the weights of a teacher that ZeRO-3 partitioned as it was loaded."""
-        if is_partitioned(self.model):
+        if self._engine is self.model and is_partitioned(self.model):
             self._engine = partitioned_engine(self.model)
 
     @torch.no_grad()
@@ -205,6 +206,25 @@ def _numbers(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [number for each in content if (number := _numbers(each)) is not None]
     return content if isinstance(content, int | float) and not isinstance(content, bool) else None
+
+
+def settle_dtype(model: nn.Module) -> None:
+    """Give a teacher that ZeRO-3 partitioned the dtype that it was asked for; another one is left alone."""
+    dtypes = [each.config.dtype for each in causal_models(model).values()]
+    asked = {dtype for dtype in dtypes if isinstance(dtype, torch.dtype)}  # a combination has none
+    # An engine runs weights of one dtype; those of adapters are partitioned only by the engine.
+    if len(asked) != 1 or not all(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return
+    dtype, held = asked.pop(), next(model.parameters()).dtype
+    if torch.promote_types(dtype, held) == held:
+        cast_partitions(model, dtype)
+    else:
+        logger.warning(
+            "The teacher was to be loaded in %s, but ZeRO-3 has rounded it to %s, the precision of its config; load "
+            "it before the training arguments are made to keep it whole.",
+            dtype,
+            held,
+        )
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:

@@ -25,7 +25,13 @@ from hf_warmscale.training.distillation.cache_shards import (
 )
 from hf_warmscale.training.distillation.predictions import TopLogProbs
 from hf_warmscale.training.distillation.row_keys import ABSENT, keys_of_batch, row_key
-from hf_warmscale.training.distillation.teacher import LiveTeacher, causal_models, known_ids, weights_hash
+from hf_warmscale.training.distillation.teacher import (
+    LiveTeacher,
+    causal_models,
+    known_ids,
+    settle_dtype,
+    weights_hash,
+)
 from hf_warmscale.training.launch import is_partitioned
 
 FORMAT_VERSION = 1
@@ -65,8 +71,10 @@ class TeacherCache:
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"The teacher cache {folder} is incomplete; call TeacherCache.write again to go on.")
-        if teacher is not None and weights_hash(teacher) != self.manifest["teacher"]:
-            raise ValueError(f"The teacher cache {folder} is of another teacher; write a new one.")
+        if teacher is not None:
+            settle_dtype(teacher)
+            if weights_hash(teacher) != self.manifest["teacher"]:
+                raise ValueError(f"The teacher cache {folder} is of another teacher; write a new one.")
         self._files = [_open(path) for path in paths]
         keys = [file.get_tensor("keys").numpy() for file in self._files]
         self._ends = [file.get_tensor("ends").numpy() for file in self._files]
@@ -116,11 +124,7 @@ class TeacherCache:
         models = causal_models(teacher)
         if not models:
             raise ValueError(f"The teacher is a {type(teacher).__name__}; pass a causal language model.")
-        if is_partitioned(teacher):
-            raise ValueError(
-                "ZeRO-3 has partitioned the teacher, and no process can run it alone; write the cache without "
-                "DeepSpeed."
-            )
+        settle_dtype(teacher)
         num_ids = known_ids(models, tokenizer)
         if k < 1 or not 0 < temperature < float("inf"):
             raise ValueError(f"k is {k} and temperature {temperature}; both must be positive.")
@@ -139,11 +143,16 @@ class TeacherCache:
             "dtype": str(dtype).removeprefix("torch."),
             "num_rows": len(rows),
         }
-        live = LiveTeacher(teacher, num_ids, next(teacher.parameters()).device)
-        spoken = tokenizer or find_tokenizer(next(iter(models.values())).config.name_or_path)
         folder = Path(folder)
         if _is_complete(folder, wanted):  # also where it cannot be written to
             return cls(folder)
+        if is_partitioned(teacher):
+            raise ValueError(
+                "ZeRO-3 has partitioned the teacher, and no process can run it alone; write the cache without "
+                "DeepSpeed first, which then reads it."
+            )
+        live = LiveTeacher(teacher, num_ids, next(teacher.parameters()).device)
+        spoken = tokenizer or find_tokenizer(next(iter(models.values())).config.name_or_path)
         # No barrier: the wait may be longer than a process group allows, and would not end if the writer failed.
         with locked(folder, wait=-1):
             _claim(folder, wanted)
@@ -183,9 +192,6 @@ class TeacherCache:
         """See `Teacher.fingerprint`; fewer tokens than all predict otherwise than the live teacher does."""
         k, draws, weights = self.manifest["k"], self.manifest["draws"], str(self.manifest["teacher"])
         return weights if k == self.manifest["num_ids"] else f"{weights} top {k - draws} and {draws} drawn"
-
-    def prepare(self) -> None:
-        """Do nothing: a cache is ready."""
 
     def require(self, rows: Sequence[Row], source: str) -> None:
         """Refuse rows that are not in the cache.

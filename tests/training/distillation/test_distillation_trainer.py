@@ -111,6 +111,13 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(tmp_path: Path) -> None:
     assert not any(bool(weight.grad.any()) for weight in model.parameters() if weight.grad is not None)
 
 
+def test_in_mixed_precision_the_start_computes_as_the_student_does(tmp_path: Path) -> None:
+    trainer = make(student(), tmp_path, steps=1, sources=["new"], self_kd=1.0, settings={"bf16": True})
+    trainer.train()
+    (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["distillation/old"] == 0 and entry["distillation/new"] > 0
+
+
 def test_only_adapters_learn_and_without_them_the_model_is_the_same(tmp_path: Path) -> None:
     base = student()
     tokens = torch.arange(16).reshape(2, 8)
