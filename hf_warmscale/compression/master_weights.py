@@ -61,7 +61,11 @@ class ZeroWeights:
     def read(self, name: str) -> Tensor:
         master = self._master(name)
         assert master is not None
-        return master
+        if is_deepspeed_zero3_enabled():
+            return master
+        # ZeRO-1 and 2 add the parts of all ranks up, and -0 + 0 is +0; the model's copy has kept the sign.
+        signed = torch.copysign(master, self.parameters[name].data.to(master.dtype))
+        return torch.where(master == 0, signed, master)
 
     def write(self, name: str, value: Tensor) -> None:
         from deepspeed import zero

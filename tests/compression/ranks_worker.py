@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from hf_warmscale.compression import MagnitudePruningCallback
 from hf_warmscale.training import ContinualTrainer, ContinualTrainingArguments, Stage
@@ -18,6 +19,16 @@ from tests.training.tiny import replay, tiny_model
 
 STEPS, SPARSITY = 4, 0.37
 ZERO_STAGES = {"zero2": 2, "zero3": 3}
+
+
+def partly_zero() -> LlamaForCausalLM:
+    """Return a model with a block that stays zero: in the middle, a part of it counts as pruned and the rest not."""
+    model = tiny_model()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.startswith("model.layers.1.mlp"):
+                weight.zero_()
+    return model
 
 
 def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
@@ -42,7 +53,7 @@ def run(mode: str, output: Path, *, resume: bool) -> dict[str, Any]:
     args = ContinualTrainingArguments(**prepare_processes(settings))
     pruning = MagnitudePruningCallback((0.2, SPARSITY), every=2)
     stage = Stage("prune", "constant", replay(0.3), max_steps=STEPS)
-    trainer = ContinualTrainer(tiny_model(), args, stage=stage, callbacks=[pruning])
+    trainer = ContinualTrainer(partly_zero(), args, stage=stage, callbacks=[pruning])
     trainer.train(resume_from_checkpoint=True if resume else None)
     masters = {name: pruning.weights.read(name).cpu() for name in pruning.weights.names}
     seen = {

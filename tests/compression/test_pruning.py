@@ -60,6 +60,17 @@ def test_a_killed_run_continues_bit_for_bit(finished: ContinualTrainer, step: in
     assert torch.equal(weights(resumed), weights(finished))
 
 
+def test_a_compiled_model_is_pruned_as_it_is_otherwise(finished: ContinualTrainer, tmp_path: Path) -> None:
+    compiled = trainer(
+        tmp_path, Pruning(SCHEDULE, EVERY), torch_compile=True, torch_compile_backend="eager", save_steps=6
+    )
+    compiled.train()
+    torch.testing.assert_close(weights(compiled), weights(finished))
+    assert torch.equal(weights(compiled) == 0, weights(finished) == 0)
+    found = load_file(tmp_path / f"checkpoint-{STEPS}" / "model.safetensors")
+    assert found.keys() == tiny_model().state_dict().keys()
+
+
 def test_a_weight_that_happens_to_be_zero_is_not_taken_for_a_pruned_one(tmp_path: Path) -> None:
     """A block of zeros gets no gradient, so it stays zero beside the pruned weights; both runs tell them apart."""
 
