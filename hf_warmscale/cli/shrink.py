@@ -119,7 +119,7 @@ def shrink_within(arguments: Namespace) -> None:
     found = vars(small)["budget_search"]
     if rows := finalist_rows(found):
         show(rows, title="Finalists: nats per token on the documents of the selection, as cut and briefly healed")
-    show(judged_rows(found), title="Nats per token on the documents that the search never saw (* the winner)")
+    show(judged_rows(found), title="Nats per token as cut, on the documents that the search never saw (* the winner)")
     if healing is None:
         show([], written=[arguments.output], then=healing_command(arguments))
     else:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,14 @@ def test_the_winner_is_healed_by_a_recipe_and_a_killed_healing_continues(
     command = "shrink model healed --memory 120KB --calibration train.jsonl --eval-data held-out.jsonl --trials 2"
     heal = [*command.split(), "--storage", "journal.json", "--heal", "heal.yaml"]
     briefly = ["--finalists", "2", "--finalist-steps", "1"]
+    with monkeypatch.context() as killed, pytest.raises(SystemExit):
+        killed.setattr(RecipeHealing, "__call__", lambda *models: sys.exit("killed before the winner is healed"))
+        main([*heal, *briefly])
+    assert len(list(Path("run/_finalists").glob("*/checkpoint-1"))) == 2 and not Path("healed").exists()
+    capsys.readouterr()
     assert main([*heal, *briefly]) == 0
     shown = capsys.readouterr().out
-    assert len(list(Path("run/_finalists").glob("*/checkpoint-1"))) == 2
+    assert not Path("run/_finalists").exists() and not list(Path("run").glob(".*"))
     assert "briefly" in shown and "winner, healed" in shown and "Next:    warmscale push healed" in shown
     first, cut = (load_file(Path(folder) / "model.safetensors") for folder in ("healed", "run/_cut"))
     assert not all(torch.equal(weight, cut[name]) for name, weight in first.items())

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
@@ -78,28 +79,25 @@ class RecipeHealing:
         Raises:
             ValueError: if the run folder holds the healing of another model.
         """
-        trainer = self._train(student, self.run_folder)
+        trainer = self.train(student, self.run_folder)
         assert trainer.stage_run is not None
         self.stage = trainer.stage_run.record
 
-    def briefly(self, steps: int) -> Callable[[PreTrainedModel, PreTrainedModel], None]:
+    def briefly(self, steps: int) -> "BriefHealing":
         """Return the same training in `steps` steps, for the finalists of a search: its `heal_briefly`.
 
         The schedule is that of the recipe, compressed. Each finalist has a run folder of its own in `_finalists`, from
-        which it continues after a kill; these folders can be deleted once the search has ended.
+        which it continues after a kill; [`shrink_to_budget`] removes them once it has healed the winner.
 
         Raises:
             ValueError: if `steps` is below 1.
         """
         if steps < 1:
             raise ValueError(f"A finalist is healed for {steps} steps; heal it for at least one.")
+        return BriefHealing(self, steps)
 
-        def heal(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-            self._train(student, self.run_folder / FINALISTS / _name_of(student), steps)
-
-        return heal
-
-    def _train(self, student: PreTrainedModel, folder: Path, steps: int | None = None) -> ContinualTrainer:
+    def train(self, student: PreTrainedModel, folder: Path, steps: int | None = None) -> ContinualTrainer:
+        """Train a student in place, for all steps of the recipe or for some, in a run folder of its own."""
         cut = self._write_cut(student, folder / CUT)
         configuration = read_configuration(self.recipe, self._overrides(str(cut)))
         configuration.training.output_dir = str(folder)
@@ -122,6 +120,36 @@ class RecipeHealing:
 
     def _overrides(self, model: str) -> list[str]:
         return ["--model_name_or_path", model, "--distillation", self._distillation]
+
+
+@dataclass(frozen=True)
+class BriefHealing:
+    """Heal finalists by a recipe; see [`RecipeHealing.briefly`].
+
+    Args:
+        healing (`RecipeHealing`): the recipe.
+        steps (`int`): for each finalist.
+    """
+
+    healing: RecipeHealing
+    steps: int
+
+    def __call__(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Train a finalist in place."""
+        self.healing.train(student, self.folder / _name_of(student), self.steps)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the finalists' runs."""
+        return self.healing.run_folder / FINALISTS
+
+    def remove_runs(self) -> None:
+        """Remove the runs of the finalists; after a kill in the middle, none looks like a run to continue."""
+        old = self.folder.with_name(f".{FINALISTS}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.is_dir():
+            self.folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _shorten(configuration: TrainingConfiguration, steps: int) -> None:

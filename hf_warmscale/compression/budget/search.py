@@ -18,6 +18,7 @@ from hf_warmscale.checkpoints import find_tokenizer
 from hf_warmscale.compression.budget.budget import Ledger, SizeBudget, one_budget
 from hf_warmscale.compression.budget.candidates import Journal, ScoredShape, front, journal_path, record
 from hf_warmscale.compression.budget.finalists import Heal, best, heal_finalists
+from hf_warmscale.compression.budget.healing import BriefHealing
 from hf_warmscale.compression.budget.receipt import BudgetSearchReceipt
 from hf_warmscale.compression.budget.shapes import Shapes, Sizes
 from hf_warmscale.evaluation import DocumentNLL, EvaluationSet, NonFiniteLossError, paired_bootstrap
@@ -85,7 +86,8 @@ def shrink_to_budget(
         seed (`int`): of the proposals.
         heal (`Callable`, *optional*): called with the best candidate and the source; trains the first in place, for
             example with [`HealingTrainer`], or as a recipe says: [`RecipeHealing`].
-        heal_briefly (`Callable`, *optional*): as `heal`, for each finalist; [`RecipeHealing.briefly`] is one.
+        heal_briefly (`Callable`, *optional*): as `heal`, for each finalist; [`RecipeHealing.briefly`] is one, whose
+            runs are removed in the end.
         finalists (`int`): how many candidates are healed briefly, the best as they were cut.
         storage (`str` or `PathLike`, *optional*): a JSON file of the finished candidates; a search that was killed
             continues from it.
@@ -145,6 +147,8 @@ def shrink_to_budget(
     if heal is not None:
         receipt.healed = _heal_winner(heal, small, model.model, report, seed)
     setattr(small, BudgetSearchReceipt.attribute, receipt.to_dict())
+    if isinstance(heal_briefly, BriefHealing):  # not earlier: a search that is killed continues from these runs
+        heal_briefly.remove_runs()
     return small
 
 
