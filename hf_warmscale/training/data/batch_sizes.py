@@ -137,10 +137,13 @@ class BatchSizes:
         period = self._periods()[-1]
         steps, inside = divmod(sample - period.sample, period.samples_per_step)
         if inside:
+            earlier = sample - inside
+            # The whole plan: a resumed run may have other batches behind it than the plan that is refused here.
+            plan = {one.sample: one.samples_per_step for one in self._periods()} | {earlier: samples_per_step}
             raise ValueError(
                 f"total_batch_size becomes {samples_per_step} at sample {sample}, in the middle of a step of "
-                f"{period.samples_per_step} rows; let it begin at sample {sample - inside} or "
-                f"{sample - inside + period.samples_per_step}."
+                f"{period.samples_per_step} rows; let it begin at sample {earlier} or "
+                f"{earlier + period.samples_per_step}, as in {plan}."
             )
         return period.step + steps
 

@@ -1,6 +1,7 @@
 """A change of the total batch or of the mixture in the middle of a run: every sample is read once, in its place."""
 
 import random
+from ast import literal_eval
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -74,6 +75,16 @@ def test_a_plan_begins_where_a_run_stands() -> None:
     assert sizes.upcoming(3) == {13: 3, 16: 7} and sizes.upcoming(4) == {16: 7}
     with pytest.raises(ValueError, match=r"sample 15, in the middle of a step of 3 rows; .* sample 13 or 16"):
         BatchSizes(5).continued(step=2, plan={0: 3, 15: 6})
+
+
+def test_the_plan_that_a_refusal_names_is_accepted() -> None:
+    """Of a run whose total batch was overridden at sample 20, resumed at 26 with a plan that knows nothing of it."""
+    run = BatchSizes(4).changed(step=5, samples_per_step=6)
+    with pytest.raises(ValueError, match=r"sample 30 or 34, as in {") as refused:
+        run.continued(step=6, plan=batch_plan({0: 4, 32: 6}))
+    named = literal_eval(str(refused.value).split("as in ")[1].rstrip("."))
+    assert named == {0: 4, 20: 6, 26: 4, 30: 6}
+    assert run.continued(step=6, plan=batch_plan(named)) == BatchSizes.planned(named)
 
 
 def test_the_schedule_is_measured_in_samples() -> None:
