@@ -5,6 +5,7 @@ import doctest
 import inspect
 import io
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,12 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import hf_warmscale
+from hf_warmscale.cli import main
+from hf_warmscale.cli.mup.check import CHECK
+from hf_warmscale.cli.mup.export import EXPORT
+from hf_warmscale.cli.scaling.fit import FIT
+from hf_warmscale.cli.scaling.predict import PREDICT
+from hf_warmscale.cli.verb import Verb
 from hf_warmscale.scaling import published
 from hf_warmscale.training.data.packing import load_packed
 from hf_warmscale.training.recipe.run import train
@@ -309,6 +316,29 @@ def test_the_examples_of_a_room_run(room: str, made: Path, tmp_path: Path) -> No
             own = vars(import_module(room))
             names, item = stand_ins(name, own[name]), own[name]
             run(name, examples(item), names | {each: own[each] for each in own["__all__"]})
+
+
+@pytest.mark.parametrize("verb", [CHECK, EXPORT, FIT, PREDICT], ids=lambda verb: verb.name)
+def test_the_example_in_the_help_of_a_verb_runs(
+    verb: Verb, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the verbs that the walks of `tests/cli` do not type."""
+    here = tmp_path / "here"
+    shutil.copytree(made, here)
+    shutil.copytree(here / "model", here / "mup-model")
+    typed = verb.example.replace("\\\n", " ")
+    for name, less in SMALLER_TYPED.items():
+        typed = typed.replace(name, less)
+    with contextlib.chdir(here):
+        assert main(shlex.split(typed)[1:]) == 0, capsys.readouterr().err
+
+
+SMALLER_TYPED = {
+    "--widths 64 128 256": "--widths 16 32 --steps 1 --seeds 1",
+    "runs/256 runs/512 runs/768 runs/1024": "runs/32 runs/64 runs/96 runs/128 --bootstrap 3",
+    "--hidden-size 4096 --tokens 20B": "--hidden-size 192 --tokens 20M",
+    "--output law": "--output law --bootstrap 3",
+}
 
 
 def test_every_public_name_has_an_example() -> None:

@@ -35,6 +35,7 @@ AVERAGE = Verb(
     description="Average the checkpoints that a run saved at a constant learning rate: all (swa), the latest five "
     "(lawa), an exponential moving average (ema), or the merge equivalent to a decay of the given shape (wsm-...). "
     "No evaluation data are needed.",
+    example="warmscale average continued --output averaged --average wsm-1-sqrt",
     add_arguments=add_arguments,
     run=run,
 )

@@ -23,7 +23,8 @@ def run(arguments: Namespace) -> None:
 COMPLETION = Verb(
     name="completion",
     summary="print the completion script of a shell",
-    description='Print a completion script. For bash: eval "$(warmscale completion bash)"',
+    description="Print a completion script. The example switches it on in bash.",
+    example='eval "$(warmscale completion bash)"',
     add_arguments=add_arguments,
     run=run,
 )

@@ -51,6 +51,8 @@ COMPRESS = Verb(
     summary="measure what pruning and quantization cost",
     description="Prune by magnitude and quantize, without training, and compare bytes on disk with the loss on "
     "held-out text. No model is written.",
+    example="warmscale compress small --bits 8 6 4 --sparsities 0 0.3 \\\n"
+    "  --eval-data held-out.jsonl --output frontier",
     add_arguments=add_arguments,
     run=run,
 )

@@ -78,6 +78,7 @@ PACK = Verb(
     summary="tokenize text and lay it out in rows",
     description="Tokenize documents and lay them out in rows of one length. The documents of a row do not attend to "
     "each other. pack.json in the folder describes the data.",
+    example="warmscale data pack new.jsonl packed/new --tokenizer large \\\n  --sequence-length 1024",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="nothing was written; the tokens are cached, so run the same command again.",
@@ -144,6 +145,7 @@ EXTEND = Verb(
     summary="give a model more tokens for a new domain",
     description="Continue the training of a model's BPE tokenizer on text of a new domain. Each new token starts with "
     "the mean embedding of the old tokens it is made of. Compare losses in bits per byte afterwards.",
+    example="warmscale data extend new.jsonl extended --model large --new-tokens 500",
     add_arguments=add_extend_arguments,
     run=run_extend,
 )

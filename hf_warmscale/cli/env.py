@@ -67,5 +67,6 @@ ENV = Verb(
     name="env",
     summary="versions and hardware, for a bug report",
     description="Print versions and hardware as a Markdown table, to paste into a bug report. It names no path.",
+    example="warmscale env",
     run=run,
 )

@@ -255,6 +255,8 @@ GENERATE = Verb(
     summary="generate with a large base, steered by a small tuned model",
     description="Use a large base, a small base and a small tuned model together (emulated fine-tuning): the large "
     "one writes as if it had been tuned. With --eval-data the loss of each of them and of the combination is shown.",
+    example="warmscale generate continued/checkpoint-10000 --tuned me/small-tuned \\\n"
+    '  --reference HuggingFaceTB/SmolLM2-135M --prompt "The growth of"',
     add_arguments=add_arguments,
     run=run,
 )

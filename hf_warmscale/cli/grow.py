@@ -115,6 +115,9 @@ GROW = Verb(
     summary="make a larger model that starts from a smaller one",
     description="Grow a model in width, depth or both. The result loads with AutoModelForCausalLM; "
     "growth_receipt.json in it records the growth.",
+    example="warmscale grow HuggingFaceTB/SmolLM2-135M large --hidden-size 1152 \\\n"
+    "  --num-attention-heads 18 --num-key-value-heads 6 --intermediate-size 3072 \\\n"
+    "  --verify",
     add_arguments=add_arguments,
     run=run,
 )

@@ -164,6 +164,8 @@ MERGE = Verb(
     summary="merge checkpoints, with weights found on held-out text or given",
     description="Merge checkpoints into one model. With --eval-data the weights are searched on half of the documents "
     "and judged on the other half; 'no merge' is a possible answer.",
+    example="warmscale merge continued/checkpoint-8000 continued/checkpoint-8500 \\\n"
+    "  --output merged --eval-data held-out.jsonl",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="no model was written; finished trials are kept: run the same command again to continue.",

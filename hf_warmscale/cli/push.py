@@ -40,6 +40,7 @@ PUSH = Verb(
     summary="send a model folder to the Hub in one commit",
     description="Send weights, tokenizer, receipts and a model card to the Hub in one commit. The token is the one of "
     "HF_TOKEN or of `hf auth login`; it is never printed.",
+    example="warmscale push merged me/merged --private",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="the repository is empty or complete; run the same command again to push the rest.",

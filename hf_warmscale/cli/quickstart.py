@@ -57,6 +57,7 @@ QUICKSTART = Verb(
     summary="the whole pipeline on real text, on a CPU, in minutes",
     description="Pretrain a small muP model on text that every installation has, grow it, continue it on another "
     "domain with and without replay, and merge its checkpoints. Leaves report.md, report.json, a picture and model/.",
+    example="warmscale quickstart --output quickstart",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="run the same command again to go on from the last checkpoint.",

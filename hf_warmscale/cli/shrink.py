@@ -294,6 +294,7 @@ SHRINK = Verb(
     description="Undo a growth, or select the most important coordinates and blocks, to given sizes or to those that "
     "lose least within a budget. The result loads with AutoModelForCausalLM; shrink_receipt.json in it records the "
     "shrink. A cut model is healed by distillation from its source: with --heal, or by the command printed last.",
+    example="warmscale shrink merged small --parameters 300M --calibration new.jsonl \\\n  --eval-data held-out.jsonl",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="no model was written; the same command continues from the --storage file and the checkpoints of "

@@ -95,6 +95,7 @@ TRAIN = Verb(
     name="train",
     summary="train one stage, or continue it",
     description="Train the stage that a YAML file describes. Every field is also an option, which overrides the file.",
+    example="warmscale train continue.yaml --learning_rate 3e-4",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="run the same command again to continue from the last checkpoint.",

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from textwrap import fill
+from textwrap import fill, indent
 
 from hf_warmscale.cli.parser import VERB, Parser
 
@@ -20,6 +20,7 @@ class Verb:
         name (`str`): what is typed.
         summary (`str`): one line, for the list of verbs.
         description (`str`): what `--help` says above the options.
+        example (`str`): a command that works as typed, for the end of `--help`; a group has none.
         add_arguments (`Callable`): adds its options to its parser; imports nothing heavy.
         run (`Callable`): does the work and prints; imports what it needs.
         after_interrupt (`str`): how to continue after Ctrl-C, as the end of a sentence.
@@ -30,6 +31,7 @@ class Verb:
     name: str
     summary: str
     description: str = ""
+    example: str = ""
     add_arguments: Callable[[Parser], None] | None = None
     run: Callable[[Namespace], None] | None = None
     after_interrupt: str = NOTHING_WRITTEN
@@ -48,6 +50,9 @@ def add_verbs(parser: Parser, verbs: Sequence[Verb]) -> None:
         child = choices.add_parser(verb.name, help=verb.summary, description=description)
         if verb.add_arguments is not None:
             verb.add_arguments(child)
+        if verb.example:
+            shown = f"example:\n{indent(verb.example, '  ')}\n"
+            child.epilog = f"{child.epilog or ''}\n{shown}".lstrip()
         if verb.verbs:
             add_verbs(child, verb.verbs)
         if verb.run is not None:

@@ -1,18 +1,25 @@
 """`--help` of every verb, in one process that must not load what the verbs need."""
 
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from hf_warmscale.cli.entry import VERBS
-from hf_warmscale.cli.verb import Verb
+from hf_warmscale.cli.entry import VERBS, make_parser
+from hf_warmscale.cli.verb import HELP_WIDTH, Verb
 from tests.cli.shell import COMMAND
 
 
 def words(verbs: tuple[Verb, ...], *before: str) -> list[list[str]]:
     """What is typed for every verb, the groups included."""
     return [typed for verb in verbs for typed in ([*before, verb.name], *words(verb.verbs, *before, verb.name))]
+
+
+def leaves(verbs: tuple[Verb, ...]) -> list[Verb]:
+    """The verbs that do something."""
+    return [leaf for verb in verbs for leaf in (leaves(verb.verbs) if verb.verbs else [verb])]
 
 
 TYPED = [[], *words(VERBS)]
@@ -31,6 +38,7 @@ def test_help_of_every_verb_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: warmscale") == len(TYPED)
+    assert done.stdout.count("\nexample:\n  ") == len(leaves(VERBS))
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
@@ -73,3 +81,11 @@ def test_env_names_versions_and_no_path(tmp_path: object) -> None:
     assert "| transformers | 5." in done.stdout
     assert sys.prefix not in done.stdout and "/" not in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", leaves(VERBS), ids=lambda verb: verb.name)
+def test_the_example_in_the_help_is_understood(verb: Verb) -> None:
+    assert max(map(len, verb.example.splitlines())) <= HELP_WIDTH
+    (typed,) = re.findall(r"warmscale ([^)]+)", verb.example.replace("\\\n", " "))
+    arguments = make_parser().parse_args(shlex.split(typed))
+    assert arguments.run == verb.run

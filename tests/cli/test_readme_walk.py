@@ -10,6 +10,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_warmscale.cli import main
+from hf_warmscale.cli.average import AVERAGE
+from hf_warmscale.cli.compress import COMPRESS
+from hf_warmscale.cli.data import EXTEND, PACK
+from hf_warmscale.cli.generate import GENERATE
+from hf_warmscale.cli.grow import GROW
+from hf_warmscale.cli.merge import MERGE
+from hf_warmscale.cli.mup.explain import EXPLAIN
+from hf_warmscale.cli.push import PUSH
+from hf_warmscale.cli.scaling.plan import PLAN
+from hf_warmscale.cli.shrink import SHRINK
+from hf_warmscale.cli.verb import Verb
 from tests.cli.shell import warmscale
 from tests.cli.test_readme import README
 from tests.cli.workspace import VOCAB, documents, make_tokenizer
@@ -17,6 +28,8 @@ from tests.hub.server import TOKEN, hub_server
 
 STEPS = README[README.index("## Seven steps") : README.index("## In Python")]
 COMMANDS = re.findall(r"^ +warmscale (.+)$", STEPS, re.MULTILINE)
+MORE = [verb.example.removeprefix("warmscale ") for verb in (AVERAGE, EXPLAIN, EXTEND)]
+"""Examples of `--help` on the same models; those of the verbs of the README are its own commands."""
 SMALLER = {
     "--sequence-length 1024": "--sequence-length 32",
     "max_steps: 10000": "max_steps: 10",
@@ -65,9 +78,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_the_seven_steps_run_as_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     *steps, push = COMMANDS
-    for command in steps:
+    for command in [*steps, *MORE]:
         assert main(shlex.split(smaller(command))) == 0, (command, capsys.readouterr().err)
     with hub_server() as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
         pushed = warmscale(*shlex.split(push), cwd=here, HF_HOME=str(here / "home"), **environment)
     assert pushed.returncode == 0, pushed.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", [GROW, SHRINK, MERGE, COMPRESS, GENERATE, PACK, PLAN, PUSH], ids=lambda verb: verb.name
+)
+def test_the_example_in_the_help_is_the_command_of_the_readme(verb: Verb) -> None:
+    _, *typed = shlex.split(verb.example.replace("\\\n", " "))
+    assert typed in [shlex.split(command) for command in COMMANDS]

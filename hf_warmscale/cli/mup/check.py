@@ -50,8 +50,9 @@ CHECK = Verb(
     name="check",
     summary="coordinate check: does every activation move equally far at every size",
     description="Train every size for a few steps and fit how the change of each activation scales with the size. "
-    "Sharp with zero_init_query and, untied, zero_init_readout in the model's mup entry, a rate near the best one, at "
-    "least three widths a factor 2 apart, and batches of about a thousand tokens.",
+    "The check is sharpest with zero_init_query and, if the readout is not tied, zero_init_readout in the model's mup "
+    "entry, a rate near the best one, at least three widths a factor 2 apart, and batches of about a thousand tokens.",
+    example="warmscale mup check mup-model --data packed --widths 64 128 256 --lr 0.01 \\\n  --output check",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="finished runs are kept; run the same command again.",

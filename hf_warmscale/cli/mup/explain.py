@@ -75,6 +75,7 @@ EXPLAIN = Verb(
     name="explain",
     summary="print the rule table of a model, one reason a row",
     description="Print what each group of parameters is multiplied by, relative to what was tuned at the base shape.",
+    example="warmscale mup explain large --base HuggingFaceTB/SmolLM2-135M",
     add_arguments=add_arguments,
     run=run,
 )

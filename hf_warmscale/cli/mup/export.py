@@ -38,6 +38,7 @@ EXPORT = Verb(
     summary="write a muP checkpoint as a plain Llama or a stock Granite",
     description="Fold the forward multipliers into the weights. The logits stay the same; mup_factors.json beside the "
     "weights holds the factors for training it further identically.",
+    example="warmscale mup export mup-model exported",
     add_arguments=add_arguments,
     run=run,
 )

@@ -54,6 +54,8 @@ TRANSFER = Verb(
     name="transfer",
     summary="sweep the learning rate over sizes and fit how far the best one drifts",
     description="Train every size at every learning rate and fit the best one of each, with its interval.",
+    example="warmscale mup transfer mup-model --data packed --widths 64 128 256 \\\n"
+    "  --log2-lrs -9 -8 -7 -6 -5 --output transfer",
     add_arguments=add_arguments,
     run=run,
     after_interrupt="finished runs are kept; run the same command again.",

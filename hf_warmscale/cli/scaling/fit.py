@@ -80,6 +80,7 @@ FIT = Verb(
     description="Fit E + A/N^alpha + B/D^beta (chinchilla), a N^b + c at fixed data (power), or the law of grown "
     "models, to a table with the columns N, D, loss and run, or to the cooled ends of runs. Shows what speaks against "
     "trusting the fit, and how it would have predicted the larger sizes.",
+    example="warmscale scaling fit losses.csv --output law",
     add_arguments=add_arguments,
     run=run,
 )

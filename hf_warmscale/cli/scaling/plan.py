@@ -67,6 +67,7 @@ PLAN = Verb(
     description="Compare what one budget buys: the target from scratch, grown from a candidate, the candidate trained "
     "on, continued with replay, or merged. With published constants only ratios count; without a law of grown runs "
     "the break-even is shown: how many tokens a base must be worth.",
+    example="warmscale scaling plan --target 360M --tokens 5B --candidates 135M:2T",
     add_arguments=add_arguments,
     run=run,
 )

@@ -62,6 +62,7 @@ PREDICT = Verb(
     summary="predict the loss of a larger model from small runs",
     description="Fit a law to the cooled ends of the runs of a muP ladder and predict the loss of a larger model, "
     "with the interval of one new run and a backtest. Different bases, rates or data among the runs are flagged.",
+    example="warmscale scaling predict runs/256 runs/512 runs/768 runs/1024 \\\n  --hidden-size 4096 --tokens 20B",
     add_arguments=add_arguments,
     run=run,
 )
