@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from hf_warmscale.cli.entry import VERBS, make_parser
+from hf_warmscale.cli.env import FOR_GPU, NOT_INSTALLED, installed
 from hf_warmscale.cli.verb import HELP_WIDTH, Verb
 from tests.cli.shell import COMMAND
 
@@ -80,6 +81,9 @@ def test_env_names_versions_and_no_path(tmp_path: object) -> None:
     done = subprocess.run([*COMMAND, "env"], capture_output=True, text=True, check=True)
     assert "| transformers | 5." in done.stdout
     assert sys.prefix not in done.stdout and "/" not in done.stdout
+    (missing,) = re.findall(r"\| Missing for GPU work \| (.+) \|", done.stdout)
+    for package in FOR_GPU:
+        assert (package in missing) == (installed(package) == NOT_INSTALLED)
     assert done.stderr == ""
 
 
