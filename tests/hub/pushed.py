@@ -20,6 +20,10 @@ COMMANDS = {
     "grown": "grow {here}/model {here}/grown --hidden-size 64",
     "shrunk": "shrink {here}/grown {here}/shrunk",
     "run/checkpoint-4": "train {here}/stage.yaml",
+    "distilled/checkpoint-4": "train {here}/stage.yaml --output_dir {here}/distilled"
+    ' --distillation {{"teacher":"{here}/model"}}',
+    "cut": "shrink {here}/model {here}/cut --parameters 20K --trials 2"
+    " --calibration {here}/train.jsonl --eval-data {here}/held-out.jsonl",
     "averaged": "average {here}/run --output {here}/averaged",
     "merged": "merge {here}/run/checkpoint-2 {here}/run/checkpoint-4 --output {here}/merged",
     "searched": "merge {here}/run/checkpoint-2 {here}/run/checkpoint-4 --output {here}/searched"

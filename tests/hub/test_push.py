@@ -14,6 +14,7 @@ from hf_warmscale.decoding import EmulatedFineTuningForCausalLM
 from hf_warmscale.hub import make_card, push_to_hub
 from hf_warmscale.resize.growing.verify import PROBE_TEXT
 from tests.hub.client import HubClient
+from tests.hub.pushed import leaks
 from tests.hub.server import HubServer, Mode, Repository
 from tests.hub.test_cards import GROWTH
 from tests.hub.tiny import tiny_folder, tiny_tokenizer
@@ -78,6 +79,7 @@ def test_a_combination_is_pushed_by_the_names_of_its_members(
     sent = server.files_at("me/both")
     assert {name for name in sent if name.endswith(".safetensors")} == {"tuned/adapter_model.safetensors"}
     card = sent["README.md"].decode()
+    assert list(leaks(sent, tmp_path / "model")) == []
     assert 'from_pretrained("me/both")' in card and "- me/large\n- me/little\n" in card
     assert (
         f"| tuned | `me/little`, with the adapter in `tuned` | {server.repositories['me/little'].branches['v2']} |"
