@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture.fields import experts_per_token, find_field, per_layer_fields
+from hf_warmscale.architecture.fields import experts_per_token, find_field, literal_values, per_layer_fields
 from hf_warmscale.architecture.labelling import (
     KindOf,
     choose_labels,
@@ -127,13 +127,13 @@ def _describe(keyed: _Keyed) -> ModelMap:
 
 
 def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config as the class that transformers registers for its type (a subclass builds the same model)."""
+    """Return the config, with literal sizes, as the class that transformers registers (a subclass builds the same)."""
     if config.model_type not in CONFIG_MAPPING:
         raise ValueError(f"The model type {config.model_type!r} is not known to transformers, so it is not described.")
     for axis in (Axis.LAYERS, Axis.HIDDEN, Axis.HEADS, Axis.VOCAB):
         if find_field(config, axis) is None:
             raise ValueError(_why_not_described(config, axis))
-    return CONFIG_MAPPING[config.model_type].from_dict(config.to_dict())
+    return CONFIG_MAPPING[config.model_type].from_dict(literal_values(config))
 
 
 def _why_not_described(config: PreTrainedConfig, axis: Axis) -> str:

@@ -52,6 +52,9 @@ EXPERTS_PER_TOKEN = (
 LEADING_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
 """Fields that count the first blocks, which are dense where the others are mixtures of experts."""
 
+ADJUSTED_INTERMEDIATE = "block_auto_adjust_ff_dim"
+"""The switch with which LFM2 computes the width of its MLP from the field that is named after it."""
+
 
 def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
     """Return the config's own name for `axis`, or `None` if the family has no such field.
@@ -141,6 +144,32 @@ def _lists(config: PreTrainedConfig) -> dict[str, int]:
     return {name: len(value) for name, value in values if isinstance(value, list) and not name.endswith("token_id")}
 
 
+def literal_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the values of a config of the same model in which each size is what the model has.
+
+    LFM2 takes two thirds of its `intermediate_size` and rounds them up, unless it is told not to.
+
+    Args:
+        config (`PreTrainedConfig`): of any family.
+
+    Example:
+
+    ```python
+    >>> from transformers import Lfm2Config
+    >>> literal_values(Lfm2Config(intermediate_size=12_288))["intermediate_size"]
+    8192
+    ```
+    """
+    values = config.to_dict()
+    if values.get(ADJUSTED_INTERMEDIATE):
+        size = int(2 * values["intermediate_size"] / 3)
+        if (factor := values["block_ffn_dim_multiplier"]) is not None:
+            multiple = values["block_multiple_of"]
+            size = -(-int(factor * size) // multiple) * multiple
+        values |= {"intermediate_size": size, ADJUSTED_INTERMEDIATE: False}
+    return values
+
+
 def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTrainedConfig:
     """Return a copy of `config` with other sizes; lists with one entry a layer are cut or continued periodically.
 
@@ -159,7 +188,7 @@ def resized_config(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> PreTr
 
 def resized_values(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> dict[str, Any]:
     """Return the values of the config that `resized_config` builds."""
-    values = config.to_dict()
+    values = literal_values(config)
     for axis, size in sizes.items():
         field = find_field(config, axis)
         if field is None and axis is Axis.HEAD_DIM:

@@ -28,6 +28,7 @@ FUSED: tuple[Dimension, ...] = (
     *((Block((axis,)), Block((axis,))) for axis in (Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE)),  # gate | up
     *((Block((axis, 2)),) for axis in (Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE)),  # GPT-OSS: gate, up in turn
     (Block((Axis.SHARED_INTERMEDIATE,)), Block((Axis.SHARED_INTERMEDIATE,))),  # GraniteMoeShared
+    (Block((Axis.HIDDEN,)),) * 3,  # LFM2's short convolution: two gates | what is convolved
 )
 """All known fused orders, each with a family that has it; a tensor that fits none is refused by name."""
 

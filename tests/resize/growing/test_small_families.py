@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_warmscale.architecture import Axis, StayInFloat64, describe
 from hf_warmscale.compat.transformers import short_scans
-from hf_warmscale.resize import grow_from_pretrained
+from hf_warmscale.resize import grow_from_pretrained, shrink_from_pretrained
 from hf_warmscale.resize.growing.verify import compare_models
 from tests.resize.families import GROUPED, SIZES, random_model
 from tests.resize.growing.test_exactness import logit_error
@@ -50,6 +50,7 @@ KIMI = {
     "num_experts_per_token": 2,
     "moe_intermediate_size": 12,
 }
+CONVOLUTION = {**GROUPED, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8, "num_dense_layers": 0}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "helium": {**GROUPED, "head_dim": 8},  # its projections need hidden size = heads x head size
     "phi3": {**GROUPED, "rope_parameters": LONG},  # a factor for each frequency
@@ -61,6 +62,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
     "qwen3_next": RECURRENT,
     "qwen3_5_moe_text": RECURRENT,
+    "lfm2": CONVOLUTION,
+    "lfm2_moe": {**CONVOLUTION, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
 }
 MIXED: Mapping[str, Mapping[str, Any]] = {
     "qwen3_next": RECURRENT,
@@ -120,6 +123,28 @@ def test_one_name_for_two_kinds_of_attention() -> None:
     wide = grow_from_pretrained(source, hidden_size=64, num_attention_heads=8, moe_intermediate_size=24)
     with StayInFloat64(), short_scans(source.config):
         assert logit_error(source, wide.double()) <= 1e-11
+
+
+def test_a_convolution_that_is_gated_by_the_stream() -> None:
+    """LFM2 multiplies three projections of the width of the stream; `zero_pad` would scale all three, and says so."""
+    source = random_model(config_of("lfm2"))
+    deeper: Any = grow_from_pretrained(source, num_hidden_layers=4, depth="identity")
+    assert deeper.growth_receipt["exact"] and logit_error(source, deeper) == 0
+    with pytest.warns(UserWarning, match="meant to keep the logits"):
+        padded: Any = grow_from_pretrained(source, hidden_size=48, width="zero_pad")
+    assert not padded.growth_receipt["exact"]
+
+
+def test_a_size_that_the_family_computes_from_its_field_grows() -> None:
+    """LFM2 makes 48 of an `intermediate_size` of 66: two thirds, rounded up to a multiple of 8."""
+    source = random_model(AutoConfig.for_model("lfm2", **{**CONVOLUTION, "intermediate_size": 66}))
+    assert describe(source.config).sizes[Axis.INTERMEDIATE] == 48
+    grown: Any = grow_from_pretrained(source, hidden_size=64, intermediate_size=96)
+    assert grown.model.layers[0].feed_forward.w1.weight.shape == (96, 64)
+    with StayInFloat64():
+        assert logit_error(source, grown) <= 1e-11
+    small: Any = shrink_from_pretrained(source, intermediate_size=24)
+    assert small.model.layers[0].feed_forward.w1.weight.shape == (24, 32)
 
 
 def test_an_inserted_block_takes_from_another_what_its_own_lacks() -> None:
