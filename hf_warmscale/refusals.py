@@ -1,7 +1,12 @@
-"""Refusals that several rooms share: an unknown name, a DeepSpeed block that would undo our parameter groups."""
+"""Refusals that several rooms share: an unknown name, a DeepSpeed block that would undo our parameter groups.
 
-from collections.abc import Iterable, Mapping
+And the names in them: a sentence calls a model as the user did, not by its folder in the Hub cache.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 LISTED = 12
@@ -37,3 +42,41 @@ def refuse_deepspeed_blocks(config: Mapping[str, Any], *blocks: str) -> None:
             raise ValueError(
                 f"The DeepSpeed configuration has a block {block!r}, which silently {effects[block]}; remove it."
             )
+
+
+_typed: dict[str, str] = {}
+"""Folders of the Hub cache, and what the user typed for them."""
+
+
+def remember_name(folder: Path, name: str) -> None:
+    """Let sentences call a folder of the Hub cache by the id (and revision) that the user typed."""
+    _typed[str(folder)] = name
+
+
+def with_typed_names(text: str) -> str:
+    """Return a sentence with the names that the user typed in place of folders of the Hub cache.
+
+    Example:
+
+    ```python
+    >>> remember_name(Path("/cache/models--me--small/snapshots/5f1d"), "me/small@v1")
+    >>> with_typed_names("/cache/models--me--small/snapshots/5f1d has no config.json.")
+    'me/small@v1 has no config.json.'
+    ```
+    """
+    for folder, name in _typed.items():
+        text = text.replace(folder, name)
+    return text
+
+
+@contextmanager
+def names_as_typed() -> Iterator[None]:
+    """Raise refusals with the names that the user typed, see `with_typed_names`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        told = with_typed_names(str(error))
+        # An error that a library made may hold more than its text, so only plain ones are made anew.
+        if told == str(error) or type(error) not in (ValueError, FileNotFoundError, OSError):
+            raise
+        raise type(error)(told) from error

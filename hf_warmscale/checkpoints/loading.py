@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from hf_warmscale.checkpoints.model_weights import ModelWeights, is_quantized
 from hf_warmscale.checkpoints.reader import Checkpoint, open_checkpoint, read_config
 from hf_warmscale.checkpoints.source import find_config
+from hf_warmscale.refusals import names_as_typed
 
 
 def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
@@ -30,7 +31,8 @@ def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
         >>> load_config("EleutherAI/pythia-410m@step1000").hidden_size
         1024
     """
-    return read_config(find_config(source))
+    with names_as_typed():
+        return read_config(find_config(source))
 
 
 def require_model(source: str | os.PathLike[str], *, finite: bool = True) -> ModelWeights:

@@ -14,6 +14,7 @@ from hf_warmscale.checkpoints.files import CONFIG_FILE, folder_kind
 from hf_warmscale.checkpoints.shards import PickledShard, SafetensorsShard, Shard
 from hf_warmscale.checkpoints.source import Source, find_source, weight_files
 from hf_warmscale.checkpoints.tensors import TensorSpec, combine_digests, refuse_non_finite, tensor_digest
+from hf_warmscale.refusals import names_as_typed
 
 
 def open_checkpoint(
@@ -37,7 +38,8 @@ def open_checkpoint(
         >>> rows = checkpoint.tensor("model.embed_tokens.weight")[:16]  # reads 16 rows
     """
     found = find_source(source, revision=revision, allow_pickle=allow_pickle)
-    return Checkpoint(found, _open_shards(found.folder, allow_pickle))
+    with names_as_typed():
+        return Checkpoint(found, _open_shards(found.folder, allow_pickle))
 
 
 class Checkpoint:
@@ -108,7 +110,8 @@ class Checkpoint:
             FileNotFoundError: if there is no `config.json`.
             ValueError: if this transformers does not know it.
         """
-        return read_config(self.folder)
+        with names_as_typed():
+            return read_config(self.folder)
 
     @cached_property
     def tied(self) -> Mapping[str, str]:

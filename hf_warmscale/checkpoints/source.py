@@ -22,6 +22,8 @@ from hf_warmscale.checkpoints.files import (
 )
 from hf_warmscale.checkpoints.hub_errors import Kind, explained_reading
 from hf_warmscale.checkpoints.receipts import public_name
+from hf_warmscale.compat.huggingface_hub import optional_files
+from hf_warmscale.refusals import remember_name
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def find_source(source: str | os.PathLike[str], *, revision: str | None = None, 
     if path.exists():
         raise ValueError(f"{name} is a file; name the folder that holds it.")
     repo_id, revision = hub_name(source, revision)
-    with explained_reading(repo_id, revision):
+    with explained_reading(repo_id, revision), optional_files():
         folder = _fetch_small_files(repo_id, revision)
+        remember_name(folder, name)
         _refuse_no_model(repo_id, folder, (CONFIG_FILE, ADAPTER_CONFIG))
         adapter = [ADAPTER_FILE] if (folder / ADAPTER_CONFIG).is_file() else []
         files = [*adapter, *_weights_to_fetch(folder, allow_pickle)]
@@ -108,8 +111,9 @@ def find_config(source: str | os.PathLike[str], *, kind: Kind = "model") -> Path
     if path.exists():
         return path
     repo_id, revision = hub_name(source)
-    with explained_reading(repo_id, revision, kind=kind):
+    with explained_reading(repo_id, revision, kind=kind), optional_files():
         folder = _fetch_small_files(repo_id, revision)
+    remember_name(folder, os.fspath(source))
     if kind == "model":
         _refuse_no_model(repo_id, folder, (CONFIG_FILE,))
     return folder

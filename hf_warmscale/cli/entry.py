@@ -27,6 +27,7 @@ from hf_warmscale.cli.scaling import SCALING
 from hf_warmscale.cli.shrink import SHRINK
 from hf_warmscale.cli.train import TRAIN
 from hf_warmscale.cli.verb import Verb, add_verbs
+from hf_warmscale.refusals import with_typed_names
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -138,7 +139,7 @@ def sentence(error: ValueError | OSError) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = lines[0] if lines else f"{type(error).__name__}; {DEBUG_VARIABLE}=1 shows the traceback"
-    return text if text.endswith((".", "?")) else f"{text}."
+    return with_typed_names(text if text.endswith((".", "?")) else f"{text}.")
 
 
 def show_warning(
@@ -150,4 +151,4 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning as a sentence, without the file and line that gave it."""
-    print(f"Warning: {message}", file=file or sys.stderr)
+    print(f"Warning: {with_typed_names(str(message))}", file=file or sys.stderr)

@@ -1,5 +1,8 @@
 """What this package asks of huggingface_hub's client beyond its settings; a test of each function says what broke."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub import constants, get_session
@@ -31,3 +34,18 @@ def _limit_wait(request: Any) -> None:  # of httpx, or of the fork of it that th
     # Not of the pool: waiting there for a connection of one's own to become free is not the Hub's silence.
     missing = [name for name in ("connect", "read", "write") if limits.get(name) is None]
     request.extensions["timeout"] = {**limits, **dict.fromkeys(missing, patience)}
+
+
+@contextmanager
+def optional_files() -> Iterator[None]:
+    """Download files that a repository need not have: the library warns of patterns that no file matches."""
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+    logger.addFilter(_no_file_missed)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_no_file_missed)
+
+
+def _no_file_missed(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("No files matched")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.shell import assert_sentence, files_below
 from tests.cli.workspace import make_workspace
+from tests.contract.inputs import FOLDERS
 from tests.hub.client import HubClient
 from tests.hub.server import READ_TOKEN, TOKEN, HubServer, Repository
 
@@ -30,6 +31,7 @@ MODEL_READERS = (
     "data extend train.jsonl out --model ID --new-tokens 4",
     "scaling plan --target ID --tokens 1M --output out",
 )
+WEIGHT_READERS = tuple(command for command in MODEL_READERS if command.split()[0] in ("grow", "train", "merge"))
 DATASET_READERS = (
     "data pack ID out --tokenizer model --sequence-length 8",
     "data extend ID out --model model --new-tokens 4",
@@ -51,12 +53,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def repositories(server: HubServer) -> None:
-    """What is on the Hub: two models, one of them gated, and a dataset."""
+def repositories(folder: Path, server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is on the Hub: two models, one of them gated, broken ones, and a dataset."""
     for name in ("me/gated", "me/open", "me/pictures", "theirs/model"):
         server.repositories[name] = Repository(private=False, gated=name == "me/gated")
         server.repositories[name].commit("main", "initial commit", {".gitattributes": b""})
     server.repositories["me/pictures"].commit("main", "of diffusers", {"model_index.json": b"{}"})
+    for kind in ("adapter folder", "truncated weights"):
+        broken = shutil.copytree(folder / "model", tmp_path_factory.mktemp("broken") / "model")
+        FOLDERS[kind](broken)
+        server.repositories[f"me/{kind.split()[0]}"] = repository = Repository(private=False)
+        repository.commit("main", "broken", files_below(broken))
     server.datasets.add("me/words")
 
 
@@ -87,6 +94,8 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str, str | None, State | None, list[s
     "no such model": (MODEL_READERS, "me/none", TOKEN, None, ["check the name"]),
     "a dataset for a model": (MODEL_READERS, "me/words", TOKEN, None, ["is a dataset", "name a model"]),
     "no causal language model": (MODEL_READERS, "me/pictures", TOKEN, None, ["holds no", "name"]),
+    "an adapter for a model": (WEIGHT_READERS, "me/adapter", TOKEN, None, ["Error: me/adapter has", "an adapter"]),
+    "a damaged model": (WEIGHT_READERS, "me/truncated@main", TOKEN, None, ["Error: me/truncated@main/model"]),
     "no such revision": (MODEL_READERS, "me/open@v9", TOKEN, None, ["no revision v9", "branches, tags"]),
     "a token that expired": (MODEL_READERS, "me/open", "hf_old", None, ["valid token", "`hf auth login`"]),
     "a token in typographic quotes": (MODEL_READERS, "me/open", "“hf_old”", None, ["token", "copy it again"]),
@@ -119,6 +128,7 @@ def test_refused(mistake: str, folder: Path, server: HubServer, client: HubClien
             assert code == "2", (typed, code, printed)
             assert_sentence(2, ("", printed), *([] if "@" in repo_id else [repo_id]), *words)
             assert token is None or token not in printed
+            assert "models--" not in printed, "the folder in the cache is nothing that the user typed"
     assert files_below(folder) == before
     assert set(server.repositories) == there
 
