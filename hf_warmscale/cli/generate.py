@@ -236,9 +236,9 @@ def prepare_draft(
     measured = choose_block_length(
         model, draft, [prompt], **{**options, "max_new_tokens": min(MEASURED_TOKENS, options["max_new_tokens"])}
     )
-    rows = [asdict(row) for row in measured]
+    rows = [{**asdict(row), "accepted": row.accepted if row.block_length else None} for row in measured]
     show(rows, title="Draft lengths on the first tokens (0 is no draft)")
-    return [{**row, "accepted": None if row["block_length"] == 0 else row["accepted"]} for row in rows]
+    return rows
 
 
 def save(model: "EmulatedFineTuningForCausalLM", output: str, record: dict[str, Any]) -> None:

@@ -49,22 +49,24 @@ def views(cache: Cache, members: Sequence[Member]) -> list[Cache]:
     return parts
 
 
-def refuse_states_that_stay(cache: Cache) -> None:
+def refuse_states_that_stay(cache: Cache, members: Sequence[Member]) -> None:
     """Raise if drafts are to be taken back from states that cannot forget a token.
 
     transformers before 5.24 does not ask, and continues from recurrent states that have seen rejected tokens.
 
     Args:
         cache (`Cache`): after a forward pass, since an empty layer does not tell whether it has such states.
+        members (`Sequence[Member]`): whose layers it holds.
 
     Raises:
-        ValueError: if it has, and drafts may be rejected (the cache records the past).
+        ValueError: if one has, and drafts may be rejected (the cache records the past); it names the member.
     """
-    if any(getattr(layer, "record_past", False) and not layer.is_croppable for layer in cache.layers):
-        raise ValueError(
-            "A draft requires a cache that can be cropped, and the recurrent state of a member cannot forget rejected "
-            "tokens; generate without assistant_model."
-        )
+    for member, part in zip(members, views(cache, members), strict=True):
+        if any(getattr(layer, "record_past", False) and not layer.is_croppable for layer in part.layers):
+            raise ValueError(
+                f"A draft requires a cache that can be cropped, and the recurrent state of the {member.role} model "
+                f"({type(member.plain).__name__}) cannot forget rejected tokens; generate without assistant_model."
+            )
 
 
 def _holds_states(layer: object) -> bool:

@@ -229,7 +229,7 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
             logits = member.logits({**seen, CACHE_ARGUMENT: part, "use_cache": part is not None})
             found.append(self._normalised(logits))
         if cache is not None:
-            refuse_states_that_stay(cache)
+            refuse_states_that_stay(cache, self._members)
         return found
 
     def combine(self, log_probs: Sequence[Tensor]) -> Tensor:
