@@ -124,6 +124,21 @@ class Member:
         return frozenset(inspect.signature(self.plain.forward).parameters)
 
 
+def beside(scores: Tensor, other: PreTrainedModel) -> Tensor:
+    """Return scores on the device of another model, cast first where that device may not have their dtype.
+
+    Not every device has float64, and beside a narrower model nothing is gained by it.
+
+    Args:
+        scores (`Tensor`): logits or log-probabilities, in float32 at least if their precision matters.
+        other (`PreTrainedModel`): the model with which they are compared or combined.
+    """
+    if scores.device == other.device:
+        return scores
+    kept = scores.dtype != torch.float64 or other.dtype == torch.float64
+    return (scores if kept else scores.float()).to(other.device)
+
+
 def positions_in(mask: Tensor) -> Tensor:
     """Return the position of each token of an attention mask `[batch, tokens]`: padding on the left takes none."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

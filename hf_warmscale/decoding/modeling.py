@@ -26,7 +26,7 @@ from hf_warmscale.decoding.cache import cover_all, refuse_states_that_stay, view
 from hf_warmscale.decoding.combination import combine_log_probs
 from hf_warmscale.decoding.configuration import EmulatedFineTuningConfig
 from hf_warmscale.decoding.draft import Draft
-from hf_warmscale.decoding.members import Member, Model
+from hf_warmscale.decoding.members import Member, Model, beside
 from hf_warmscale.decoding.prompts import OwnPrompts
 from hf_warmscale.decoding.saving import load_member, load_members, write_by_member
 from hf_warmscale.decoding.vocabulary import refuse_another_vocabulary, shared_vocabulary
@@ -251,7 +251,8 @@ class EmulatedFineTuningForCausalLM(PreTrainedModel, GenerationMixin):
         # Normalised over the shared ids, since a member may put mass on ids (padding rows) that others lack. In
         # float32 at least: differences of bfloat16 log-probabilities are mostly rounding.
         known = logits[..., : self._known]
-        return known.to(torch.promote_types(known.dtype, torch.float32)).log_softmax(dim=-1).to(self.device)
+        log_probs = known.to(torch.promote_types(known.dtype, torch.float32)).log_softmax(dim=-1)
+        return beside(log_probs, self._members[0].plain)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Generate tokens; see `transformers.GenerationMixin.generate` and the class.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_warmscale.compat.peft import without_adapter
-from hf_warmscale.decoding.members import Member, positions_in
+from hf_warmscale.decoding.members import Member, beside, positions_in
 from hf_warmscale.decoding.uncertainty import best_threshold, mean_entropy, mean_kl
 from hf_warmscale.decoding.vocabulary import shared_vocabulary
 from hf_warmscale.evaluation.cross_entropy import token_nll
@@ -75,8 +75,8 @@ class UncertaintyRouter(nn.Module):
         self.model, self.reference, self.criterion = model.eval(), reference, criterion
         if reference is not None:
             # With its dropout on, the same sequence would now go one way and now the other.
-            self._reference = Member("reference", reference.eval())
-            self._known = shared_vocabulary([Member("robust", model), self._reference])
+            self._reference, self._robust = Member("reference", reference.eval()), Member("robust", model)
+            self._known = shared_vocabulary([self._robust, self._reference])
         self.threshold = 0.0 if threshold is None and reference is not None else threshold
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class UncertaintyRouter(nn.Module):
             return mean_kl(robust, clean, mask)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, "logits_to_keep": 0}
         positions = _positions(self._reference.plain, attention_mask)
-        target = self._reference.logits({**inputs, **positions}).to(clean.device)
+        target = beside(self._reference.logits({**inputs, **positions}), self._robust.plain)
         # Models pad the vocabulary to different numbers of rows. What is left is normalised again, or the divergence
         # of two partial distributions could be negative.
         target, clean, robust = (_log_softmax(each[..., : self._known]) for each in (target, clean, robust))

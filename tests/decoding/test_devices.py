@@ -42,6 +42,23 @@ def test_every_member_stays_where_it_is(there: str) -> None:
             assert model.generate(inputs, **each, **GREEDY).tolist() == produced.tolist()
 
 
+@torch.no_grad()
+def test_a_float64_member_beside_a_device_without_it() -> None:
+    """Its log-probabilities are taken in float64 on the CPU, and cast before they move."""
+    base, reference, tuned = (each.double() for each in members())
+    x = tokens()
+    expected = pair(*(member(input_ids=x).logits for member in (base, tuned, reference)))
+    with DeviceWithoutFloat64():
+        nn.Module.to(base.float(), DEVICE)
+        model = EmulatedFineTuningForCausalLM(base, tuned, reference)
+        found = model(input_ids=x.to(DEVICE)).logits
+        assert found.device == base.device and found.dtype == torch.float32
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=1e-4)  # of a float32 base
+        # The other way round nothing is cast: the wider member is where there is float64.
+        model = EmulatedFineTuningForCausalLM(tuned, base, reference)
+        assert model(input_ids=x).logits.dtype == torch.float64
+
+
 @pytest.mark.parametrize("narrow", ["base", "small"])
 def test_every_member_keeps_its_dtype(narrow: str) -> None:
     """Differences are taken in the widest of them, at least float32: no rounding is added to that of the members."""

@@ -115,6 +115,16 @@ def test_the_reference_is_followed(adapted: PeftModel) -> None:
             assert router.route(tokens()).tolist() == [robust, robust]
 
 
+@torch.no_grad()
+def test_a_float64_reference_beside_a_device_without_it(adapted: PeftModel) -> None:
+    x, reference = tokens(), tiny(width=16, depth=1, seed=1).double()
+    router = UncertaintyRouter(adapted.float(), reference=reference)
+    expected = router.scores(x)
+    with DeviceWithoutFloat64():
+        nn.Module.to(adapted, DEVICE)
+        torch.testing.assert_close(router.scores(x.to(DEVICE)).cpu().float(), expected.float(), rtol=0, atol=1e-4)
+
+
 def test_calibration_minimises_the_loss_of_the_mix(adapted: PeftModel) -> None:
     with torch.no_grad():
         clean_text = sample(adapted, 12, robust=False)
