@@ -15,7 +15,7 @@ from hf_warmscale.training.data.apportionment import Apportionment, Floats, Inte
 
 T = TypeVar("T", int, float)
 
-Weights = Mapping[int, Mapping[str, float]]
+WeightsByStart = Mapping[int, Mapping[str, float]]
 """The shares of the sources by the sample at which they begin."""
 
 
@@ -23,13 +23,13 @@ class ChangedApportionment:
     """One apportionment after another, with the interface of a single one.
 
     Args:
-        parts (`Mapping[int, Weights]`): by change point, 0 among them, the weights that hold from there on. The first
-            of them begin at that sample. They may plan further than to the next change point: what was planned has a
-            say in how counts are rounded.
+        parts (`Mapping[int, WeightsByStart]`): by change point, 0 among them, the weights that hold from there on. The
+            first of them begin at that sample. They may plan further than to the next change point: what was planned
+            has a say in how counts are rounded.
         num_sources (`int`): in all. A part that names fewer of them knows the first ones only.
     """
 
-    def __init__(self, parts: Mapping[int, Weights], num_sources: int) -> None:
+    def __init__(self, parts: Mapping[int, WeightsByStart], num_sources: int) -> None:
         self._starts, self._width = list(parts), num_sources
         self._parts = [apportioned(weights, start) for start, weights in parts.items()]
         drawn: Integers = np.zeros(num_sources, dtype=np.int64)
@@ -68,7 +68,7 @@ class ChangedApportionment:
         return [float(value) for value in total]
 
 
-def apportioned(weights: Weights, start: int = 0) -> Apportionment:
+def apportioned(weights: WeightsByStart, start: int = 0) -> Apportionment:
     """Return the apportionment of weights that begin at `start`; it counts from there."""
     table: Floats = np.asarray([list(shares.values()) for shares in weights.values()])
     return Apportionment([begin - start for begin in weights], table)
@@ -79,7 +79,7 @@ def _filled(counts: list[T], width: int) -> list[T]:
     return counts + [type(counts[0])(0)] * (width - len(counts))
 
 
-def upcoming(weights: Weights, sample: int) -> dict[int, dict[str, float]]:
+def upcoming(weights: WeightsByStart, sample: int) -> dict[int, dict[str, float]]:
     """Return the weights from a sample on: those in force there, as beginning there, and all later ones.
 
     Example:
@@ -95,7 +95,7 @@ def upcoming(weights: Weights, sample: int) -> dict[int, dict[str, float]]:
     return {sample: dict(weights[current]), **later}
 
 
-def same_weights(first: Weights, second: Weights) -> bool:
+def same_weights(first: WeightsByStart, second: WeightsByStart) -> bool:
     """Tell whether weights are equal, if a source that is not named has the share 0."""
     drawn = [
         {start: {name: share for name, share in shares.items() if share} for start, shares in weights.items()}
