@@ -44,7 +44,7 @@ def draw_budget_search(path: str | os.PathLike[str], record: Mapping[str, Any]) 
         ]
         right.set_yticks(range(len(judged)), names)
         right.axvline(0.0, color="black", lw=0.8)
-        right.set_xlabel("nats per token above the winner, all as cut (95 %)")
+        right.set_xlabel("nats per token above the winner, both as cut (95 %)")
         right.set_title(_title(record), fontsize=10)
 
 
@@ -53,7 +53,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _title(record: Mapping[str, Any]) -> str:
-    winner = f"Judged as cut, before healing: winner {record['winner']['report']['nll']:.3f}"
+    winner = f"Judged as cut, before any healing\nwinner {record['winner']['report']['nll']:.3f}"
     if record.get("healed") is not None:
         winner += f" (healed {record['healed']['report']['nll']:.3f})"
     return f"{winner}, source {record['source_nll']:.3f}"
