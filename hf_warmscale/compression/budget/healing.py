@@ -87,7 +87,7 @@ class RecipeHealing:
         """Return the same training in `steps` steps, for the finalists of a search: its `heal_briefly`.
 
         The schedule is that of the recipe, compressed. Each finalist has a run folder of its own in `_finalists`, from
-        which it continues after a kill; [`shrink_to_budget`] removes them once it has healed the winner.
+        which it continues after a kill; [`shrink_to_budget`] removes them at its end.
 
         Raises:
             ValueError: if `steps` is below 1.

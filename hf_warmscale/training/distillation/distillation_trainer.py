@@ -65,7 +65,8 @@ class DistillationTrainer(ContinualTrainer):
         direction (`str`): `"forward"` for KL(teacher, student), `"reverse"` for KL(student, teacher).
         sources (`Sequence[str]`, *optional*): the sources of the mixture that the teacher is heard on; by default all.
         self_kd (`float`): weight of the divergence from the start on the other sources. The start of a `PeftModel` is
-            the model with its adapters off; of another student, a frozen copy is kept in memory.
+            the model with its adapters off; of another student, a frozen copy is kept in memory, partitioned if
+            ZeRO-3 partitioned the student as it was loaded.
         settings: the other arguments of [`ContinualTrainer`]: `stage`, `eval_dataset`, ...
 
     Raises:

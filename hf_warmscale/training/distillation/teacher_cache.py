@@ -119,7 +119,7 @@ class TeacherCache:
 
         Raises:
             ValueError: if the folder holds another cache (each difference is named), a value is out of range, the
-                teacher gives logits that are not finite, or ZeRO-3 has partitioned it.
+                teacher gives logits that are not finite, or ZeRO-3 has partitioned it and the cache is not complete.
         """
         models = causal_models(teacher)
         if not models:
