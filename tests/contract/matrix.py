@@ -234,14 +234,29 @@ def _slug(what: str) -> str:
     return what.replace(" ", "-").lower()
 
 
+TITLE = """# Every verb on every broken input
+
+Printed by `python -m tests.contract.matrix`; in brackets: the reason why there is nothing to refuse. The paths of the
+temporary folder and the number of the process are left out."""
+
+
 def print_matrix() -> None:
     """Print one table for each verb."""
+    print(TITLE)
     with tempfile.TemporaryDirectory() as scratch:
-        contract = Contract(Path(scratch) / "work")
+        work = Path(scratch) / "work"
+        with contextlib.redirect_stdout(sys.stderr):  # what training prints is no cell
+            contract = Contract(work)
         for verb in VERBS:
-            print(f"\n## {verb}\n")
-            rows = [{"input": what, "answer": cell(contract, verb, what)} for what in INPUTS]
-            print(markdown_table(rows), flush=True)
+            with contextlib.redirect_stdout(sys.stderr):
+                cells = {what: cell(contract, verb, what) for what in INPUTS}
+            rows = [{"input": what, "answer": _anywhere(text, work)} for what, text in cells.items()]
+            print(f"\n## {verb}\n\n{markdown_table(rows).rstrip()}", flush=True)
+
+
+def _anywhere(text: str, work: Path) -> str:
+    """Return a cell as it would be in another folder and another process."""
+    return text.replace(f"{work}/", "").replace(f"/proc/{os.getpid()}", "/proc/N")
 
 
 if __name__ == "__main__":
