@@ -1,5 +1,6 @@
 """Fixtures that all tests share. Nothing here needs a network."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ CORPORA_VARIABLE = "WARMSCALE_CORPORA"
 
 SHARED = ("trajectory", "finished", "first_stage", "trunk", "large", "stand_in", "inputs", "folder", "models")
 """Fixtures that take seconds to make: with xdist, the tests of a file that share one run on one worker."""
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of garbage collection: every training collects, and would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
