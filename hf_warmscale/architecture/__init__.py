@@ -1,7 +1,13 @@
 """Describe a model once: every parameter, the axis of each of its dimensions, and its role."""
 
 from hf_warmscale.architecture.describe import describe, find_layers
-from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, per_layer_fields, resized_config
+from hf_warmscale.architecture.fields import (
+    LEADING_BLOCKS,
+    find_field,
+    per_layer_fields,
+    resized_config,
+    set_by_block,
+)
 from hf_warmscale.architecture.indexing import flat_index
 from hf_warmscale.architecture.model_map import (
     Axis,
@@ -42,4 +48,5 @@ __all__ = [
     "random_model",
     "resized_config",
     "sample_tokens",
+    "set_by_block",
 ]

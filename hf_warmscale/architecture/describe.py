@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture.fields import experts_per_token, find_field, literal_values, per_layer_fields
+from hf_warmscale.architecture.fields import (
+    depth_of,
+    experts_per_token,
+    find_field,
+    literal_values,
+    per_layer_fields,
+)
 from hf_warmscale.architecture.labelling import (
     KindOf,
     choose_labels,
@@ -145,13 +151,8 @@ def _why_not_described(config: PreTrainedConfig, axis: Axis) -> str:
     return f"{config.model_type} has no config field for {axis}, so it is not described; use another family."
 
 
-def _depth(config: PreTrainedConfig) -> int:
-    depth: int = config.to_dict()[find_field(config, Axis.LAYERS) or ""]
-    return depth
-
-
 def _layers_to_try(config: PreTrainedConfig) -> list[int]:
-    depth = _depth(config)
+    depth = depth_of(config)
     # The full depth comes last: the kinds of blocks may repeat with any period, or not at all.
     return sorted({layers for layers in (*_LAYERS_TRIED, depth) if layers <= max(depth, _LAYERS_TRIED[0])})
 
@@ -283,7 +284,7 @@ def _full_sizes(
 ) -> dict[Axis, int]:
     """Take the sizes from the config's fields, and where a field is empty or derived, from the shapes."""
     values = config.to_dict()
-    sizes = {Axis.LAYERS: _depth(config)}
+    sizes = {Axis.LAYERS: depth_of(config)}
     for axis in template.axes - template.law.derived:
         value = values.get(find_field(config, axis) or "")
         if isinstance(value, int) and (axis is not Axis.HEAD_DIM or value > 0):
@@ -349,7 +350,7 @@ def find_layers(model: PreTrainedModel, layers: int | None = None) -> str:
     'model.layers'
     ```
     """
-    layers = _depth(model.config) if layers is None else layers
+    layers = depth_of(model.config) if layers is None else layers
     stacks = [
         path
         for path, module in model.named_modules()

@@ -1,6 +1,6 @@
 """Which config field sets which axis, and configs of other sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from typing import Any
@@ -54,6 +54,9 @@ LEADING_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
 
 ADJUSTED_INTERMEDIATE = "block_auto_adjust_ff_dim"
 """The switch with which LFM2 computes the width of its MLP from the field that is named after it."""
+
+BY_BLOCK = "per_layer_config"
+"""The mapping from the index of a block to what it sets otherwise than the config (Gemma 4)."""
 
 
 def find_field(config: PreTrainedConfig, axis: Axis) -> str | None:
@@ -201,4 +204,30 @@ def resized_values(config: PreTrainedConfig, sizes: Mapping[Axis, int]) -> dict[
         for name in per_layer_fields(config):
             entries = values[name]
             values[name] = [entries[layer % len(entries)] for layer in range(sizes[Axis.LAYERS])]
+        values |= set_by_block(config, [layer % depth_of(config) for layer in range(sizes[Axis.LAYERS])])
     return values
+
+
+def set_by_block(config: PreTrainedConfig, source: Sequence[int]) -> dict[str, dict[int, Any]]:
+    """Return what single blocks set for themselves in a model whose blocks are copies; nothing where none does.
+
+    Args:
+        config (`PreTrainedConfig`): of any family.
+        source (`Sequence[int]`): the block of `config` that each block is a copy of.
+
+    Example:
+
+    ```python
+    >>> from transformers import Gemma4TextConfig
+    >>> set_by_block(Gemma4TextConfig(), [0, 5])
+    {'per_layer_config': {1: {'head_dim': 512}}}
+    ```
+    """
+    own = {int(block): settings for block, settings in (config.to_dict().get(BY_BLOCK) or {}).items()}
+    return {BY_BLOCK: {block: own[old] for block, old in enumerate(source) if old in own}} if own else {}
+
+
+def depth_of(config: PreTrainedConfig) -> int:
+    """Return the number of blocks."""
+    depth: int = config.to_dict()[find_field(config, Axis.LAYERS) or ""]
+    return depth

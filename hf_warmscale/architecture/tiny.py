@@ -9,7 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
-from hf_warmscale.architecture.fields import LEADING_BLOCKS, find_field, per_layer_fields, resized_values
+from hf_warmscale.architecture.fields import (
+    LEADING_BLOCKS,
+    find_field,
+    per_layer_fields,
+    resized_values,
+    set_by_block,
+)
 from hf_warmscale.architecture.model_map import Axis
 
 # Sizes that differ from one another and from every product of two others, so that no dimension is taken for another.
@@ -130,17 +136,20 @@ def _kinds_of_blocks(config: PreTrainedConfig, layers: int | None) -> dict[str, 
     return _leading_blocks(config, layers, depth) | _lists_of_all_kinds(config, layers)
 
 
-def _lists_of_all_kinds(config: PreTrainedConfig, layers: int) -> dict[str, list[Any]]:
-    """Return the lists by layer with one entry of each kind, if otherwise so few layers would lack some."""
+def _lists_of_all_kinds(config: PreTrainedConfig, layers: int) -> dict[str, Any]:
+    """Return what is set by layer with one entry of each kind, if otherwise so few layers would lack some."""
     values = config.to_dict()
     lists = {name: values[name] for name in per_layer_fields(config)}
     blocks = list(zip(*lists.values(), strict=True))
-    kinds = list({repr(block): block for block in blocks}.values())
-    shown = {repr(block) for block in blocks[:layers]}
+    kinds: dict[str, int] = {}  # of each kind, its first block
+    for place, block in enumerate(blocks):
+        kinds.setdefault(repr((block, set_by_block(config, [place]))), place)
+    shown = [place for place in kinds.values() if place < layers]
     if not len(shown) < len(kinds) <= layers:
         return {}
-    cut = [kinds[layer % len(kinds)] for layer in range(layers)]
-    return {name: [block[place] for block in cut] for place, name in enumerate(lists)}
+    firsts = list(kinds.values())
+    source = [firsts[layer % len(kinds)] for layer in range(layers)]
+    return {name: [entries[old] for old in source] for name, entries in lists.items()} | set_by_block(config, source)
 
 
 def _leading_blocks(config: PreTrainedConfig, layers: int, depth: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_warmscale.architecture import LEADING_BLOCKS, Axis, ModelMap, find_field, resized_config
+from hf_warmscale.architecture import LEADING_BLOCKS, Axis, ModelMap, find_field, resized_config, set_by_block
 from hf_warmscale.mup import FORWARD_MULTIPLIERS, MupConfig, is_mup
 from hf_warmscale.resize.planning.layer_map import LayerMap
 
@@ -124,7 +124,7 @@ def target_config(
         lists = {name: [getattr(config, name)[layer] for layer in layers.source] for name in source.layer_fields}
         counts = {name: _leading_blocks(count, layers) for name in LEADING_BLOCKS if (count := values.get(name))}
         dtypes = {} if dtype is None else {"dtype": dtype}
-        content = {**target.to_dict(), **lists, **counts, **dtypes}
+        content = {**target.to_dict(), **lists, **set_by_block(config, layers.source), **counts, **dtypes}
         content.pop("auto_map", None)  # it names code that is not copied; the stock class needs none
         return type(config).from_dict(content)
     except (StrictDataclassError, ValueError, TypeError) as error:

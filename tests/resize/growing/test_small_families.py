@@ -50,6 +50,13 @@ KIMI = {
     "num_experts_per_token": 2,
     "moe_intermediate_size": 12,
 }
+GEMMA4 = {
+    **GROUPED,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "hidden_size_per_layer_input": 0,
+}
 CONVOLUTION = {**GROUPED, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8, "num_dense_layers": 0}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "helium": {**GROUPED, "head_dim": 8},  # its projections need hidden size = heads x head size
@@ -62,6 +69,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
     "qwen3_next": RECURRENT,
     "qwen3_5_moe_text": RECURRENT,
+    "gemma4_text": GEMMA4,
     "lfm2": CONVOLUTION,
     "lfm2_moe": {**CONVOLUTION, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
 }
@@ -123,6 +131,15 @@ def test_one_name_for_two_kinds_of_attention() -> None:
     wide = grow_from_pretrained(source, hidden_size=64, num_attention_heads=8, moe_intermediate_size=24)
     with StayInFloat64(), short_scans(source.config):
         assert logit_error(source, wide.double()) <= 1e-11
+
+
+def test_what_single_blocks_set_for_themselves_goes_with_them() -> None:
+    """In Gemma 4 the blocks of full attention have a head size of their own, by their index in the config."""
+    source = random_model(config_of("gemma4_text"))
+    deeper: Any = grow_from_pretrained(source, num_hidden_layers=6, depth="stack")
+    own = {int(block): settings for block, settings in deeper.config.to_dict()["per_layer_config"].items()}
+    assert own == {block: {"head_dim": 16} for block in (1, 3, 5)}
+    assert deeper.model.layers[5].self_attn.q_proj.weight.shape == (4 * 16, 32)
 
 
 def test_a_convolution_that_is_gated_by_the_stream() -> None:
