@@ -29,7 +29,14 @@ from hf_warmscale.architecture.labelling import (
 )
 from hf_warmscale.architecture.layouts import UnknownLayoutError, heads_differ
 from hf_warmscale.architecture.model_map import Axis, ModelMap, NormMap, ParameterMap
-from hf_warmscale.architecture.observe import embedding_scale, observe_norms, sample_tokens, stream_readers, trace
+from hf_warmscale.architecture.observe import (
+    embedding_scale,
+    observe_norms,
+    observe_stream_gains,
+    sample_tokens,
+    stream_readers,
+    trace,
+)
 from hf_warmscale.architecture.probe import SizeLaw, probe
 from hf_warmscale.architecture.proof import random_model
 from hf_warmscale.architecture.roles import Labelled, axes_in, label_parameter
@@ -51,6 +58,7 @@ class Template:
         layer_path (`str`): the path of the list of blocks.
         kinds (`str` or `None`): the list by layer that tells blocks apart (see `field_of_kinds`).
         parameters (`Mapping[str, Labelled]`): by kind of name (see `kind_of`).
+        stream_gains (`frozenset[str]`): the kinds of names of what multiplies the stream.
         norms (`Mapping[str, NormMap]`): by kind of path.
         axes (`frozenset[Axis]`): the axes that its weights have.
         embedding_scale (`str` or `None`): see `ModelMap`.
@@ -62,6 +70,7 @@ class Template:
     layer_path: str
     kinds: str | None
     parameters: Mapping[str, Labelled]
+    stream_gains: frozenset[str]
     norms: Mapping[str, NormMap]
     axes: frozenset[Axis]
     embedding_scale: Literal["sqrt"] | None
@@ -210,11 +219,18 @@ def _template(tiny: str, layers: int) -> Template:
 
     # Only now: whether a norm lies on the stream is known from the proved labels.
     norms = observe_norms(model, record, lambda path: _layer_of(path, layer_path), on_stream)
+    labelled = {name: label_parameter(model, name, labels, norms) for name in labels}
+    in_blocks = {name: label for name, label in labelled.items() if _layer_of(name, layer_path) is not None}
+    writers = {
+        name for name, label in in_blocks.items() if label.writes(Axis.HIDDEN) and name.rpartition(".")[0] not in norms
+    }
+    blocks = [f"{layer_path}.{layer}" for layer in range(layers)]
     return Template(
         law=shapes.law,
         layer_path=layer_path,
         kinds=field_name,
-        parameters={kind(name): label_parameter(model, name, labels, norms) for name in labels},
+        parameters={kind(name): label for name, label in labelled.items()},
+        stream_gains=frozenset(map(kind, observe_stream_gains(model, tokens, blocks, writers))),
         norms={kind(f"{path}."): norm for path, norm in norms.items()},
         axes=frozenset(shapes.sizes),
         embedding_scale=_scaling(model, tokens, f"{layer_path}.0", shapes.sizes[Axis.HIDDEN]),
@@ -247,6 +263,7 @@ def _expand(config: PreTrainedConfig, template: Template, model: PreTrainedModel
         frozen={Axis.HEADS: "its attention adds a bias of its own to each head"} if heads_differ(config) else {},
         parameters=parameters,
         tied=tied_names(model),
+        stream_gains=frozenset(name for name in state if kind(name) in template.stream_gains),
         norms={
             module: replace(norm, module=module, layer=_layer_of(module, template.layer_path))
             for module, norm in norms.items()

@@ -167,6 +167,7 @@ class ModelMap:
         frozen (`Mapping[Axis, str]`): axes whose coordinates are not interchangeable, with the reason (ALiBi heads).
         parameters (`Mapping[str, ParameterMap]`): every parameter, by name, in the model's own order.
         tied (`Mapping[str, str]`): for each name that a checkpoint may also hold, the parameter it shares.
+        stream_gains (`frozenset[str]`): the parameters with which blocks multiply the residual stream (Doge, Gemma 4).
         norms (`Mapping[str, NormMap]`): every norm, by module path.
         layer_path (`str`): the path of the list of blocks (`"model.layers"`).
         layer_fields (`tuple[str, ...]`): the config fields that hold one entry for each layer.
@@ -192,6 +193,7 @@ class ModelMap:
     frozen: Mapping[Axis, str]
     parameters: Mapping[str, ParameterMap]
     tied: Mapping[str, str]
+    stream_gains: frozenset[str]
     norms: Mapping[str, NormMap]
     layer_path: str
     layer_fields: tuple[str, ...]

@@ -1,7 +1,8 @@
 """Observe one run of a tiny model: the modules that read the residual stream, and the behaviour of its norms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -180,6 +181,43 @@ def embedding_scale(model: PreTrainedModel, tokens: torch.Tensor, first_layer: s
         return None
     ratio = (after - before) / weight.detach()[tokens]
     return float(ratio.mean()) if torch.allclose(ratio, ratio.mean(), rtol=1e-6) else None
+
+
+def observe_stream_gains(
+    model: PreTrainedModel, tokens: torch.Tensor, blocks: Sequence[str], writers: Collection[str]
+) -> frozenset[str]:
+    """Find the weights with which blocks multiply the residual stream (Doge, Gemma 4).
+
+    A block in which nothing is written to the stream hands it on, multiplied by these weights. With 1 in their place
+    it hands it on as it is.
+
+    Args:
+        model (`PreTrainedModel`): a tiny model with random weights, in float64.
+        tokens (`Tensor`): ids, `[batch, tokens]`.
+        blocks (`Sequence[str]`): the paths of its blocks.
+        writers (`Collection[str]`): the weights of all blocks that write to the stream.
+
+    Returns:
+        `frozenset[str]`: their names.
+    """
+    state = model.state_dict()
+    # What multiplies the stream is no part of a sublayer, so the block itself owns it.
+    own = {block: [name for name in state if name.rpartition(".")[0] == block] for block in blocks}
+    if not any(own.values()):
+        return frozenset()
+    saved = {name: state[name].clone() for name in {*writers, *chain(*own.values())}}
+    for name in saved:
+        state[name].fill_(1.0 if name in chain(*own.values()) else 0.0)
+    record = trace(model, tokens)
+    for name, value in saved.items():
+        state[name].copy_(value)
+    kept = [block for block in blocks if _hands_on(record, block)]
+    return frozenset(chain(*(own[block] for block in kept)))
+
+
+def _hands_on(record: Trace, block: str) -> bool:
+    before, after = record.input(block), record.output(block)
+    return before is not None and after is not None and torch.equal(before, after)
 
 
 def _replay(module: nn.Module, record: Trace, path: str, shift: float = 0.0) -> torch.Tensor:

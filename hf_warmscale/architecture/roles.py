@@ -25,6 +25,10 @@ class Labelled:
     fan_in: int | None
     fan_out: int | None
 
+    def writes(self, axis: Axis) -> bool:
+        """Tell whether the output lies along `axis`."""
+        return self.fan_out is not None and axis in axes_in(self.dimensions[self.fan_out : self.fan_out + 1])
+
 
 def label_parameter(model: PreTrainedModel, name: str, labels: Labels, norms: Mapping[str, NormMap]) -> Labelled:
     """Return the role, the component and the direction of one parameter or saved buffer.

@@ -104,6 +104,8 @@ class ZeroPad:
             rescaled = parameter.role != "bias" and norm.position != "post"
             return self._ratio(parameter) ** -0.5 if rescaled else 1.0
         factor = 1.0
+        if parameter.name in self.source.stream_gains:
+            return factor  # it multiplies the stream, and adds nothing to it
         # A norm over all heads (OLMo-2) is treated like one on the stream: sqrt(ratio) on the projection, its inverse
         # on the gain, so the mean square, and with it the weight of eps, stays what it was.
         if parameter.writes(Axis.HIDDEN) or self._inner_norm(parameter) is not None:
@@ -118,6 +120,8 @@ class ZeroPad:
             return "zero" if parameter.role == "bias" else "mean"
         if dim == parameter.fan_in:
             return "random" if parameter.reads(Axis.HIDDEN) else "zero"
+        if parameter.name in self.source.stream_gains:
+            return "one"  # a gain of 0 would cut the new coordinates off from the blocks before
         if parameter.writes(Axis.HIDDEN):
             return "mean" if self._stream_is_centered() else "zero"
         inner = self._inner_norm(parameter)
@@ -184,7 +188,8 @@ class ShrinkZeroPadPerturb:
         return self.shrink if parameter.role in MATRICES else 1.0
 
     def fill(self, parameter: ParameterMap, dim: int) -> Fill:
-        return "one" if parameter.module in self.source.norms and parameter.role != "bias" else "zero"
+        gain = parameter.module in self.source.norms and parameter.role != "bias"
+        return "one" if gain or parameter.name in self.source.stream_gains else "zero"
 
     def noise(self, parameter: ParameterMap) -> Noise | None:
         # Vectors are not in the table: their values stay.

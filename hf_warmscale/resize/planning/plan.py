@@ -111,9 +111,10 @@ class Plan:
             ValueError: if the source has no parameter that it could be made from.
         """
         target, copy = self.target.parameters[name], self.copy(name)
-        writes_stream = target.writes(Axis.HIDDEN) and target.module not in self.target.norms
+        if self.is_new(target) and name in self.target.stream_gains:
+            return replace(copy, scale=0.0, offset=-1.0, noise=None)  # 1: the block hands the stream on as it is
         # Only what writes to the stream is zeroed. Zero norms or inputs would leave the block without gradient.
-        return replace(copy, scale=0.0, noise=None) if self.is_new(target) and writes_stream else copy
+        return replace(copy, scale=0.0, noise=None) if self.is_new(target) and self._writes_stream(target) else copy
 
     def is_new(self, target: ParameterMap) -> bool:
         """Tell whether a parameter of the target belongs to an inserted, zero-initialised block."""
@@ -252,9 +253,13 @@ class Plan:
                 # is a second 1 / r beside the one that every norm on the stream has: the gain takes d / D in all.
                 factor /= self._embedding_scale
         # Biases too: the multiplier acts on the whole branch.
-        if target.layer is not None and target.writes(Axis.HIDDEN) and target.module not in self.target.norms:
+        if target.layer is not None and self._writes_stream(target):
             factor *= self.compensation.residual
         return factor
+
+    def _writes_stream(self, target: ParameterMap) -> bool:
+        multiplies = target.module in self.target.norms or target.name in self.target.stream_gains
+        return target.writes(Axis.HIDDEN) and not multiplies
 
     @cached_property
     def _embedding(self) -> ParameterMap:

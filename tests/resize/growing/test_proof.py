@@ -26,8 +26,6 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "falcon_h1": {**HEADED, "mamba_d_ssm": 32, "mamba_d_head": 8, "mamba_n_heads": 4, "mamba_d_state": 8},
 }
 INEXACT = [
-    ("doge", DEEPER),  # each block multiplies the stream by a gain of its own
-    ("doge", PADDED),
     ("beam", DEEPER),  # each block's weight depends on its number: 1e-6 by the norms' eps
     ("bert-generation", WIDER | {"num_attention_heads": 8}),  # tied, and no norm stands before the readout
     ("olmo", PADDED),  # its norms have no gain that could be rescaled
@@ -36,6 +34,8 @@ INEXACT = [
 ]
 EXACT = [
     ("doge", WIDER),
+    ("doge", DEEPER),  # each block multiplies the stream by a gain of its own
+    ("doge", PADDED),
     ("beam", WIDER),
     ("beam", PADDED),
     ("olmo", WIDER),

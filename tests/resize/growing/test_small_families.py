@@ -142,6 +142,20 @@ def test_what_single_blocks_set_for_themselves_goes_with_them() -> None:
     assert deeper.model.layers[5].self_attn.q_proj.weight.shape == (4 * 16, 32)
 
 
+@pytest.mark.parametrize("family", ["gemma4_text", "doge"])
+def test_an_inserted_block_hands_on_a_stream_that_blocks_multiply(family: str) -> None:
+    """Gemma 4 multiplies the stream by a scalar in each block, Doge by two vectors; all are moved from 1 here."""
+    source = random_model(AutoConfig.for_model(family, **CONFIGS.get(family, GROUPED)))
+    gains = describe(source.config).stream_gains
+    assert len(gains) == {"gemma4_text": 2, "doge": 4}[family]
+    for name in gains:
+        source.get_parameter(name).data.add_(0.3) if family == "doge" else source.get_buffer(name).add_(0.3)
+    grown: Any = grow_from_pretrained(source, num_hidden_layers=4, depth="identity")
+    assert grown.growth_receipt["exact"], grown.growth_receipt["inexact_because"]
+    with StayInFloat64():
+        assert logit_error(source, grown) == 0
+
+
 def test_a_convolution_that_is_gated_by_the_stream() -> None:
     """LFM2 multiplies three projections of the width of the stream; `zero_pad` would scale all three, and says so."""
     source = random_model(config_of("lfm2"))
