@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
-    DogeConfig,
-    DogeForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
 )
 
 from hf_warmscale.cli import main
@@ -98,10 +98,9 @@ def test_a_probe_longer_than_the_model_is_cut(here: Path, capsys: pytest.Capture
 
 
 def test_what_is_not_exact_is_said_at_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    DogeForCausalLM(DogeConfig(**SIZES)).save_pretrained(here / "doge")
-    grow = "grow doge out --num-hidden-layers 4 --depth identity"
-    assert main(grow.split()) == 0
-    assert "cannot here: a tiny doge model" in capsys.readouterr().err
+    OlmoForCausalLM(OlmoConfig(**SIZES)).save_pretrained(here / "olmo")  # its norms have no gain to rescale
+    assert main(["grow", "olmo", "out", "--hidden-size", "48", "--width", "zero_pad"]) == 0
+    assert "cannot here: a tiny olmo model" in capsys.readouterr().err
     assert not json.loads((here / "out/growth_receipt.json").read_text())["exact"]
 
 

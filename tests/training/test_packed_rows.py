@@ -100,8 +100,7 @@ def test_the_example_of_the_readme_runs_as_it_is_typed(
     small.save_pretrained("HuggingFaceTB/SmolLM2-135M")
     TOKENIZER.save_pretrained("HuggingFaceTB/SmolLM2-135M")
     smaller = {
-        "hidden_size=1152": "hidden_size=32", "num_attention_heads=18": "num_attention_heads=4",
-        "num_key_value_heads=6": "num_key_value_heads=4", "intermediate_size=3072": "intermediate_size=64",
+        "num_hidden_layers=40": "num_hidden_layers=3", '"packed/new"': repr(str(packed)),
         "max_steps=10_000": "max_steps=20", "save_steps=500": "save_steps=1, use_cpu=True, report_to='none'",
         "checkpoint-8000": "checkpoint-16", "checkpoint-8500": "checkpoint-17",
     }  # fmt: skip
@@ -112,7 +111,7 @@ def test_the_example_of_the_readme_runs_as_it_is_typed(
     words = ["der", "hund", "und", "die", "katze", "sind", "im", "haus"]
     documents = [" ".join(words[i % 5 :] + words[: i % 7 + 2]) for i in range(24)]
     names: dict[str, Any] = {
-        "packed": load_packed(packed), "tokenizer": TOKENIZER, "documents": documents[:12],
+        "tokenizer": TOKENIZER, "documents": documents[:12],
         "others": [f"{document} alt" for document in documents[12:]],
     }  # fmt: skip
     exec(code, names)
