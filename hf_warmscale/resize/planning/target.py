@@ -1,8 +1,10 @@
 """From the named sizes to the config of the target: sizes, per-layer lists, muP's multipliers."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -126,10 +128,23 @@ def target_config(
         dtypes = {} if dtype is None else {"dtype": dtype}
         content = {**target.to_dict(), **lists, **set_by_block(config, layers.source), **counts, **dtypes}
         content.pop("auto_map", None)  # it names code that is not copied; the stock class needs none
-        return type(config).from_dict(content)
+        built = type(config).from_dict(copy.deepcopy(content))  # a config may change a list in place
+        _refuse_other_blocks(built, lists)
+        return built
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = error.__cause__ or error
         raise ValueError(f"A {config.model_type} config refuses these sizes: {reason}") from error
+
+
+def _refuse_other_blocks(config: PreTrainedConfig, lists: Mapping[str, list[Any]]) -> None:
+    """Refuse a config that makes blocks of another kind than the copies are: Gemma 4 ends in full attention."""
+    for name, asked in lists.items():
+        for block, (kind, made) in enumerate(zip(asked, getattr(config, name), strict=True)):
+            if kind != made:
+                raise ValueError(
+                    f"it makes block {block}, a copy with the entry {kind!r} in {name}, {made!r}; choose another "
+                    "depth or depth operator"
+                )
 
 
 def _leading_blocks(count: int, layers: LayerMap) -> int:

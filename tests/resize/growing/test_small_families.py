@@ -142,6 +142,12 @@ def test_what_single_blocks_set_for_themselves_goes_with_them() -> None:
     assert deeper.model.layers[5].self_attn.q_proj.weight.shape == (4 * 16, 32)
 
 
+def test_a_last_block_that_the_family_makes_another_kind() -> None:
+    """Gemma 4 gives its last block full attention, whatever its config says."""
+    with pytest.raises(ValueError, match=r"makes block 2, a copy with the entry 'sliding_attention' in layer_types"):
+        grow_from_pretrained(random_model(config_of("gemma4_text")), num_hidden_layers=3, depth="stack")
+
+
 @pytest.mark.parametrize("family", ["gemma4_text", "doge"])
 def test_an_inserted_block_hands_on_a_stream_that_blocks_multiply(family: str) -> None:
     """Gemma 4 multiplies the stream by a scalar in each block, Doge by two vectors; all are moved from 1 here."""
